@@ -1,0 +1,3 @@
+"""Declarative launcher for distributed language-model training."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,321 @@
+"""What a run is made of: strict, frozen records that refuse every unknown key.
+
+A value of None means "open": the plan fills it (`plan/fill.py`). After `build_plan` nothing that
+the workers read is open any more.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Axis = Literal["tp", "cp", "ep", "dp", "pp"]
+
+
+class Record(BaseModel):
+    """Base of all records: no unknown keys, no silent conversion, no change after creation."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+class RopeScaling(Record):
+    """Llama 3.1's frequency-dependent stretching of rotary positions."""
+
+    factor: PositiveFloat
+    """By how much low frequencies are stretched."""
+    low_freq_factor: PositiveFloat
+    """Wavelengths longer than original_max_position / this are stretched in full."""
+    high_freq_factor: PositiveFloat
+    """Wavelengths shorter than original_max_position / this are left alone."""
+    original_max_position: Positive
+    """Sequence length of the pre-training before the stretch."""
+
+
+class Model(Record):
+    """A decoder, as facts: GPT-2, GPT-3, Llama, Mistral and Yi differ in these fields only."""
+
+    name: str
+    """Name in reports; the file's name under conf/model."""
+    num_layers: Positive
+    """Transformer blocks."""
+    hidden_size: Positive
+    """Width of the residual stream."""
+    num_heads: Positive
+    """Query heads."""
+    num_kv_heads: Positive | None = None
+    """Key and value heads (GQA); None: as many as num_heads."""
+    head_dim: Positive | None = None
+    """Width of one head; None: hidden_size / num_heads."""
+    ffn_hidden_size: Positive
+    """Inner width of the MLP."""
+    vocab_size: Positive
+    """Rows of the token embedding, without padding."""
+    max_sequence_length: Positive
+    """Longest sequence the positions are made for."""
+    position: Literal["learned", "rope", "none"] = "rope"
+    """How positions enter: a learned table, rotary embedding or not at all."""
+    norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
+    """Normalisation before attention, before the MLP and after the last block."""
+    norm_eps: PositiveFloat = 1e-5
+    """Added to the variance."""
+    activation: Literal["gelu", "gelu_tanh", "relu", "swiglu"] = "swiglu"
+    """MLP activation; swiglu has a third (gate) projection."""
+    bias: bool = False
+    """Biases on all linear layers of the blocks."""
+    tie_embeddings: bool = False
+    """The output head is the token embedding."""
+    rope_theta: PositiveFloat = 10000.0
+    """Base of the rotary frequencies."""
+    rope_scaling: RopeScaling | None = None
+    """Stretching of rotary positions; None: none."""
+    sliding_window: Positive | None = None
+    """Each token sees this many tokens back, itself included; None: all."""
+    dropout: Fraction = 0.0
+    """Dropout on the embedding and on both residual branches."""
+    attention_dropout: Fraction = 0.0
+    """Dropout on attention probabilities."""
+    init_std: PositiveFloat = 0.02
+    """Standard deviation of initial weights; residual projections get it / sqrt(2 num_layers)."""
+
+    @property
+    def kv_heads(self) -> int:
+        """Key and value heads, with the default applied."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def head_size(self) -> int:
+        """Width of one head, with the default applied."""
+        return self.head_dim or self.hidden_size // self.num_heads
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether the MLP has a gate projection beside the up projection."""
+        return self.activation == "swiglu"
+
+
+class PeakFlops(Record):
+    """Dense peak FLOP/s (2 per multiply-add) per compute type, without sparsity."""
+
+    fp32: PositiveFloat
+    """float32 as torch runs it by default (no TF32)."""
+    bf16: PositiveFloat
+    """bfloat16 with float32 accumulation."""
+
+
+class Gpu(Record):
+    """One accelerator, or the share of a CPU machine that one process gets."""
+
+    name: str
+    """Product name."""
+    memory_bytes: Positive
+    """Memory that programs can use."""
+    memory_bandwidth: PositiveFloat
+    """Bytes per second."""
+    peak_flops: PeakFlops
+    """FLOP/s per compute type."""
+    max_efficiency: Annotated[float, Field(gt=0, le=1)]
+    """Share of peak that large matrix products reach."""
+    op_overhead_s: Annotated[float, Field(ge=0)]
+    """Seconds that any operator takes however small it is."""
+    context_bytes: Annotated[int, Field(ge=0)]
+    """Memory that a process takes before its first tensor (context, libraries, communicators)."""
+
+
+class Node(Record):
+    """What joins the devices of one node."""
+
+    name: str
+    """Product name of the node or of its interconnect."""
+    bandwidth: PositiveFloat
+    """Bytes per second per device and direction, inside the node."""
+    latency_s: PositiveFloat
+    """Seconds per message inside the node."""
+    host_memory_bytes: Positive
+    """RAM of the node."""
+
+
+class Network(Record):
+    """What joins the nodes."""
+
+    name: str
+    """Product name of the fabric."""
+    bandwidth: PositiveFloat
+    """Bytes per second per device and direction, between nodes."""
+    latency_s: PositiveFloat
+    """Seconds per message between nodes."""
+
+
+class Hardware(Record):
+    """The devices that the job gets."""
+
+    name: str
+    """The file's name under conf/hardware."""
+    device: Literal["cuda", "cpu", "auto"] = "cuda"
+    """What workers compute on; auto (local only): cuda if the machine has enough GPUs, else cpu."""
+    num_nodes: Positive = 1
+    """Nodes."""
+    gpus_per_node: Positive | None = None
+    """Devices (processes) per node; None (local only): all GPUs, or what the layout asks for."""
+    gpu: Gpu | None = None
+    """None (local only): detected."""
+    node: Node | None = None
+    """None (local only): detected."""
+    network: Network | None = None
+    """None: no second node."""
+
+
+class Parallelism(Record):
+    """How the model and the batch are cut."""
+
+    name: str
+    """The file's name under conf/parallelism."""
+    tp: Positive | None = None
+    """Ranks that share each matrix; keep inside one node. None: filled."""
+    cp: Positive = 1
+    """Ranks that share each sequence."""
+    ep: Positive = 1
+    """Ranks that share the experts."""
+    pp: Positive | None = None
+    """Pipeline stages. None: filled."""
+    vpp: Positive = 1
+    """Model chunks per pipeline stage."""
+    dp: Positive | None = None
+    """Replicas that share the batch. None: what is left of the devices."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
+    """ZeRO: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters sharded over dp."""
+    schedule: Literal["gpipe", "1f1b"] = "1f1b"
+    """Order of the microbatches in the pipeline."""
+    recompute: Literal["none", "selective", "full"] | None = "none"
+    """Activations computed again in backward: none, attention only, whole blocks. None: filled."""
+    sequence_parallel: bool = False
+    """Norms and residuals sharded along the sequence over tp."""
+    cp_mode: Literal["ring", "all_gather", "ulysses"] = "ring"
+    """How context-parallel ranks exchange keys and values."""
+    order: Annotated[tuple[Axis, ...], Field(strict=False)] = ("tp", "cp", "dp", "pp")
+    """Axes from the fastest-varying rank digit to the slowest."""
+
+
+class Optimizer(Record):
+    """The update rule and its learning-rate schedule."""
+
+    name: Literal["adamw", "sgd"]
+    """Update rule."""
+    learning_rate: PositiveFloat
+    """Peak learning rate."""
+    min_learning_rate: Annotated[float, Field(ge=0)] = 0.0
+    """Where a decaying schedule ends."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Decay after the warm-up, over train.steps."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps of linear warm-up."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled for adamw, L2 for sgd; on matrices only, not on norms and biases."""
+    beta1: Fraction = 0.9
+    """adamw: decay of the first moment."""
+    beta2: Fraction = 0.95
+    """adamw: decay of the second moment."""
+    eps: PositiveFloat = 1e-8
+    """adamw: added to the root of the second moment."""
+    momentum: Fraction = 0.0
+    """sgd: momentum."""
+    clip_grad_norm: PositiveFloat | None = 1.0
+    """Global gradient norm is cut to this; None: never."""
+
+
+class Data(Record):
+    """Where tokens come from."""
+
+    name: str
+    """The file's name under conf/data."""
+    kind: Literal["stdlib_text", "tokens"]
+    """stdlib_text: sources of Python's standard library as bytes; tokens: a file of token ids."""
+    path: str | None = None
+    """tokens: the file, memory-mapped."""
+    dtype: Literal["uint8", "uint16", "int32", "uint32"] = "uint16"
+    """tokens: type of one id, little-endian."""
+    validation_fraction: Fraction = 0.05
+    """Share of the text (its tail) that is held out."""
+
+
+class Train(Record):
+    """How long, on what batches, and what is looked at on the way."""
+
+    steps: Positive
+    """Optimizer steps."""
+    sequence_length: Positive | None = None
+    """Tokens per sample. None: the model's longest, at most 8192."""
+    global_batch_size: Positive | None = None
+    """Samples per step = micro_batch_size x num_microbatches x dp. None: solved."""
+    micro_batch_size: Positive | None = None
+    """Samples per forward. None: solved."""
+    num_microbatches: Positive | None = None
+    """Forwards per step and replica. None: solved."""
+    seed: Annotated[int, Field(ge=0)] = 1234
+    """Of weights, data order and dropout."""
+    validate_every: Positive | None = None
+    """Steps between validations; None: only at the end."""
+    validation_batches: Annotated[int, Field(ge=0)] = 8
+    """Global batches per validation; 0: no validation."""
+    log_every: Positive = 1
+    """Steps between lines of metrics.jsonl."""
+    compile: bool = False
+    """torch.compile every block."""
+
+
+class Precision(Record):
+    """Number formats; optimizer state and gradient accumulation are always float32."""
+
+    name: str
+    """The file's name under conf/precision."""
+    compute: Literal["fp32", "bf16"]
+    """Format of weights, activations and their gradients in forward and backward."""
+
+
+class Checkpoint(Record):
+    """When the state is saved."""
+
+    every_steps: Positive | None = None
+    """Steps between checkpoints; None: never."""
+    every_minutes: PositiveFloat | None = None
+    """Minutes between checkpoints; None: never."""
+    keep: Positive | None = None
+    """How many of the newest are kept; None: all."""
+
+
+class Launch(Record):
+    """Where the job is submitted."""
+
+    name: Literal["local", "slurm"]
+    """local: torchrun here; slurm: sbatch."""
+    job_name: str | None = None
+    """Name in the queue; None: the run's name."""
+    partition: str | None = None
+    """Slurm partition."""
+    account: str | None = None
+    """Slurm account."""
+    time_limit: str | None = None
+    """Slurm time limit as text, e.g. "12:00:00"."""
+    threads_per_rank: Positive | None = None
+    """OMP_NUM_THREADS of a worker; None: cores divided among the ranks of the node, at least 1."""
+
+
+class Run(Record):
+    """Everything about one run; run.yaml holds exactly this."""
+
+    name: str | None = None
+    """Names the run directory; None: the recipe's or the model's name."""
+    recipe: str | None = None
+    """The recipe that the run started from; None: no recipe."""
+    model: Model
+    hardware: Hardware
+    parallelism: Parallelism
+    optimizer: Optimizer
+    data: Data
+    train: Train
+    precision: Precision
+    checkpoint: Checkpoint = Checkpoint()
+    launch: Launch

@@ -1,0 +1,208 @@
+"""What a plan says: frozen records whose JSON form is the contract of `plan.json`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from launcher.config.schema import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The mesh and the batch, with nothing left open."""
+
+    world_size: int
+    """Processes, one per device."""
+    nodes: int
+    gpus_per_node: int
+    tp: int
+    cp: int
+    ep: int
+    pp: int
+    vpp: int
+    dp: int
+    zero_stage: int
+    micro_batch_size: int
+    """Samples per forward."""
+    num_microbatches: int
+    """Forwards per step on each replica."""
+    global_batch_size: int
+    """Samples per step: micro_batch_size x num_microbatches x dp."""
+    sequence_length: int
+    schedule: str
+    recompute: str
+    order: tuple[str, ...]
+    """Axes from the fastest-varying rank digit to the slowest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One pipeline stage: blocks `first_layer` up to, not including, `end_layer`."""
+
+    stage: int
+    first_layer: int
+    end_layer: int
+    parameters: int
+    """Parameters of the whole stage, over all its tp ranks, tied copies included."""
+    is_first: bool
+    is_last: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageMemory:
+    """Peak memory of one rank of a stage, by kind, in bytes."""
+
+    stage: int
+    parameters_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+    buffers_bytes: int
+    """Communication and reduction buffers, and temporaries such as float32 logits."""
+    overhead_bytes: int
+    """Context, libraries, communicators and allocator reserve."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Sum of all kinds."""
+        return (
+            self.parameters_bytes
+            + self.gradients_bytes
+            + self.optimizer_bytes
+            + self.activations_bytes
+            + self.buffers_bytes
+            + self.overhead_bytes
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Peak memory per stage against what a device has."""
+
+    per_stage: tuple[StageMemory, ...]
+    peak_bytes: int
+    """Of the fullest stage."""
+    capacity_bytes: int
+    """Of one device."""
+    usable_bytes: int
+    """What of it the plan allows itself: the fit's margin is the difference."""
+    fits: bool
+    host_bytes_per_node: int
+    """Host RAM that the job's processes take on one node."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Time:
+    """One optimizer step, predicted."""
+
+    step_s: float
+    compute_s: float
+    """Busy time of the slowest stage."""
+    bubble_s: float
+    bubble_fraction: float
+    exposed_communication_s: float
+    optimizer_s: float
+    tokens_per_s: float
+    tokens_per_s_per_gpu: float
+    tflops_per_gpu: float
+    """Model TFLOP/s per device, without recompute, causal attention at half."""
+    mfu: float
+    """tflops_per_gpu over the dense peak of the compute type."""
+    gpu_hours: float
+    """Devices x hours of all train.steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Communication:
+    """What one rank sends along one axis in one step."""
+
+    axis: str
+    op: str
+    """all_reduce, reduce_scatter, all_gather or send_recv."""
+    group_size: int
+    crosses_nodes: bool
+    bytes_per_step: int
+    seconds_per_step: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warning:
+    """Legal, but probably not meant."""
+
+    id: str
+    message: str
+    fix: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The answer of `launch plan`."""
+
+    run: Run
+    """The configuration with every open value filled."""
+    layout: Layout
+    stages: tuple[Stage, ...]
+    memory: Memory
+    time: Time
+    communication: tuple[Communication, ...]
+    parameters: int
+    """Parameters of the model, each once."""
+    checkpoint_bytes: int
+    """float32 weights and optimizer state on disk."""
+    warnings: tuple[Warning, ...] = ()
+    decisions: tuple[str, ...] = field(default=())
+    """What was left open and how it was filled, a line each."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `plan --json` and `plan.json`."""
+        memory = asdict(self.memory)
+        memory["per_stage"] = [
+            {**asdict(stage), "total_bytes": stage.total_bytes} for stage in self.memory.per_stage
+        ]
+        return {
+            "run": self.run.model_dump(mode="json"),
+            "layout": asdict(self.layout) | {"order": list(self.layout.order)},
+            "stages": [_stage_json(stage) for stage in self.stages],
+            "memory": memory,
+            "time": asdict(self.time),
+            "communication": [asdict(entry) for entry in self.communication],
+            "parameters": self.parameters,
+            "checkpoint_bytes": self.checkpoint_bytes,
+            "warnings": [asdict(warning) for warning in self.warnings],
+            "decisions": list(self.decisions),
+        }
+
+
+def _stage_json(stage: Stage) -> dict[str, Any]:
+    """`layers` holds the first and the last block, both included; None for a stage without any."""
+    has_layers = stage.end_layer > stage.first_layer
+    return {
+        "stage": stage.stage,
+        "layers": [stage.first_layer, stage.end_layer - 1] if has_layers else None,
+        "parameters": stage.parameters,
+        "is_first": stage.is_first,
+        "is_last": stage.is_last,
+    }
+
+
+def layout_from_json(document: dict[str, Any]) -> Layout:
+    """The layout of a `plan.json`."""
+    layout = dict(document["layout"])
+    layout["order"] = tuple(layout["order"])
+    return Layout(**layout)
+
+
+def stages_from_json(document: dict[str, Any]) -> tuple[Stage, ...]:
+    """The stages of a `plan.json`."""
+    return tuple(
+        Stage(
+            stage=entry["stage"],
+            first_layer=entry["layers"][0] if entry["layers"] else 0,
+            end_layer=entry["layers"][1] + 1 if entry["layers"] else 0,
+            parameters=entry["parameters"],
+            is_first=entry["is_first"],
+            is_last=entry["is_last"],
+        )
+        for entry in document["stages"]
+    )
