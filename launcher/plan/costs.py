@@ -1,0 +1,148 @@
+"""What the model is made of: every parameter's name, shape and shard, and exact counts.
+
+The one home of names and shapes: the runtime's modules are compared with this table by test.
+Linear weights are [out, in]. Column-parallel layers are cut along dim 0 (outputs), row-parallel
+ones along dim 1 (inputs), as in Megatron-LM (arXiv:1909.08053, sec. 3).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from launcher.config.schema import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterSpec:
+    """One parameter of the whole model, before any cut."""
+
+    name: str
+    """Full logical name, the same in every layout."""
+    shape: tuple[int, ...]
+    """Shape in one process, without padding."""
+    tp_dim: int | None = None
+    """Dimension cut over tp; None: every rank of the tp group holds a copy."""
+    is_kv: bool = False
+    """Made of key or value heads: where tp exceeds them, neighbours hold copies of one head."""
+    is_vocabulary: bool = False
+    """Has one row per token: padded up to a multiple of tp."""
+    num_units: int = 1
+    """Indivisible pieces along tp_dim (heads, columns, tokens)."""
+
+    @property
+    def size(self) -> int:
+        """Number of elements, without padding."""
+        return math.prod(self.shape)
+
+    def local_shape(self, tp: int) -> tuple[int, ...]:
+        """Shape on one of tp ranks, padding and copies included."""
+        if self.tp_dim is None:
+            return self.shape
+        units = -(-self.num_units // tp)  # at least one: a kv head or the padded vocabulary
+        cut = self.shape[self.tp_dim] // self.num_units * units
+        return (*self.shape[: self.tp_dim], cut, *self.shape[self.tp_dim + 1 :])
+
+    def local_size(self, tp: int) -> int:
+        """Number of elements on one of tp ranks."""
+        return math.prod(self.local_shape(tp))
+
+
+def parameter_table(model: Model) -> tuple[ParameterSpec, ...]:
+    """Every parameter once, in the order of the forward pass."""
+    table = embedding_parameters(model)
+    for layer in range(model.num_layers):
+        table += block_parameters(model, layer)
+    return table + head_parameters(model)
+
+
+def count_parameters(model: Model) -> int:
+    """Parameters of the model, each once: GPT-2 has 124,439,808."""
+    ends = embedding_parameters(model) + head_parameters(model)
+    return sum_sizes(ends) + model.num_layers * sum_sizes(block_parameters(model, 0))
+
+
+def sum_sizes(specs: tuple[ParameterSpec, ...], tp: int = 1) -> int:
+    """Elements of these parameters; with tp > 1, of one rank's share."""
+    if tp == 1:
+        return sum(spec.size for spec in specs)
+    return sum(spec.local_size(tp) for spec in specs)
+
+
+def embedding_parameters(model: Model) -> tuple[ParameterSpec, ...]:
+    """Token table and, where positions are learned, their table."""
+    specs = (_vocabulary("embedding.tokens.weight", model),)
+    if model.position == "learned":
+        shape = (model.max_sequence_length, model.hidden_size)
+        specs += (ParameterSpec(name="embedding.positions.weight", shape=shape),)
+    return specs
+
+
+def block_parameters(model: Model, layer: int) -> tuple[ParameterSpec, ...]:
+    """Norms, attention and MLP of one block."""
+    hidden, ffn = model.hidden_size, model.ffn_hidden_size
+    queries, keys = model.num_heads * model.head_size, model.kv_heads * model.head_size
+    heads, kv_heads = model.num_heads, model.kv_heads
+    at = f"layers.{layer}"
+    specs = _norm(f"{at}.attention_norm", model)
+    specs += _column(f"{at}.attention.q_proj", hidden, queries, model.bias, heads)
+    specs += _column(f"{at}.attention.k_proj", hidden, keys, model.bias, kv_heads, is_kv=True)
+    specs += _column(f"{at}.attention.v_proj", hidden, keys, model.bias, kv_heads, is_kv=True)
+    specs += _row(f"{at}.attention.out_proj", queries, hidden, model.bias, heads)
+    specs += _norm(f"{at}.mlp_norm", model)
+    if model.is_gated:
+        specs += _column(f"{at}.mlp.gate_proj", hidden, ffn, model.bias, ffn)
+    specs += _column(f"{at}.mlp.up_proj", hidden, ffn, model.bias, ffn)
+    return specs + _row(f"{at}.mlp.down_proj", ffn, hidden, model.bias, ffn)
+
+
+def head_parameters(model: Model) -> tuple[ParameterSpec, ...]:
+    """Last norm and, where it is not the token table, the output head."""
+    specs = _norm("final_norm", model)
+    if not model.tie_embeddings:
+        specs += (_vocabulary("head.weight", model),)
+    return specs
+
+
+def tied_copy(model: Model) -> tuple[ParameterSpec, ...]:
+    """The copy of the token table that the last of several stages holds when embeddings are tied."""
+    return (_vocabulary("embedding.tokens.weight", model),) if model.tie_embeddings else ()
+
+
+def _vocabulary(name: str, model: Model) -> ParameterSpec:
+    return ParameterSpec(
+        name=name,
+        shape=(model.vocab_size, model.hidden_size),
+        tp_dim=0,
+        is_vocabulary=True,
+        num_units=model.vocab_size,
+    )
+
+
+def _norm(name: str, model: Model) -> tuple[ParameterSpec, ...]:
+    parts = ("weight", "bias") if model.norm == "layernorm" else ("weight",)
+    return tuple(ParameterSpec(name=f"{name}.{part}", shape=(model.hidden_size,)) for part in parts)
+
+
+def _column(
+    name: str, inputs: int, outputs: int, bias: bool, units: int, is_kv: bool = False
+) -> tuple[ParameterSpec, ...]:
+    weight = ParameterSpec(
+        name=f"{name}.weight", shape=(outputs, inputs), tp_dim=0, is_kv=is_kv, num_units=units
+    )
+    if not bias:
+        return (weight,)
+    return (
+        weight,
+        ParameterSpec(
+            name=f"{name}.bias", shape=(outputs,), tp_dim=0, is_kv=is_kv, num_units=units
+        ),
+    )
+
+
+def _row(name: str, inputs: int, outputs: int, bias: bool, units: int) -> tuple[ParameterSpec, ...]:
+    weight = ParameterSpec(
+        name=f"{name}.weight", shape=(outputs, inputs), tp_dim=1, num_units=units
+    )
+    # The bias is added once, after the partial sums are reduced: every rank holds all of it.
+    return (weight, ParameterSpec(name=f"{name}.bias", shape=(outputs,))) if bias else (weight,)
