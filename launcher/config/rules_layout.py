@@ -1,0 +1,185 @@
+"""Rules on how the model is cut and on the devices that it is cut for."""
+
+from __future__ import annotations
+
+import math
+
+from launcher.config.rules import Rule, divisors
+from launcher.config.schema import Run
+
+AXES = ("tp", "cp", "dp", "pp")
+
+
+def num_devices(run: Run) -> int | None:
+    """Devices of the job; None while gpus_per_node is open."""
+    per_node = run.hardware.gpus_per_node
+    return None if per_node is None else per_node * run.hardware.num_nodes
+
+
+def _tp_heads(run: Run) -> str | None:
+    tp, heads = run.parallelism.tp, run.model.num_heads
+    if tp and heads % tp:
+        return f"{tp} does not divide model.num_heads={heads}"
+    return None
+
+
+def _tp_kv_heads(run: Run) -> str | None:
+    tp, kv_heads = run.parallelism.tp, run.model.kv_heads
+    if tp and kv_heads % tp and tp % kv_heads:
+        return f"{tp} neither divides model.num_kv_heads={kv_heads} nor is a multiple of it"
+    return None
+
+
+def _tp_ffn(run: Run) -> str | None:
+    tp, ffn = run.parallelism.tp, run.model.ffn_hidden_size
+    if tp and ffn % tp:
+        return f"{tp} does not divide model.ffn_hidden_size={ffn}"
+    return None
+
+
+def _tp_vocabulary(run: Run) -> str | None:
+    tp, rows = run.parallelism.tp, run.model.vocab_size
+    # Rows are padded to a multiple of tp; a rank of padding alone could not take part in the loss.
+    if tp and (tp - 1) * math.ceil(rows / tp) >= rows:
+        return f"{tp} shards of model.vocab_size={rows} leave a rank without a row"
+    return None
+
+
+def _tp_candidates(run: Run) -> list[int]:
+    per_node = run.hardware.gpus_per_node
+    return divisors(run.model.num_heads, limit=per_node or run.model.num_heads)
+
+
+def _pp_layers(run: Run) -> str | None:
+    pp, layers = run.parallelism.pp, run.model.num_layers
+    if pp and pp > layers:
+        return f"{pp} stages for model.num_layers={layers} leave a stage without a block"
+    return None
+
+
+def _mesh_fills_devices(run: Run) -> str | None:
+    devices = num_devices(run)
+    degrees = {axis: getattr(run.parallelism, axis) for axis in AXES}
+    given = math.prod(degree for degree in degrees.values() if degree)
+    if devices is None:
+        return None
+    sizes = " x ".join(f"{axis} {degree}" for axis, degree in degrees.items() if degree)
+    have = f"hardware has {devices} devices ({_hardware_words(run)})"
+    if all(degrees.values()):
+        return None if given == devices else f"{sizes} makes {given} processes, but {have}"
+    return None if devices % given == 0 else f"{sizes} = {given} does not divide what the {have}"
+
+
+def _hardware_words(run: Run) -> str:
+    return f"{run.hardware.num_nodes} nodes of {run.hardware.gpus_per_node}"
+
+
+def _dp_candidates(run: Run) -> list[int]:
+    devices = num_devices(run) or 1
+    others = math.prod(getattr(run.parallelism, axis) or 1 for axis in AXES if axis != "dp")
+    return [devices // others] if devices % others == 0 else []
+
+
+def _zero3_pipeline(run: Run) -> str | None:
+    if run.parallelism.zero_stage == 3 and (run.parallelism.pp or 1) > 1:
+        return f"parameters cannot be sharded over dp inside a pipeline of {run.parallelism.pp}"
+    return None
+
+
+def _order_complete(run: Run) -> str | None:
+    order = run.parallelism.order
+    if sorted(order) != sorted(AXES):
+        return f"the order names {', '.join(order)}; it must name tp, cp, dp and pp, each once"
+    return None
+
+
+def _only(key: str, value: object, reason: str) -> Rule:
+    """A rule that a key keeps its one value that this version can run."""
+
+    def broken(run: Run) -> str | None:
+        given = getattr(run.parallelism, key)
+        return None if given == value else reason
+
+    return Rule(
+        id=f"{key.replace('_', '-')}-not-available",
+        field=f"parallelism.{key}",
+        says=f"{key} is {str(value).lower()} in this version",
+        why=f"{reason[0].upper()}{reason[1:]}; refusing beats ignoring the key.",
+        broken=broken,
+        candidates=lambda run: (value,),
+    )
+
+
+LAYOUT_RULES = (
+    Rule(
+        id="tp-divides-heads",
+        field="parallelism.tp",
+        says="tp divides model.num_heads",
+        why="Each tensor-parallel rank computes whole heads (Megatron-LM, 1909.08053, sec. 3).",
+        broken=_tp_heads,
+        candidates=_tp_candidates,
+    ),
+    Rule(
+        id="tp-fits-kv-heads",
+        field="parallelism.tp",
+        says="tp divides model.num_kv_heads or is a multiple of it",
+        why="A rank holds whole key/value heads, or one head is held by several ranks.",
+        broken=_tp_kv_heads,
+        candidates=_tp_candidates,
+    ),
+    Rule(
+        id="tp-divides-ffn",
+        field="parallelism.tp",
+        says="tp divides model.ffn_hidden_size",
+        why="The MLP's inner width is cut into equal columns (Megatron-LM, 1909.08053, sec. 3).",
+        broken=_tp_ffn,
+        candidates=_tp_candidates,
+    ),
+    Rule(
+        id="tp-fits-vocabulary",
+        field="parallelism.tp",
+        says="every tp rank holds at least one row of the vocabulary",
+        why="Rows are padded to a multiple of tp; a rank with padding only has no logits.",
+        broken=_tp_vocabulary,
+        candidates=_tp_candidates,
+    ),
+    Rule(
+        id="pp-at-most-layers",
+        field="parallelism.pp",
+        says="pp is at most model.num_layers",
+        why="A pipeline stage without a block only adds a hop.",
+        broken=_pp_layers,
+        candidates=lambda run: divisors(
+            num_devices(run) or run.model.num_layers, limit=run.model.num_layers
+        ),
+    ),
+    Rule(
+        id="mesh-fills-devices",
+        field="parallelism.dp",
+        says="tp x cp x pp x dp is the number of devices",
+        why="One process drives one device; a booked device must not idle.",
+        broken=_mesh_fills_devices,
+        candidates=_dp_candidates,
+    ),
+    Rule(
+        id="zero3-without-pipeline",
+        field="parallelism.zero_stage",
+        says="zero_stage=3 needs pp=1",
+        why="DeepSpeed's ZeRO-3 checks its parameter trace over all ranks of the job at the first "
+        "forward; pipeline stages reach it at different times and hang (seen with 0.19.8).",
+        broken=_zero3_pipeline,
+        candidates=lambda run: (0, 1, 2),
+    ),
+    Rule(
+        id="order-complete",
+        field="parallelism.order",
+        says="order is a permutation of tp, cp, dp, pp",
+        why="A rank has one digit per axis; ep borrows ranks of dp x cp and has no digit.",
+        broken=_order_complete,
+        candidates=lambda run: (AXES,),
+    ),
+    _only("cp", 1, "context parallelism is not in this version"),
+    _only("ep", 1, "expert parallelism is not in this version"),
+    _only("vpp", 1, "interleaved stages are not in this version"),
+    _only("sequence_parallel", False, "sequence parallelism is not in this version"),
+)

@@ -1,0 +1,158 @@
+"""Rules on hardware facts, batches, optimizer, data, checkpoints and submission."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from launcher.config.rules import Rule
+from launcher.config.schema import Run
+
+# sbatch(1), --time: minutes | minutes:seconds | hours:minutes:seconds | days-hours[:minutes[:s]]
+_SLURM_TIME = re.compile(r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+(:\d\d){0,2}")
+
+
+def _hardware_complete(run: Run) -> str | None:
+    missing = [key for key in ("gpu", "node") if getattr(run.hardware, key) is None]
+    if missing and run.hardware.name != "local":
+        return f"hardware.{' and hardware.'.join(missing)} have no facts"
+    return None
+
+
+def _network(run: Run) -> str | None:
+    if run.hardware.num_nodes > 1 and run.hardware.network is None:
+        return f"{run.hardware.num_nodes} nodes need a network between them"
+    return None
+
+
+def _sequence(run: Run) -> str | None:
+    length, longest = run.train.sequence_length, run.model.max_sequence_length
+    if length and length > longest:
+        return f"{length} is beyond model.max_sequence_length={longest}"
+    return None
+
+
+def _batch_holds_replicas(run: Run) -> str | None:
+    batch, dp = run.train.global_batch_size, run.parallelism.dp
+    if batch and dp and batch % dp:
+        return f"{batch} samples cannot be shared evenly by dp={dp} replicas"
+    return None
+
+
+def _batch_candidates(run: Run) -> list[int]:
+    dp, batch = run.parallelism.dp or 1, run.train.global_batch_size or 1
+    return sorted({max(dp, batch // dp * dp), math.ceil(batch / dp) * dp})
+
+
+def _min_rate(run: Run) -> str | None:
+    optimizer = run.optimizer
+    if optimizer.min_learning_rate > optimizer.learning_rate:
+        return f"it is above optimizer.learning_rate={optimizer.learning_rate}"
+    return None
+
+
+def _data_path(run: Run) -> str | None:
+    if run.data.kind == "tokens" and run.data.path is None:
+        return "data=tokens needs the file that holds the token ids"
+    return None
+
+
+def _data_dtype(run: Run) -> str | None:
+    largest = {"uint8": 2**8, "uint16": 2**16}.get(run.data.dtype)
+    if run.data.kind == "tokens" and largest and run.model.vocab_size > largest:
+        return f"{run.data.dtype} cannot hold ids up to model.vocab_size={run.model.vocab_size}"
+    return None
+
+
+def _time_limit(run: Run) -> str | None:
+    limit = run.launch.time_limit
+    if limit is not None and not _SLURM_TIME.fullmatch(limit):
+        return "Slurm reads minutes, H:MM:SS or D-HH:MM:SS"
+    return None
+
+
+def _no_checkpoints(key: str) -> Rule:
+    """Refuse a checkpoint key rather than ignore it."""
+
+    def broken(run: Run) -> str | None:
+        given = getattr(run.checkpoint, key)
+        return None if given is None else "checkpoints are not written in this version"
+
+    return Rule(
+        id=f"checkpoint-{key.replace('_', '-')}-not-available",
+        field=f"checkpoint.{key}",
+        says=f"checkpoint.{key} is null in this version",
+        why="A run that believed itself saved would be lost; refusing beats ignoring the key.",
+        broken=broken,
+        candidates=lambda run: (None,),
+    )
+
+
+RUN_RULES = (
+    Rule(
+        id="hardware-complete",
+        field="hardware.name",
+        says="hardware other than local has gpu and node facts",
+        why="Memory and speed of a cluster are never guessed from the machine at hand.",
+        broken=_hardware_complete,
+        fix="hardware/gpu=h100_sxm hardware/node=hgx_h100",
+    ),
+    Rule(
+        id="network-between-nodes",
+        field="hardware.num_nodes",
+        says="more than one node needs hardware.network",
+        why="Traffic between nodes is part of the predicted step time.",
+        broken=_network,
+        candidates=lambda run: (1,),
+    ),
+    Rule(
+        id="sequence-within-positions",
+        field="train.sequence_length",
+        says="sequence_length is at most model.max_sequence_length",
+        why="A learned table ends there, and rotary positions were never trained beyond it.",
+        broken=_sequence,
+        candidates=lambda run: (run.model.max_sequence_length,),
+    ),
+    Rule(
+        id="batch-shared-by-replicas",
+        field="train.global_batch_size",
+        says="dp divides train.global_batch_size",
+        why="Replicas with unequal samples would weigh tokens unequally in the averaged gradient.",
+        broken=_batch_holds_replicas,
+        candidates=_batch_candidates,
+    ),
+    Rule(
+        id="learning-rate-floor",
+        field="optimizer.min_learning_rate",
+        says="min_learning_rate is at most learning_rate",
+        why="The schedule decays from the one to the other.",
+        broken=_min_rate,
+        candidates=lambda run: (run.optimizer.learning_rate / 10, 0.0),
+    ),
+    Rule(
+        id="tokens-need-path",
+        field="data.path",
+        says="data=tokens needs data.path",
+        why="There is no default file of token ids.",
+        broken=_data_path,
+        fix="data.path=/path/to/tokens.bin",
+    ),
+    Rule(
+        id="tokens-hold-vocabulary",
+        field="data.dtype",
+        says="data.dtype can hold every id of the vocabulary",
+        why="A narrower type means that the file was written for another tokenizer.",
+        broken=_data_dtype,
+        candidates=lambda run: ("uint16", "uint32", "int32"),
+    ),
+    Rule(
+        id="time-limit-readable",
+        field="launch.time_limit",
+        says="time_limit is a Slurm time as text",
+        why="Slurm takes a bare number for minutes and refuses the rest only after submission.",
+        broken=_time_limit,
+        candidates=lambda run: ('"12:00:00"', '"1-00:00:00"', '"90"'),
+        fix="launch.time_limit='\"12:00:00\"'",
+    ),
+    *(_no_checkpoints(key) for key in ("every_steps", "every_minutes", "keep")),
+)
