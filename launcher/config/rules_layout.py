@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from launcher.config.rules import Rule, divisors
+from launcher.config.rule import Rule, divisors
 from launcher.config.schema import Run
 
 AXES = ("tp", "cp", "dp", "pp")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launcher.config.rules import Rule, divisors
+from launcher.config.rule import Rule, divisors
 from launcher.config.schema import Run
 
 

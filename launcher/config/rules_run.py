@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from launcher.config.rules import Rule
+from launcher.config.rule import Rule
 from launcher.config.schema import Run
 
 # sbatch(1), --time: minutes | minutes:seconds | hours:minutes:seconds | days-hours[:minutes[:s]]

@@ -1,0 +1,35 @@
+"""What one rule is: a row with the key to blame, what must hold, why, and how to see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.config.schema import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """One row of the table."""
+
+    id: str
+    """Stable; scripts rely on it."""
+    field: str
+    """Dotted key that is blamed and that the fix changes."""
+    says: str
+    """What must hold, in one line."""
+    why: str
+    """The reason, with its source."""
+    broken: Callable[[Run], str | None]
+    """The sentence that says what is wrong, or None where the rule holds or a value is open."""
+    candidates: Callable[[Run], Iterable[Any]] = lambda run: ()
+    """Values to try for `field`; those that pass every rule on `field` are the legal ones."""
+    fix: str = ""
+    """What to type where no single legal value of `field` mends it."""
+
+
+def divisors(number: int, limit: int | None = None) -> list[int]:
+    """All divisors up to `limit`, ascending.  divisors(12, 6) -> [1, 2, 3, 4, 6]"""
+    top = number if limit is None else min(number, limit)
+    return [candidate for candidate in range(1, top + 1) if number % candidate == 0]
