@@ -19,8 +19,8 @@ from launcher.plan.costs import count_parameters
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 
-# Sources: the parameter total on each model's Hugging Face card; for GPT-2 the sum over the released
-# checkpoint's weights, without its attention masks. The papers round them: 124M, 1.5B, 7B and so on.
+# Sources: the parameter total on each model's Hugging Face card; for GPT-2 the sum over the
+# released checkpoint's weights, without its attention masks. The papers round them: 124M, 7B.
 PUBLISHED = {
     "gpt2_124m": 124_439_808,
     "gpt2_1.5b": 1_557_611_200,
