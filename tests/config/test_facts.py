@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from pydantic import BaseModel
 
 from launcher.config import schema
+from launcher.config.rules import check_run
 from launcher.plan.costs import count_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -228,6 +229,7 @@ def test_the_default_run_is_complete_but_for_the_model() -> None:
 def test_every_recipe_composes_to_a_valid_run(name: str, conf_with_recipes: Path) -> None:
     run = schema.Run.model_validate(composed(conf_with_recipes, f"recipe={name}"))
     assert run.recipe == name
+    assert check_run(run) == []
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "quickstart"])
