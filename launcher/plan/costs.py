@@ -71,7 +71,7 @@ def sum_sizes(specs: tuple[ParameterSpec, ...], tp: int = 1) -> int:
 
 def embedding_parameters(model: Model) -> tuple[ParameterSpec, ...]:
     """Token table and, where positions are learned, their table."""
-    specs = (_vocabulary("embedding.tokens.weight", model),)
+    specs: tuple[ParameterSpec, ...] = (_vocabulary("embedding.tokens.weight", model),)
     if model.position == "learned":
         shape = (model.max_sequence_length, model.hidden_size)
         specs += (ParameterSpec(name="embedding.positions.weight", shape=shape),)
@@ -105,7 +105,7 @@ def head_parameters(model: Model) -> tuple[ParameterSpec, ...]:
 
 
 def tied_copy(model: Model) -> tuple[ParameterSpec, ...]:
-    """The copy of the token table that the last of several stages holds when embeddings are tied."""
+    """The token table again: what the last of several stages holds of tied embeddings."""
     return (_vocabulary("embedding.tokens.weight", model),) if model.tie_embeddings else ()
 
 
