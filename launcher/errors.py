@@ -33,7 +33,8 @@ class Finding:
     def __str__(self) -> str:
         """`parallelism.tp=6 [tp-divides-heads]: 6 does not divide ... Legal here: 1, 2. Try ...`"""
         head = self.field if self.value is None else f"{self.field}={self.value}"
-        text = f"{head} [{self.rule}]: {self.reason}."
+        stop = "" if self.reason.endswith("?") else "."
+        text = f"{head} [{self.rule}]: {self.reason}{stop}"
         if self.legal:
             text += f" Legal here: {', '.join(str(value) for value in self.legal)}."
         if self.fix:

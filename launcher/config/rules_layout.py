@@ -64,14 +64,14 @@ def _mesh_fills_devices(run: Run) -> str | None:
     if devices is None:
         return None
     sizes = " x ".join(f"{axis} {degree}" for axis, degree in degrees.items() if degree)
-    have = f"hardware has {devices} devices ({_hardware_words(run)})"
+    have = f"the {devices} devices of the hardware ({_hardware_words(run)})"
     if all(degrees.values()):
-        return None if given == devices else f"{sizes} makes {given} processes, but {have}"
-    return None if devices % given == 0 else f"{sizes} = {given} does not divide what the {have}"
+        return None if given == devices else f"{sizes} makes {given} processes, not {have}"
+    return None if devices % given == 0 else f"{sizes} = {given} does not divide {have}"
 
 
 def _hardware_words(run: Run) -> str:
-    return f"{run.hardware.num_nodes} nodes of {run.hardware.gpus_per_node}"
+    return f"{run.hardware.num_nodes} x {run.hardware.gpus_per_node}"
 
 
 def _dp_candidates(run: Run) -> list[int]:

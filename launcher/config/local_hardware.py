@@ -1,0 +1,155 @@
+"""What this machine has, read without torch: GPUs through NVML, CPUs through /proc."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# float32 operations per cycle and core: two fused multiply-add units (2 FLOP each) of the widest
+# vector registers (AVX-512: 16 lanes, AVX2: 8, else 4).
+_FLOPS_PER_CYCLE = {"avx512f": 64, "avx2": 32}
+_BASE_FLOPS_PER_CYCLE = 16
+_DEFAULT_CLOCK_HZ = 2.5e9
+# Per process, measured: resident memory of a worker after importing torch and DeepSpeed.
+_CPU_CONTEXT_BYTES = 420 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalGpu:
+    """One GPU as NVML names it."""
+
+    name: str
+    memory_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalMachine:
+    """Facts of this machine."""
+
+    gpus: tuple[LocalGpu, ...]
+    cores: int
+    """Cores that this process may use."""
+    clock_hz: float
+    flops_per_cycle: int
+    """float32, per core."""
+    memory_bytes: int
+    """RAM."""
+
+
+def detect_machine(proc: Path = Path("/proc")) -> LocalMachine:
+    """Look at this machine; what cannot be read is taken at a cautious default."""
+    cpu = _read(proc / "cpuinfo")
+    flags = set(_field(cpu, "flags").split())
+    clock_mhz = _field(cpu, "cpu MHz")
+    kib = _field(_read(proc / "meminfo"), "MemTotal").split()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return LocalMachine(
+        gpus=_detect_gpus(),
+        cores=cores or 1,
+        clock_hz=float(clock_mhz) * 1e6 if clock_mhz else _DEFAULT_CLOCK_HZ,
+        flops_per_cycle=next(
+            (flops for flag, flops in _FLOPS_PER_CYCLE.items() if flag in flags),
+            _BASE_FLOPS_PER_CYCLE,
+        ),
+        memory_bytes=int(kib[0]) * 1024 if kib else 8 * 2**30,
+    )
+
+
+def cpu_facts(machine: LocalMachine, processes: int) -> dict[str, Any]:
+    """`hardware.gpu` and `hardware.node` of a CPU machine whose cores `processes` workers share."""
+    share = max(1, processes)
+    # More processes than cores take turns on them.
+    cores = machine.cores / share
+    peak = cores * machine.clock_hz * machine.flops_per_cycle
+    return {
+        "gpu": {
+            "name": f"cpu ({machine.cores} cores / {share} processes)",
+            "memory_bytes": machine.memory_bytes // share,
+            # One DDR4-3200 channel moves 25.6e9 B/s; two are the least that servers have.
+            "memory_bandwidth": 2 * 25.6e9 / share,
+            # bf16 without AMX is emulated through float32.
+            "peak_flops": {"fp32": peak, "bf16": peak / 4},
+            "max_efficiency": 0.5,
+            "op_overhead_s": 12e-6 / min(1.0, cores),
+            "context_bytes": _CPU_CONTEXT_BYTES,
+        },
+        "node": {
+            "name": "loopback (gloo)",
+            "bandwidth": 1.5e9 / share,
+            "latency_s": 60e-6 / min(1.0, cores),
+            "host_memory_bytes": machine.memory_bytes,
+        },
+    }
+
+
+def gpu_option(name: str) -> str | None:
+    """The option under conf/hardware/gpu with the facts of a GPU, by its product name."""
+    words = name.upper()
+    for mark, option in _KNOWN_GPUS.items():
+        if mark in words:
+            return option
+    return None
+
+
+_KNOWN_GPUS = {"H200": "h200_sxm", "H100": "h100_sxm", "B200": "b200_sxm", "A100": "a100_80gb"}
+
+
+def _detect_gpus() -> tuple[LocalGpu, ...]:
+    """All GPUs that NVML sees and CUDA_VISIBLE_DEVICES leaves; none without a driver."""
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return ()
+    if nvml.nvmlInit_v2() != 0:
+        return ()
+    try:
+        count = ctypes.c_uint()
+        if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
+            return ()
+        gpus = [_read_gpu(nvml, index) for index in range(count.value)]
+    finally:
+        nvml.nvmlShutdown()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        gpus = gpus[: len([part for part in visible.split(",") if part.strip()])]
+    return tuple(gpu for gpu in gpus if gpu is not None)
+
+
+class _NvmlMemory(ctypes.Structure):
+    """nvmlMemory_t of the NVML reference."""
+
+    _fields_ = (
+        ("total", ctypes.c_ulonglong),
+        ("free", ctypes.c_ulonglong),
+        ("used", ctypes.c_ulonglong),
+    )
+
+
+def _read_gpu(nvml: ctypes.CDLL, index: int) -> LocalGpu | None:
+    handle = ctypes.c_void_p()
+    if nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)) != 0:
+        return None
+    name = ctypes.create_string_buffer(96)
+    nvml.nvmlDeviceGetName(handle, name, 96)
+    memory = _NvmlMemory()
+    nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory))
+    return LocalGpu(name=name.value.decode(errors="replace"), memory_bytes=int(memory.total))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _field(text: str, key: str) -> str:
+    """The value of the first `key : value` line; empty where there is none."""
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return ""

@@ -1,0 +1,206 @@
+"""The schema judges composed values: every unknown key, wrong type and eaten value, all at once."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from launcher.config.schema import Run
+from launcher.config.spelling import closest, did_you_mean
+from launcher.errors import Finding
+
+Location = tuple[str, ...]
+
+
+def validate_run(values: Mapping[str, Any]) -> tuple[Run | None, list[Finding]]:
+    """The run, or None with a finding for every value that the schema refuses."""
+    try:
+        return Run.model_validate(dict(values)), []
+    except ValidationError as error:
+        findings = [_finding(details) for details in error.errors(include_url=False)]
+        return None, findings
+
+
+def _finding(details: ErrorDetails) -> Finding:
+    location = tuple(part for part in details["loc"] if isinstance(part, str))
+    field, given, kind = ".".join(location), details["input"], details["type"]
+    if kind == "extra_forbidden":
+        return _unknown_key(location, given)
+    if kind == "missing":
+        return Finding(field=field, rule="missing-key", reason="a value is required")
+    if kind == "string_type" and isinstance(given, (bool, int, float)):
+        return _eaten(field, given)
+    if kind == "literal_error":
+        return _not_among(location, given)
+    if kind in ("greater_than_equal", "greater_than", "less_than_equal", "less_than"):
+        return Finding(
+            field=field, value=given, rule="out-of-range", reason=_bound(details), fix=""
+        )
+    return _wrong_type(location, given)
+
+
+def _unknown_key(location: Location, given: Any) -> Finding:
+    """A key that the schema does not have, with its home in another group or the nearest name."""
+    *parents, key = location
+    siblings = sorted(_fields(_record_at(tuple(parents)) or Run))
+    homes = [
+        f"{name}.{key}" for name in sorted(_fields(Run)) if key in _fields(_record_at((name,)))
+    ]
+    near = [".".join([*parents, name]) for name in closest(key, siblings)]
+    meant = (homes or near)[:1]
+    name = homes[0] if homes else next(iter(closest(key, siblings)), "")
+    hint = f"; did you mean '{name}'?"
+    shown = "VALUE" if isinstance(given, dict) else _typed(given)
+    return Finding(
+        field=".".join(location),
+        rule="unknown-key",
+        reason="no such key" + (hint if meant else ""),
+        legal=() if meant else tuple(siblings),
+        fix=f"{meant[0]}={shown}" if meant else "",
+    )
+
+
+def _eaten(field: str, given: bool | int | float) -> Finding:
+    """A text that YAML read as a number or a truth value."""
+    original = _before_yaml(given)
+    return Finding(
+        field=field,
+        value=_typed(given),
+        rule="yaml-eaten",
+        reason=f"this must be text, but YAML read a {_type_name(given)}"
+        + (f", as it does with {original} unquoted" if original else ""),
+        fix=f"""{field}='"{original or _typed(given)}"', or quotes in the YAML file""",
+    )
+
+
+def _before_yaml(given: bool | int | float) -> str:
+    """What was probably written: 43200 was 12:00:00, False was no."""
+    if isinstance(given, bool):
+        return "yes" if given else "no"
+    if isinstance(given, int) and given >= 3600:
+        return f"{given // 3600}:{given // 60 % 60:02d}:{given % 60:02d}"
+    if isinstance(given, int) and given >= 60:
+        return f"{given // 60}:{given % 60:02d}"
+    return ""
+
+
+def _not_among(location: Location, given: Any) -> Finding:
+    legal = _choices(location)
+    field = ".".join(location)
+    near = closest(str(given), [str(choice) for choice in legal])
+    return Finding(
+        field=field,
+        value=_typed(given),
+        rule="unknown-value",
+        reason="no such choice" + did_you_mean(str(given), [str(choice) for choice in legal]),
+        legal=legal,
+        fix=f"{field}={near[0] if near else legal[0]}" if legal else "",
+    )
+
+
+def _wrong_type(location: Location, given: Any) -> Finding:
+    wanted = _wanted(location)
+    field = ".".join(location)
+    fix = ""
+    if isinstance(given, float) and given.is_integer() and wanted.startswith("a whole number"):
+        fix = f"{field}={int(given)}"
+    return Finding(
+        field=field,
+        value=_typed(given),
+        rule="wrong-type",
+        reason=f"{wanted} is wanted, and this is {_article(_type_name(given))}",
+        fix=fix,
+    )
+
+
+def _bound(details: ErrorDetails) -> str:
+    context = details.get("ctx", {})
+    words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+    key, limit = next((key, value) for key, value in context.items() if key in words)
+    return f"it must be {words[key]} {limit}"
+
+
+def _fields(record: type[BaseModel] | None) -> tuple[str, ...]:
+    return tuple(record.model_fields) if record is not None else ()
+
+
+def _annotation_at(location: Location) -> Any:
+    """The type of a key; None where the schema does not have it."""
+    record: type[BaseModel] = Run
+    annotation: Any = Run
+    for part in location:
+        if part.isdigit():
+            continue
+        if part not in record.model_fields:
+            return None
+        annotation = record.model_fields[part].annotation
+        record = _record_in(annotation) or record
+    return annotation
+
+
+def _record_at(location: Location) -> type[BaseModel] | None:
+    return _record_in(_annotation_at(location))
+
+
+def _record_in(annotation: Any) -> type[BaseModel] | None:
+    for candidate in _alternatives(annotation):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    """Members of a union, unions in unions included; the type itself otherwise."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return tuple(
+            leaf for member in typing.get_args(annotation) for leaf in _alternatives(member)
+        )
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _alternatives(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) is tuple:
+        return _alternatives(typing.get_args(annotation)[0])
+    return (annotation,)
+
+
+def _choices(location: Location) -> tuple[Any, ...]:
+    choices: list[Any] = []
+    for alternative in _alternatives(_annotation_at(location)):
+        if typing.get_origin(alternative) is Literal:
+            choices += typing.get_args(alternative)
+    return tuple(choices)
+
+
+def _wanted(location: Location) -> str:
+    """What the schema wants at a key, in words."""
+    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    annotation = _annotation_at(location)
+    wanted = [words[part] for part in _alternatives(annotation) if part in words]
+    if _record_in(annotation) is not None:
+        wanted.append(f"a group with {', '.join(_fields(_record_in(annotation)))}")
+    if typing.get_origin(annotation) is tuple:
+        wanted = ["a list"]
+    if type(None) in _alternatives(annotation):
+        wanted.append("null")
+    return " or ".join(wanted) or "another type"
+
+
+def _type_name(given: Any) -> str:
+    names = {bool: "truth value", int: "number", float: "number with a fraction", str: "text"}
+    names |= {list: "list", dict: "group of keys", type(None): "null"}
+    return names.get(type(given), type(given).__name__)
+
+
+def _article(noun: str) -> str:
+    return noun if noun in ("text", "null") else f"a {noun}"
+
+
+def _typed(given: Any) -> Any:
+    """As Hydra's command line wants it."""
+    if given is None:
+        return "null"
+    return str(given).lower() if isinstance(given, bool) else given
