@@ -1,0 +1,1 @@
+"""How a plain module is cut over ranks; nothing here imports the model."""

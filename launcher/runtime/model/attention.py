@@ -1,0 +1,137 @@
+"""Causal self-attention with grouped key/value heads, rotary positions and sliding windows."""
+
+# Shapes: B samples, S tokens, H hidden, N heads, D width of a head, R = D/2 rotary pairs.
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from launcher.config.schema import Model, RopeScaling
+from launcher.runtime.model.dropout import seeded
+
+
+class AttentionTables:
+    """Constants of all attention layers of a stage, computed once and shared."""
+
+    def __init__(
+        self, model: Model, sequence_length: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.cos_S1R: Tensor | None = None
+        self.sin_S1R: Tensor | None = None
+        self.mask_SS: Tensor | None = None
+        """Added to scores; None: plain causal, which needs no mask."""
+        if model.position == "rope":
+            angles_S1R = _rope_angles(model, sequence_length).unsqueeze(1)
+            self.cos_S1R = angles_S1R.cos().to(device=device, dtype=dtype)
+            self.sin_S1R = angles_S1R.sin().to(device=device, dtype=dtype)
+        if model.sliding_window is not None and model.sliding_window < sequence_length:
+            self.mask_SS = _window_mask(sequence_length, model.sliding_window, device, dtype)
+
+
+class AttentionCore(nn.Module):
+    """What happens between the projections; it has no parameters."""
+
+    cos_S1R: Tensor | None
+    sin_S1R: Tensor | None
+    mask_SS: Tensor | None
+
+    def __init__(self, model: Model, tables: AttentionTables) -> None:
+        super().__init__()
+        self.head_size, self.dropout = model.head_size, model.attention_dropout
+        self.register_buffer("cos_S1R", tables.cos_S1R, persistent=False)
+        self.register_buffer("sin_S1R", tables.sin_S1R, persistent=False)
+        self.register_buffer("mask_SS", tables.mask_SS, persistent=False)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, seed: Tensor | None) -> Tensor:
+        """Projections [B, S, heads x D] in, mixed values of the query heads out."""
+        q_BSND, k_BSND, v_BSND = (x.unflatten(-1, (-1, self.head_size)) for x in (q, k, v))
+        if self.cos_S1R is not None:
+            q_BSND, k_BSND = self._rotate(q_BSND), self._rotate(k_BSND)
+        qkv_BNSD = (x.transpose(1, 2) for x in (q_BSND, k_BSND, v_BSND))
+        if seed is None:
+            out_BNSD = self._attend(*qkv_BNSD, 0.0)
+        else:
+            out_BNSD = self._attend_with_dropout(*qkv_BNSD, seed)
+        return out_BNSD.transpose(1, 2).flatten(2)
+
+    def _rotate(self, x_BSND: Tensor) -> Tensor:
+        """Rotary positions; feature i is paired with feature i + D/2."""
+        length = x_BSND.shape[1]
+        cos, sin = self.cos_S1R[:length], self.sin_S1R[:length]  # type: ignore[index]
+        first, second = x_BSND.chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+    def _attend(self, q_BNSD: Tensor, k_BNSD: Tensor, v_BNSD: Tensor, dropout: float) -> Tensor:
+        is_grouped = q_BNSD.shape[1] != k_BNSD.shape[1]
+        if is_grouped and q_BNSD.is_cuda and q_BNSD.element_size() > 2:
+            # CUDA's only fused kernel for these types (memory-efficient) knows no groups.
+            repeats = q_BNSD.shape[1] // k_BNSD.shape[1]
+            k_BNSD, v_BNSD = (x.repeat_interleave(repeats, dim=1) for x in (k_BNSD, v_BNSD))
+            is_grouped = False
+        mask = self.mask_SS
+        if mask is not None:
+            mask = mask[: q_BNSD.shape[2], : q_BNSD.shape[2]]
+        return F.scaled_dot_product_attention(
+            q_BNSD, k_BNSD, v_BNSD, attn_mask=mask, is_causal=mask is None, dropout_p=dropout,
+            enable_gqa=is_grouped,
+        )  # fmt: skip
+
+    @torch._disable_dynamo  # type: ignore[misc]
+    def _attend_with_dropout(self, q: Tensor, k: Tensor, v: Tensor, seed: Tensor) -> Tensor:
+        """The fused kernels take no generator: seed the default one, so recomputing agrees."""
+        with seeded(int(seed), q.device):
+            return self._attend(q, k, v, self.dropout)
+
+
+class Attention(nn.Module):
+    """Projections around the core; the number of heads follows from the weights."""
+
+    def __init__(self, model: Model, tables: AttentionTables, dtype: torch.dtype) -> None:
+        super().__init__()
+        hidden, size = model.hidden_size, model.head_size
+
+        def linear(inputs: int, outputs: int) -> nn.Linear:
+            return nn.Linear(inputs, outputs, bias=model.bias, device="meta", dtype=dtype)
+
+        self.q_proj = linear(hidden, model.num_heads * size)
+        self.k_proj = linear(hidden, model.kv_heads * size)
+        self.v_proj = linear(hidden, model.kv_heads * size)
+        self.core = AttentionCore(model, tables)
+        self.out_proj = linear(model.num_heads * size, hidden)
+
+    def forward(self, x_BSH: Tensor, core_seed: Tensor | None) -> Tensor:
+        """hidden_BSH in and out."""
+        mixed = self.core(self.q_proj(x_BSH), self.k_proj(x_BSH), self.v_proj(x_BSH), core_seed)
+        return self.out_proj(mixed)  # type: ignore[no-any-return]
+
+
+def _rope_angles(model: Model, sequence_length: int) -> Tensor:
+    """Angle of every position and pair, [S, R] in float64 (RoFormer, arXiv:2104.09864)."""
+    size = model.head_size
+    exponents_R = torch.arange(0, size, 2, dtype=torch.float64) / size
+    frequencies_R = model.rope_theta**-exponents_R
+    if model.rope_scaling is not None:
+        frequencies_R = _stretch(frequencies_R, model.rope_scaling)
+    return torch.outer(torch.arange(sequence_length, dtype=torch.float64), frequencies_R)
+
+
+def _stretch(frequencies_R: Tensor, scaling: RopeScaling) -> Tensor:
+    """Llama 3.1: slow rotations stretched by `factor`, fast ones kept, a ramp in between.
+
+    The ramp is linear in the number of turns that a pair makes over the original length
+    (the reference model's `apply_scaling`; arXiv:2407.21783 names the method).
+    """
+    turns_R = scaling.original_max_position * frequencies_R / (2 * math.pi)
+    span = scaling.high_freq_factor - scaling.low_freq_factor
+    kept_R = ((turns_R - scaling.low_freq_factor) / span).clamp(0.0, 1.0)
+    return frequencies_R * kept_R + frequencies_R / scaling.factor * (1.0 - kept_R)
+
+
+def _window_mask(length: int, window: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """0 where token i may see token j (i - window < j <= i), -inf elsewhere."""
+    hidden = torch.full((length, length), -torch.inf, device=device, dtype=dtype)
+    return hidden.triu(1) + hidden.tril(-window)

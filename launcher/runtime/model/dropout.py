@@ -1,0 +1,87 @@
+"""Dropout masks as a function of seed, step, sample, layer and site: the same in every layout."""
+
+# Shapes: B samples, S tokens, H features.
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from launcher.runtime.model.context import ForwardContext
+
+
+class BlockMasks(NamedTuple):
+    """What one block drops in one microbatch."""
+
+    attention_BSH: Tensor | None
+    """What stays of the attention branch; None: all."""
+    mlp_BSH: Tensor | None
+    """What stays of the MLP branch; None: all."""
+    core_seed: Tensor | None
+    """Seed of the dropout on attention probabilities, on the CPU; None: no dropout there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropout:
+    """The dropout of a run on one tp rank."""
+
+    seed: int
+    rate: float
+    """On the embedding and both residual branches."""
+    attention_rate: float
+    """On attention probabilities."""
+    tp_index: int
+    """Keys attention probabilities only: ranks hold different heads but the same residuals."""
+
+    def embedding_mask(self, x_BSH: Tensor, context: ForwardContext) -> Tensor | None:
+        """What stays of the embedding; None: all."""
+        return self._mask(x_BSH, context, "embedding")
+
+    def block_masks(self, x_BSH: Tensor, context: ForwardContext, layer: str) -> BlockMasks:
+        """What stays in one block."""
+        core_seed = None
+        if self.attention_rate > 0:
+            parts = (self.seed, context.step, context.first_sample, layer, "core", self.tp_index)
+            core_seed = torch.tensor(hash_key(*parts))
+        return BlockMasks(
+            attention_BSH=self._mask(x_BSH, context, f"{layer}.attention"),
+            mlp_BSH=self._mask(x_BSH, context, f"{layer}.mlp"),
+            core_seed=core_seed,
+        )
+
+    def _mask(self, x_BSH: Tensor, context: ForwardContext, site: str) -> Tensor | None:
+        if self.rate == 0:
+            return None
+        mask_BSH = torch.empty(x_BSH.shape, dtype=torch.bool, device=x_BSH.device)
+        generator = torch.Generator(device=x_BSH.device)
+        for offset, mask_SH in enumerate(mask_BSH):
+            sample = context.first_sample + offset
+            generator.manual_seed(hash_key(self.seed, context.step, sample, site))
+            mask_SH.bernoulli_(1.0 - self.rate, generator=generator)
+        return mask_BSH
+
+
+def drop(x: Tensor, mask: Tensor | None, rate: float) -> Tensor:
+    """x where the mask is set, scaled to keep its mean; x itself without a mask."""
+    return x if mask is None else x * mask * (1.0 / (1.0 - rate))
+
+
+def hash_key(*parts: object) -> int:
+    """A seed for a generator: 63 bits that any change of any part changes."""
+    text = "/".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Default generators as if just seeded, and afterwards as they were."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

@@ -1,0 +1,93 @@
+"""What weights start from: the same values, bit for bit, in every layout."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from launcher.config.schema import Model
+from launcher.plan.costs import ParameterSpec
+from launcher.runtime.groups import Axis
+from launcher.runtime.model.dropout import hash_key
+from launcher.runtime.parallel.shard import Shard, cut
+
+BLOCK_ELEMENTS = 1 << 20
+"""Values drawn at once; a part of the definition of the initial weights, so never change it."""
+
+
+def materialise(
+    module: nn.Module,
+    specs: dict[str, ParameterSpec],
+    model: Model,
+    seed: int,
+    tp: Axis,
+    device: torch.device,
+) -> None:
+    """Replace every parameter on the meta device by this rank's shard with its initial values.
+
+    `specs` tells by local name which parameter it is. Parameters become real one at a time;
+    a parameter that two modules share stays shared. Each gets the marks `shard`,
+    `model_parallel` and `ds_pipe_replicated` (both of the latter are read by DeepSpeed's norm).
+    """
+    made: dict[int, nn.Parameter] = {}
+    for path, child in module.named_modules():
+        for key, meta in list(child.named_parameters(recurse=False)):
+            if id(meta) not in made:
+                spec = specs[f"{path}.{key}"]
+                made[id(meta)] = _build_parameter(spec, model, seed, tp, device, meta.dtype)
+            setattr(child, key, made[id(meta)])
+
+
+def initial_values(
+    spec: ParameterSpec, shard: Shard, local_shape: tuple[int, ...], model: Model, seed: int,
+    device: torch.device, dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """One shard: norms 1, biases 0, matrices normal, rows of padding 0."""
+    local = torch.zeros(local_shape, device=device, dtype=dtype)
+    if spec.name.endswith("norm.weight"):
+        return local.fill_(1.0)
+    if spec.name.endswith(".bias"):
+        return local
+    std = model.init_std
+    if spec.name.endswith(("out_proj.weight", "down_proj.weight")):
+        std /= math.sqrt(2 * model.num_layers)  # GPT-2's scaling of what adds to the residual
+    _fill_normal(local, spec, shard, std, seed)
+    return local
+
+
+def _fill_normal(local: Tensor, spec: ParameterSpec, shard: Shard, std: float, seed: int) -> None:
+    """Draw the full matrix in blocks of whole rows and keep what belongs to the shard.
+
+    Each block has its own generator (seed, full name, block), always float32 on the CPU: a rank
+    draws only the blocks that it needs rows of, and never holds more than one of them.
+    """
+    num_rows, num_columns = spec.shape
+    rows_per_block = max(1, BLOCK_ELEMENTS // num_columns)
+    is_row_cut = shard.dim == 0
+    first, end = (shard.start, shard.stop) if is_row_cut else (0, num_rows)
+    columns = slice(shard.start, shard.stop) if shard.dim == 1 else slice(None)
+    generator = torch.Generator()
+    for block in range(first // rows_per_block, -(-end // rows_per_block)):
+        row, next_row = block * rows_per_block, min((block + 1) * rows_per_block, num_rows)
+        generator.manual_seed(hash_key(seed, spec.name, block))
+        values = torch.empty(next_row - row, num_columns).normal_(0.0, std, generator=generator)
+        kept = slice(max(row, first), min(next_row, end))
+        local[kept.start - first : kept.stop - first].copy_(
+            values[kept.start - row : kept.stop - row, columns]
+        )
+
+
+def _build_parameter(
+    spec: ParameterSpec, model: Model, seed: int, tp: Axis, device: torch.device, dtype: torch.dtype
+) -> nn.Parameter:
+    shard = cut(spec, tp.index, tp.size)
+    values = initial_values(spec, shard, spec.local_shape(tp.size), model, seed, device, dtype)
+    parameter = nn.Parameter(values)
+    parameter.shard = shard  # type: ignore[attr-defined]
+    parameter.model_parallel = shard.dim is not None  # type: ignore[attr-defined]
+    # A copy of a kv head. Copies over the whole tp group (norms) are told by model_parallel.
+    is_copy = shard.dim is not None and not shard.owner
+    parameter.ds_pipe_replicated = is_copy  # type: ignore[attr-defined]
+    return parameter

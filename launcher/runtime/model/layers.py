@@ -1,0 +1,117 @@
+"""The parts of a decoder beside attention: embedding, block, MLP and head with its loss."""
+
+# Shapes: B samples, S tokens, H hidden, N = B x S tokens, V vocabulary.
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from launcher.config.schema import Model
+from launcher.runtime.model.attention import Attention, AttentionTables
+from launcher.runtime.model.dropout import BlockMasks, drop
+from launcher.runtime.parallel.cross_entropy import VocabularyShard, cross_entropy
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "swiglu": F.silu,
+}
+
+
+def build_norm(model: Model, dtype: torch.dtype) -> nn.Module:
+    """The model's norm; torch computes its statistics in float32 also for bf16 input."""
+    kind = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}[model.norm]
+    return kind(model.hidden_size, eps=model.norm_eps, device="meta", dtype=dtype)
+
+
+class Embedding(nn.Module):
+    """Token table plus, where positions are learned, their table."""
+
+    def __init__(self, model: Model, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(model.vocab_size, model.hidden_size, device="meta", dtype=dtype)
+        if model.position == "learned":
+            self.positions = PositionTable(model, dtype)
+
+    def forward(self, tokens_BS: Tensor) -> Tensor:
+        """Token ids in, hidden_BSH out."""
+        hidden_BSH = self.tokens(tokens_BS)
+        if hasattr(self, "positions"):
+            hidden_BSH = hidden_BSH + self.positions(tokens_BS.shape[1])
+        return hidden_BSH  # type: ignore[no-any-return]
+
+
+class PositionTable(nn.Module):
+    """A vector per position."""
+
+    def __init__(self, model: Model, dtype: torch.dtype) -> None:
+        super().__init__()
+        shape = (model.max_sequence_length, model.hidden_size)
+        self.weight = nn.Parameter(torch.empty(shape, device="meta", dtype=dtype))
+
+    def forward(self, length: int) -> Tensor:
+        """The first `length` positions, [S, H]."""
+        return self.weight[:length]
+
+
+class Mlp(nn.Module):
+    """Up, activation, down; with a gate beside up where the activation has one."""
+
+    def __init__(self, model: Model, dtype: torch.dtype) -> None:
+        super().__init__()
+        hidden, ffn, bias = model.hidden_size, model.ffn_hidden_size, model.bias
+        self.is_gated = model.is_gated
+        self.activation = ACTIVATIONS[model.activation]
+        if model.is_gated:
+            self.gate_proj = nn.Linear(hidden, ffn, bias=bias, device="meta", dtype=dtype)
+        self.up_proj = nn.Linear(hidden, ffn, bias=bias, device="meta", dtype=dtype)
+        self.down_proj = nn.Linear(ffn, hidden, bias=bias, device="meta", dtype=dtype)
+
+    def forward(self, x_BSH: Tensor) -> Tensor:
+        """hidden_BSH in and out."""
+        if self.is_gated:
+            inner = self.activation(self.gate_proj(x_BSH)) * self.up_proj(x_BSH)
+        else:
+            inner = self.activation(self.up_proj(x_BSH))
+        return self.down_proj(inner)  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Norm, attention, norm, MLP, each branch added to the residual stream."""
+
+    def __init__(self, model: Model, tables: AttentionTables, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dropout = model.dropout
+        self.attention_norm = build_norm(model, dtype)
+        self.attention = Attention(model, tables, dtype)
+        self.mlp_norm = build_norm(model, dtype)
+        self.mlp = Mlp(model, dtype)
+
+    def forward(self, x_BSH: Tensor, masks: BlockMasks | None) -> Tensor:
+        """hidden_BSH in and out; without masks nothing is dropped."""
+        attention_mask, mlp_mask, core_seed = (None, None, None) if masks is None else masks
+        branch = self.attention(self.attention_norm(x_BSH), core_seed)
+        x_BSH = x_BSH + drop(branch, attention_mask, self.dropout)
+        branch = self.mlp(self.mlp_norm(x_BSH))
+        return x_BSH + drop(branch, mlp_mask, self.dropout)
+
+
+class Head(nn.Module):
+    """Logits and their loss in one step, so that logits live only here."""
+
+    def __init__(self, model: Model, dtype: torch.dtype) -> None:
+        super().__init__()
+        shape = (model.vocab_size, model.hidden_size)
+        self.weight = nn.Parameter(torch.empty(shape, device="meta", dtype=dtype))
+        self.vocabulary: VocabularyShard | None = None
+        """Which rows are here; None: all."""
+
+    def forward(self, x_BSH: Tensor, labels_BS: Tensor) -> Tensor:
+        """hidden_BSH in, mean loss in nats per token out."""
+        logits_NV = F.linear(x_BSH.flatten(0, 1), self.weight)
+        return cross_entropy(logits_NV, labels_BS.flatten(), self.vocabulary)

@@ -1,0 +1,131 @@
+"""What one rank computes: the blocks of its pipeline stage, the embedding or the head with them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from launcher.config.schema import Model, Run
+from launcher.plan.costs import ParameterSpec, parameter_table
+from launcher.plan.records import Layout, Stage
+from launcher.runtime.groups import Groups
+from launcher.runtime.model.attention import AttentionTables
+from launcher.runtime.model.context import ForwardContext
+from launcher.runtime.model.dropout import Dropout, drop
+from launcher.runtime.model.initial import materialise
+from launcher.runtime.model.layers import Block, Embedding, Head, build_norm
+from launcher.runtime.parallel.apply import apply_compile, apply_recompute
+from launcher.runtime.parallel.tensor import apply_tensor_parallel
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""Storage of parameters and activations by `precision.compute`."""
+
+
+def build_stage(run: Run, layout: Layout, stage: Stage, groups: Groups) -> StageModule:
+    """The module of one rank, with its initial weights, on the rank's device."""
+    model, dtype = run.model, DTYPES[run.precision.compute]
+    # 1. Plain modules on the meta device: names and full shapes, no memory.
+    tables = AttentionTables(model, layout.sequence_length, groups.device, dtype)
+    module = StageModule(model, stage, tables, dtype)
+    # 2. Tensor parallelism changes how they compute.
+    specs = _specs_by_local_name(model)
+    apply_tensor_parallel(module, specs, groups)
+    # 3. Every parameter becomes real, one at a time, only this rank's shard.
+    materialise(module, specs, model, run.train.seed, groups.tp, groups.device)
+    _mark_tied_copy(module)
+    # 4. What does not change the numbers.
+    module.dropout = _build_dropout(run, groups)
+    apply_recompute(module, layout.recompute)
+    if run.train.compile:
+        apply_compile(module)
+    return module
+
+
+def tied_parameter(module: nn.Module) -> nn.Parameter | None:
+    """This stage's copy of a token table that another stage holds too; None where there is none.
+
+    The first stage owns it, the last has a copy with the same initial values; their gradients
+    must be summed (over `groups.embedding`) before every optimizer step.
+    """
+    assert isinstance(module, StageModule)
+    if not module.is_tied or module.is_first == module.is_last:
+        return None
+    return module.embedding.tokens.weight if module.is_first else module.head.weight
+
+
+class StageModule(nn.Module):
+    """Consecutive blocks; local parameter names equal the full logical names, tied copy aside."""
+
+    def __init__(
+        self, model: Model, stage: Stage, tables: AttentionTables, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.is_first, self.is_last, self.is_tied = (
+            stage.is_first, stage.is_last, model.tie_embeddings,
+        )  # fmt: skip
+        self.dropout: Dropout | None = None
+        """None: the model has no dropout anywhere."""
+        if self.is_first:
+            self.embedding = Embedding(model, dtype)
+        layers = range(stage.first_layer, stage.end_layer)
+        self.layers = nn.ModuleDict({str(layer): Block(model, tables, dtype) for layer in layers})
+        if self.is_last:
+            self.final_norm = build_norm(model, dtype)
+            self.head = Head(model, dtype)
+        if self.is_first and self.is_last and self.is_tied:
+            self.head.weight = self.embedding.tokens.weight
+
+    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
+        """tokens_BS or hidden_BSH in; hidden_BSH out, on the last stage the mean loss instead."""
+        if self.is_first:
+            x = self._embed(x, context)
+        for layer, block in self.layers.items():
+            x = self.run_block(block, x, layer, context)
+        if not self.is_last:
+            return x
+        assert context.labels_BS is not None, "the last stage needs labels"
+        return self.head(self.final_norm(x), context.labels_BS)  # type: ignore[no-any-return]
+
+    def run_block(self, block: nn.Module, x: Tensor, layer: str, context: ForwardContext) -> Tensor:
+        """One block with its masks; masks are drawn here, outside of what is compiled."""
+        masks = None
+        if self.dropout is not None and self.training:
+            masks = self.dropout.block_masks(x, context, layer)
+        return block(x, masks)  # type: ignore[no-any-return]
+
+    def _embed(self, tokens_BS: Tensor, context: ForwardContext) -> Tensor:
+        hidden_BSH = self.embedding(tokens_BS)
+        if self.dropout is None or not self.training:
+            return hidden_BSH  # type: ignore[no-any-return]
+        mask_BSH = self.dropout.embedding_mask(hidden_BSH, context)
+        return drop(hidden_BSH, mask_BSH, self.dropout.rate)
+
+
+def _specs_by_local_name(model: Model) -> dict[str, ParameterSpec]:
+    """The parameter table; a tied head is found under its own name, too."""
+    specs = {spec.name: spec for spec in parameter_table(model)}
+    if model.tie_embeddings:
+        specs["head.weight"] = specs["embedding.tokens.weight"]
+    return specs
+
+
+def _mark_tied_copy(module: StageModule) -> None:
+    """The last stage's copy of a tied table belongs to the first stage."""
+    if not module.is_first and tied_parameter(module) is not None:
+        weight = module.head.weight
+        weight.ds_pipe_replicated = True  # type: ignore[attr-defined]
+        weight.shard = replace(weight.shard, owner=False)  # type: ignore[attr-defined]
+
+
+def _build_dropout(run: Run, groups: Groups) -> Dropout | None:
+    model = run.model
+    if model.dropout == 0 and model.attention_dropout == 0:
+        return None
+    return Dropout(
+        seed=run.train.seed,
+        rate=model.dropout,
+        attention_rate=model.attention_dropout,
+        tp_index=groups.tp.index,
+    )
