@@ -1,0 +1,90 @@
+"""The split into stages: even, complete, deterministic, counted exactly."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher.config.schema import Model
+from launcher.plan.costs import count_parameters
+from launcher.plan.roofline import PartTimes
+from launcher.plan.stages import count_stage_parameters, split_layers, split_stages
+from tests.factory import GPT2_124M, LLAMA3_70B
+
+
+def parts(block=1.0, embedding=0.0, head=0.0):
+    return PartTimes(
+        block_forward_s=block / 3, block_backward_s=block * 2 / 3,
+        embedding_forward_s=embedding / 3, embedding_backward_s=embedding * 2 / 3,
+        head_forward_s=head / 3, head_backward_s=head * 2 / 3,
+    )  # fmt: skip
+
+
+def maximum(bounds, first, last):
+    costs = [float(end - start) for start, end in bounds]
+    costs[0] += first
+    costs[-1] += last
+    return max(costs)
+
+
+@given(st.integers(1, 9), st.integers(1, 5), st.floats(0, 4), st.floats(0, 4))
+def test_no_other_contiguous_split_has_a_smaller_maximum(num_layers, num_stages, first, last):
+    bounds = split_layers(num_layers, num_stages, first_cost=first, last_cost=last)
+    least = 1 if num_layers >= num_stages else 0
+    assert [layer for start, end in bounds for layer in range(start, end)] == [*range(num_layers)]
+    assert all(end - start >= least for start, end in bounds)
+    for cuts in itertools.combinations_with_replacement(range(num_layers + 1), num_stages - 1):
+        other = list(itertools.pairwise((0, *cuts, num_layers)))
+        if all(end - start >= least for start, end in other):
+            assert maximum(bounds, first, last) <= maximum(other, first, last) + 1e-9
+
+
+def test_equal_stages_stay_equal():
+    assert split_layers(8, 4) == [(0, 2), (2, 4), (4, 6), (6, 8)]
+
+
+def test_the_remainder_goes_to_later_stages():
+    assert split_layers(7, 3) == [(0, 2), (2, 4), (4, 7)]
+
+
+def test_a_heavy_head_takes_blocks_from_the_last_stage():
+    stages = split_stages(Model.model_validate(LLAMA3_70B), 16, parts(head=1.2))
+    layers = [stage.end_layer - stage.first_layer for stage in stages]
+    assert layers[-1] == 4
+    assert sum(layers) == 80
+    assert max(layers) == 6
+
+
+@pytest.mark.parametrize("pp", [1, 2, 3, 5])
+def test_parameters_of_the_stages_add_up_to_the_model(pp):
+    model = Model.model_validate(LLAMA3_70B)
+    stages = split_stages(model, pp, parts(head=1.0))
+    assert sum(stage.parameters for stage in stages) == count_parameters(model)
+
+
+@pytest.mark.parametrize("pp", [2, 4])
+def test_the_last_stage_of_a_tied_model_holds_a_copy_of_the_token_table(pp):
+    model = Model.model_validate(GPT2_124M)
+    stages = split_stages(model, pp, parts())
+    copy = 50257 * 768
+    assert sum(stage.parameters for stage in stages) == count_parameters(model) + copy
+    assert stages[-1].parameters > copy
+
+
+def test_a_single_stage_has_no_copy_of_a_tied_table():
+    model = Model.model_validate(GPT2_124M)
+    assert split_stages(model, 1, parts())[0].parameters == 124_439_808
+
+
+def test_more_stages_than_layers_leave_some_empty():
+    bounds = split_layers(2, 4)
+    assert sorted(end - start for start, end in bounds) == [0, 0, 1, 1]
+
+
+def test_parameters_of_a_rank_hold_its_share_of_matrices_and_all_norms():
+    model = Model.model_validate(LLAMA3_70B)
+    whole = count_stage_parameters(model, 10, False, False)
+    share = count_stage_parameters(model, 10, False, False, tp=8)
+    norms = 10 * 2 * 8192
+    assert share == (whole - norms) // 8 + norms
