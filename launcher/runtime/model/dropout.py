@@ -68,7 +68,7 @@ class Dropout:
 
 
 def drop(x: Tensor, mask: Tensor | None, rate: float) -> Tensor:
-    """x where the mask is set, scaled to keep its mean; x itself without a mask."""
+    """Keep x where the mask is set, scaled to keep its mean; without a mask x itself."""
     return x if mask is None else x * mask * (1.0 / (1.0 - rate))
 
 

@@ -44,7 +44,7 @@ def build_stage(run: Run, layout: Layout, stage: Stage, groups: Groups) -> Stage
 
 
 def tied_parameter(module: nn.Module) -> nn.Parameter | None:
-    """This stage's copy of a token table that another stage holds too; None where there is none.
+    """The stage's copy of a token table that another stage holds too; None where there is none.
 
     The first stage owns it, the last has a copy with the same initial values; their gradients
     must be summed (over `groups.embedding`) before every optimizer step.

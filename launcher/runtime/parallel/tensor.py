@@ -96,7 +96,7 @@ TENSOR_PARALLEL: tuple[tuple[str, Callable[[Target], None]], ...] = (
 
 
 class RowLinear(nn.Module):
-    """A linear layer cut along its inputs: partial sums are reduced, then the bias is added once."""
+    """A linear layer cut along its inputs: partial sums are reduced, the bias is added once."""
 
     def __init__(self, linear: nn.Linear, axis: Axis) -> None:
         super().__init__()
