@@ -1,0 +1,1 @@
+"""From a plan to the texts of the files that run it; pure, without files or processes."""

@@ -1,0 +1,1 @@
+"""The side effects: writing a run directory, starting the job, following it."""

@@ -1,0 +1,70 @@
+"""All texts of a run directory, rendered from one plan: what a dry run shows is what runs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from launcher.config.schema import Run
+from launcher.plan.records import Plan
+from launcher.plan.run_files import RunFiles
+from launcher.render.deepspeed import render_deepspeed_config
+from launcher.render.sbatch import render_sbatch
+from launcher.render.torchrun import render_command
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What rendering must know of the place where the command will be typed."""
+
+    python: str
+    """Interpreter that has the launcher installed."""
+    cores: int
+    """Cores of this machine."""
+    slurm_template: str
+    """Text of slurm/torchrun.sbatch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """The files of one run, not yet written."""
+
+    files: RunFiles
+    texts: dict[Path, str]
+    """Absolute path -> content."""
+    script: Path
+    """The one that is run or submitted."""
+
+
+def render_bundle(plan: Plan, run_dir: Path, machine: Machine) -> Bundle:
+    """Every file of the run directory that exists before the job starts."""
+    files = RunFiles(root=run_dir)
+    if plan.run.launch.name == "slurm":
+        script = files.job
+        text = render_sbatch(
+            plan, machine.slurm_template, run_dir, machine.python, run_name(plan.run)
+        )
+    else:
+        script = files.command
+        text = render_command(plan, run_dir, machine.python, machine.cores)
+    texts = {
+        files.run: render_run(plan.run),
+        files.plan: json.dumps(plan.to_json(), indent=1) + "\n",
+        files.deepspeed: json.dumps(render_deepspeed_config(plan.run, plan.layout), indent=2)
+        + "\n",
+        script: text,
+    }
+    return Bundle(files=files, texts=texts, script=script)
+
+
+def render_run(run: Run) -> str:
+    """run.yaml: the resolved configuration, keys in the order of the schema."""
+    return yaml.safe_dump(run.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def run_name(run: Run) -> str:
+    """What the run is called: its own name, its recipe's or its model's."""
+    return run.name or run.recipe or run.model.name

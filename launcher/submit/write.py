@@ -1,0 +1,57 @@
+"""Writes a rendered bundle to a new run directory; nothing that exists is ever touched."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from pathlib import Path
+
+from launcher.errors import SubmissionRefused
+from launcher.render.bundle import Bundle
+
+
+def new_run_dir(name: str, chosen: str | None) -> Path:
+    """Absolute path of the run directory: the chosen one, or runs/<name>-<time>."""
+    if chosen is not None:
+        return Path(chosen).expanduser().absolute()
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    base = Path("runs").absolute() / f"{safe}-{stamp}"
+    candidates = [base, *(base.with_name(f"{base.name}-{number}") for number in range(2, 1000))]
+    return next(path for path in candidates if not path.exists())
+
+
+def write_bundle(bundle: Bundle) -> None:
+    """Create the run directory and write every file of the bundle.
+
+    Raises SubmissionRefused where the directory exists with content or cannot be written.
+    """
+    root = bundle.files.root
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if any(root.iterdir()):
+            raise SubmissionRefused(
+                f"--run-dir {root} [run-dir-exists]: it is not empty, and a run never overwrites. "
+                "Try another directory."
+            )
+        for folder in (bundle.files.logs, bundle.files.checkpoints):
+            folder.mkdir()
+        for path, text in bundle.texts.items():
+            _write(path, text)
+        bundle.script.chmod(0o755)
+    except OSError as error:
+        raise SubmissionRefused(
+            f"--run-dir {root} [run-dir-not-writable]: {error.strerror}. "
+            "Try --run-dir with a directory that can be written."
+        ) from error
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all: a name only ever points at a complete file."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(path)
