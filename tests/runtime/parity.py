@@ -1,0 +1,201 @@
+"""Trains a layout on processes and the same run in one, and tells how far they are apart."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from launcher.config.schema import Run
+from launcher.plan.mesh import build_mesh
+from launcher.plan.records import Layout
+from launcher.plan.schedule import build_schedule
+from launcher.render.deepspeed import render_deepspeed_config
+from launcher.runtime.engine import Engine, build_engine
+from launcher.runtime.groups import Groups, build_groups
+from launcher.runtime.model import ForwardContext, build_stage
+from launcher.runtime.optimizer import learning_rate
+from launcher.runtime.parallel.shard import local_shards
+from launcher.runtime.pipeline.execute import Microbatch, average_loss, run_schedule
+from launcher.runtime.pipeline.p2p import Channels, build_channels
+from launcher.runtime.reference import Reference, is_arbitrary, train_reference
+from tests.factory import TINY, TINY_GPT, make_run
+from tests.runtime.stages import cut_of, make_layout, make_stage
+
+STEPS = 3
+MODELS: dict[str, dict[str, Any]] = {
+    "untied": TINY | {"vocab_size": 97},
+    "tied": TINY_GPT | {"vocab_size": 97},
+    "one_kv_head": TINY | {"vocab_size": 97, "num_kv_heads": 1, "bias": True},
+    "tied_llama": TINY | {"vocab_size": 97, "tie_embeddings": True},
+}
+OVERRIDES: dict[str, Any] = {
+    "train.steps": STEPS,
+    # Far below the norm at the start, so that clipping matters in every step.
+    "optimizer": {
+        "name": "adamw", "learning_rate": 1e-2, "weight_decay": 0.1, "clip_grad_norm": 0.2,
+        # Large, or Adam would blow up the rounding noise of tiny gradients into full steps.
+        "eps": 1e-4,
+        "schedule": "cosine", "warmup_steps": 1,
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layout to be compared with one process; hashable, so that it can key results."""
+
+    tp: int = 1
+    pp: int = 1
+    dp: int = 1
+    zero: int = 0
+    schedule: str = "1f1b"
+    num_microbatches: int = 3
+    model: str = "tied"
+    precision: str = "fp32"
+
+    def __str__(self) -> str:
+        axes = "".join(f"{axis}{getattr(self, axis)}" for axis in ("tp", "pp", "dp"))
+        rest = f"zero{self.zero}-{self.schedule}-m{self.num_microbatches}-{self.model}"
+        return f"{axes}-{rest}-{self.precision}"
+
+    @property
+    def world_size(self) -> int:
+        return self.tp * self.pp * self.dp
+
+    def layout(self) -> Layout:
+        return make_layout(
+            tp=self.tp, pp=self.pp, dp=self.dp, zero_stage=self.zero, schedule=self.schedule,
+            num_microbatches=self.num_microbatches, micro_batch_size=1,
+        )  # fmt: skip
+
+    def run(self, **overrides: Any) -> Run:
+        precision = {"name": self.precision, "compute": self.precision}
+        return make_run(model=MODELS[self.model], precision=precision, **OVERRIDES, **overrides)
+
+
+@dataclass
+class Gap:
+    """Relative differences of a layout from one process."""
+
+    loss: float = 0.0
+    grad_norm: float = 0.0
+    gradients: dict[str, float] = field(default_factory=dict)
+    weights: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """What one rank trains with."""
+
+    case: Case
+    run: Run
+    layout: Layout
+    groups: Groups
+    engine: Engine
+    channels: Channels
+
+    def accumulate(self, step: int) -> torch.Tensor | None:
+        """All microbatches of a step; the mean loss where it is known."""
+        layout = self.layout
+        schedule = build_schedule(layout.schedule, layout.pp, layout.num_microbatches)
+        replica = self.groups.dp.index
+        first = replica * layout.num_microbatches
+        microbatches = make_microbatches(self.run, layout, step)
+        mine = microbatches[first : first + layout.num_microbatches]
+        with self.engine.accumulate():
+            return run_schedule(schedule, self.engine, self.channels, self.groups.pp.index, mine)
+
+    def learning_rate(self, step: int) -> float:
+        return learning_rate(self.run.optimizer, step, self.run.train.steps)
+
+
+def build_worker(case: Case, **overrides: Any) -> Worker:
+    run, layout = case.run(**overrides), case.layout()
+    tied = run.model.tie_embeddings
+    groups = build_groups(
+        layout, build_mesh(layout), torch.device("cpu"), tied, kv_heads=run.model.kv_heads
+    )
+    stage = make_stage(run.model.num_layers, groups.pp.index, layout.pp)
+    module = build_stage(run, layout, stage, groups)
+    shape = (layout.micro_batch_size, layout.sequence_length, run.model.hidden_size)
+    dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
+    channels = build_channels(groups, shape, dtype)
+    engine = build_engine(module, run, layout, groups, render_deepspeed_config(run, layout))
+    return Worker(
+        case=case, run=run, layout=layout, groups=groups, engine=engine, channels=channels
+    )
+
+
+def make_microbatches(run: Run, layout: Layout, step: int) -> list[Microbatch]:
+    """All microbatches of a step, of all replicas; the same in any layout."""
+    size, made = layout.micro_batch_size, []
+    for first in range(0, layout.global_batch_size, size):
+        generator = torch.Generator().manual_seed(1000 * step + first)
+        shape = (size, layout.sequence_length + 1)
+        window = torch.randint(run.model.vocab_size, shape, generator=generator)
+        context = ForwardContext(labels_BS=window[:, 1:], step=step, first_sample=first)
+        made.append(Microbatch(tokens_BS=window[:, :-1], context=context))
+    return made
+
+
+@cache
+def reference(case: Case) -> Reference:
+    run, layout = case.run(), case.layout()
+    return train_reference(run, layout, [make_microbatches(run, layout, s) for s in range(STEPS)])
+
+
+def measure(case: Case) -> Gap:
+    """The gap of a case, seen from this rank."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        worker = build_worker(case)
+    oracle = _shared_reference(case)
+    gap = Gap()
+    for step in range(STEPS):
+        loss = average_loss(worker.accumulate(step), worker.groups).item()
+        if step == 0:
+            gap.gradients = _compare(worker, worker.engine.gradients(), oracle.gradients, True)
+        norm = worker.engine.step(worker.learning_rate(step))
+        gap.loss = max(gap.loss, abs(loss / oracle.losses[step] - 1.0))
+        gap.grad_norm = max(gap.grad_norm, abs(norm / oracle.grad_norms[step] - 1.0))
+    gap.weights = _compare(worker, worker.engine.weights(), oracle.weights, False)
+    return gap
+
+
+def _shared_reference(case: Case) -> Reference:
+    """Computed on rank 0 alone: layouts that see the same batches have the same reference."""
+    key = Case(
+        dp=case.dp, num_microbatches=case.num_microbatches, model=case.model,
+        precision=case.precision,
+    )  # fmt: skip
+    box = [reference(key) if case.world_size == 1 or dist.get_rank() == 0 else None]
+    if case.world_size > 1:
+        dist.broadcast_object_list(box, src=0)
+    assert box[0] is not None
+    return box[0]
+
+
+def _compare(
+    worker: Worker, mine: dict[str, torch.Tensor], full: dict[str, torch.Tensor], is_gradient: bool
+) -> dict[str, float]:
+    """Norm of the difference over the norm of the reference's slice, by logical name."""
+    shards, found = local_shards(worker.engine.module), {}
+    total = torch.stack([tensor.float().norm() for tensor in full.values()]).norm().item()
+    for name, shard in shards.items():
+        expected = cut_of(full[shard.name].float(), shard)
+        got = mine[name]
+        if shard.dim is not None:
+            got, padding = got.tensor_split([shard.stop - shard.start], dim=shard.dim)
+            assert not padding.any(), f"{name}: padding is not zero"
+        scale = expected.norm().item()
+        if is_arbitrary(worker.run.model, name):
+            if not is_gradient:
+                continue
+            scale = total
+        found[name] = (got - expected).norm().item() / max(scale, 1e-30)
+    return found
