@@ -13,7 +13,7 @@ ELEMENT_BYTES = {"fp32": 4, "bf16": 2}
 """Bytes of one weight or activation per compute type."""
 
 LOGIT_BYTES = 4
-"""Logits and their softmax are float32 in every compute type."""
+"""The softmax of the logits is made in float32 in every compute type."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,15 +136,30 @@ def embedding_activation_bytes(model: Model, shape: Shape) -> int:
 
 
 def head_activation_bytes(model: Model, shape: Shape) -> int:
-    """What the head keeps: the last norm's input and output, and the softmax of the logits."""
+    """What the head keeps: the last norm's input and output, and the gradient of the logits.
+
+    The loss writes that gradient over the logits in its forward pass, so they are kept once.
+    """
     rows = -(-model.vocab_size // shape.tp)
-    return shape.tokens * (2 * model.hidden_size * shape.element_bytes + rows * LOGIT_BYTES)
+    return shape.tokens * (2 * model.hidden_size + rows) * shape.element_bytes
 
 
 def logit_temporary_bytes(model: Model, shape: Shape) -> int:
-    """Logits in the compute type, their float32 copy and its gradient, while the loss is made."""
+    """The float32 copy of the logits while the loss is made; float32 logits need none."""
     rows = -(-model.vocab_size // shape.tp)
-    return shape.tokens * rows * (shape.element_bytes + LOGIT_BYTES)
+    return 0 if shape.element_bytes == LOGIT_BYTES else shape.tokens * rows * LOGIT_BYTES
+
+
+def backward_temporary_bytes(model: Model, shape: Shape, recompute: str) -> int:
+    """What the backward pass of one block needs beside what was kept.
+
+    Gradients of the residual and of the MLP's widest tensors; with full recomputation, the whole
+    block's activations once more.
+    """
+    ffn = (2 if model.is_gated else 1) * model.ffn_hidden_size // shape.tp
+    gradients = shape.tokens * (2 * model.hidden_size + ffn) * shape.element_bytes
+    again = block_activation_bytes(model, shape, "none") if recompute == "full" else 0
+    return gradients + again
 
 
 def boundary_bytes(model: Model, shape: Shape) -> int:

@@ -8,6 +8,7 @@ from launcher.plan.work import (
     block_activation_bytes,
     forward_flops_per_token,
     head_activation_bytes,
+    logit_temporary_bytes,
     model_flops_per_token,
 )
 from tests.factory import GPT2_124M, LLAMA3_70B
@@ -63,8 +64,16 @@ def test_recomputing_more_keeps_less():
     assert kept[0] > kept[1] > kept[2]
 
 
-def test_kept_logits_are_float32_and_cut_by_tp():
-    one = Shape(micro_batch_size=1, sequence_length=128, tp=1, element_bytes=2)
-    two = Shape(micro_batch_size=1, sequence_length=128, tp=2, element_bytes=2)
+@pytest.mark.parametrize("element_bytes", [2, 4])
+def test_logits_are_kept_once_and_cut_by_tp(element_bytes):
+    one = Shape(micro_batch_size=1, sequence_length=128, tp=1, element_bytes=element_bytes)
+    two = Shape(micro_batch_size=1, sequence_length=128, tp=2, element_bytes=element_bytes)
     difference = head_activation_bytes(GPT3, one) - head_activation_bytes(GPT3, two)
-    assert difference == 128 * 25600 * 4
+    assert difference == 128 * 25600 * element_bytes
+
+
+def test_the_float32_copy_of_the_logits_exists_only_where_they_are_narrower():
+    wide = Shape(micro_batch_size=1, sequence_length=128, tp=1, element_bytes=4)
+    narrow = Shape(micro_batch_size=1, sequence_length=128, tp=1, element_bytes=2)
+    assert logit_temporary_bytes(GPT3, wide) == 0
+    assert logit_temporary_bytes(GPT3, narrow) == 128 * 51200 * 4
