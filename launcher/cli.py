@@ -1,0 +1,182 @@
+"""The command line: `launch [VERB] [FLAGS] [HYDRA OVERRIDES]`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher import __version__, commands
+from launcher.config.spelling import closest
+from launcher.errors import (
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_INVALID_CONFIG,
+    ConfigError,
+    Finding,
+    LaunchError,
+)
+
+_USAGE = """launch [VERB] [FLAGS] [OVERRIDES]
+
+verbs
+  run      check, plan, write the run directory, start the job and follow it (default)
+  plan     check and predict only
+  verify   train a shrunk model in the same layout on CPU processes and in one process; compare
+  rules    every rule that a configuration must obey, with its reason
+
+overrides (Hydra)
+  model=llama3_8b                choose an option of a group
+  train.steps=100                set a key
+  ~train.seed  +key=value        delete, add
+  -m train.seed=1,2              one run per combination
+
+groups: """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verb:
+    """What a verb does and which flags mean something to it."""
+
+    action: Callable[[commands.Request], int]
+    flags: frozenset[str]
+
+
+_VERBS = {
+    "run": Verb(action=commands.run, flags=frozenset({"dry_run", "run_dir"})),
+    "plan": Verb(action=commands.plan, flags=frozenset({"json"})),
+    "verify": Verb(action=commands.verify, flags=frozenset({"json", "run_dir"})),
+    "rules": Verb(action=commands.rules, flags=frozenset({"json"})),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the `launch` command; returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(words)
+    except LaunchError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt as error:
+        print("interrupted; every process has ended", file=sys.stderr)
+        return int(getattr(error, "exit_code", EXIT_INTERRUPTED))
+    except BrokenPipeError:
+        # The reader of our output is gone (`launch rules | head`); keep Python from saying so.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
+
+
+def _dispatch(words: list[str]) -> int:
+    parsed = _parser().parse_intermixed_args(words)
+    if parsed.shell_completion:
+        return commands.shell_completion(parsed.shell_completion, _paths(parsed.config_dir))
+    name, overrides = _verb(parsed.words)
+    verb = _VERBS[name]
+    _check_flags(name, verb, parsed)
+    request = commands.Request(
+        overrides=tuple(overrides),
+        config_dirs=_paths(parsed.config_dir),
+        json=parsed.json,
+        dry_run=parsed.dry_run,
+        run_dir=parsed.run_dir,
+        multirun=parsed.multirun,
+        command_line=tuple(words),
+    )
+    if parsed.cfg:
+        return commands.show_config(request, parsed.cfg, parsed.package, parsed.resolve)
+    return verb.action(request)
+
+
+def _verb(words: list[str]) -> tuple[str, list[str]]:
+    """The verb in front of the overrides; no verb means run."""
+    if not words or "=" in words[0] or words[0].startswith("~"):
+        return "run", words
+    if words[0] in _VERBS:
+        return words[0], words[1:]
+    near = closest(words[0], sorted(_VERBS))
+    raise ConfigError(
+        [
+            Finding(
+                field=words[0],
+                rule="unknown-verb",
+                reason="neither a verb nor an override (key=value)",
+                legal=sorted(_VERBS),
+                fix=f"launch {near[0]}" if near else "launch --help",
+            )
+        ]
+    )
+
+
+def _check_flags(name: str, verb: Verb, parsed: argparse.Namespace) -> None:
+    """A flag that would be ignored is a mistake."""
+    given = [flag for flag in ("json", "dry_run", "run_dir") if getattr(parsed, flag)]
+    findings = [
+        Finding(
+            field="--" + flag.replace("_", "-"),
+            rule="unused-flag",
+            reason=f"`launch {name}` has no such flag",
+            legal=["--" + known.replace("_", "-") for known in sorted(verb.flags)],
+        )
+        for flag in given
+        if flag not in verb.flags
+    ]
+    if findings:
+        raise ConfigError(findings)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors look like all others."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise ConfigError(
+            [
+                Finding(
+                    field="command line", rule="unknown-flag", reason=message, fix="launch --help"
+                )
+            ]
+        )
+
+    def format_help(self) -> str:
+        groups = sorted(commands.group_names())
+        return (
+            f"usage: {_USAGE}{', '.join(groups)}\n\n" + super().format_help().partition("\n\n")[2]
+        )
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="launch", usage="launch [VERB] [FLAGS] [OVERRIDES]", allow_abbrev=False)
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
+    add = parser.add_argument
+    add("--dry-run", action="store_true", help="run: print the exact script and stop")
+    add("--json", action="store_true", help="one JSON document on standard output")
+    add("--run-dir", metavar="DIR", help="run directory (default: runs/<name>-<time>)")
+    add("--config-dir", "-cd", metavar="DIR", action="append", default=[], help="own conf tree")
+    add("--multirun", "-m", action="store_true", help="one run per combination of swept values")
+    add("--cfg", "-c", choices=("job", "hydra", "all"), help="print the composed configuration")
+    add("--package", "-p", metavar="KEY", help="--cfg: only this part")
+    add("--resolve", action="store_true", help="--cfg: with interpolations resolved")
+    add("--shell-completion", "-sc", metavar="install=SHELL", help="bash, zsh or fish completion")
+    add("--version", action="version", version=f"launch {__version__}")
+    return parser
+
+
+def _paths(folders: Sequence[str]) -> tuple[Path, ...]:
+    findings = [
+        Finding(field="--config-dir", value=folder, rule="no-such-directory", reason="not a folder")
+        for folder in folders
+        if not Path(folder).is_dir()
+    ]
+    if findings:
+        raise ConfigError(findings)
+    return tuple(Path(folder) for folder in folders)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+
+
+__all__ = ["EXIT_INVALID_CONFIG", "main"]

@@ -1,0 +1,208 @@
+"""What each verb does, as a few calls that answer."""
+
+from __future__ import annotations
+
+import json as json_module
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.config.assets import assets_dir, conf_dir
+from launcher.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, ConfigError, DoesNotFit, LaunchError
+from launcher.plan.records import Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One command line, parsed."""
+
+    overrides: tuple[str, ...]
+    config_dirs: tuple[Path, ...]
+    json: bool = False
+    dry_run: bool = False
+    run_dir: str | None = None
+    multirun: bool = False
+    command_line: tuple[str, ...] = ()
+
+
+def run(request: Request) -> int:
+    """Check, plan, write, start, follow; one after the other for every job of a sweep."""
+    from launcher.render.bundle import render_bundle, run_name
+    from launcher.submit.write import new_run_dir, write_bundle
+
+    jobs = _jobs(request)
+    # Every job is checked before the first one starts.
+    plans = [_plan_job(overrides, request) for overrides in jobs]
+    for number, plan in enumerate(plans):
+        _require_fit(plan)
+        _print_plan(plan)
+        chosen = request.run_dir
+        if chosen and len(plans) > 1:
+            chosen = str(Path(chosen) / str(number))
+        run_dir = new_run_dir(run_name(plan.run), chosen)
+        bundle = render_bundle(plan, run_dir, _machine())
+        if request.dry_run:
+            print(bundle.texts[bundle.script], end="")
+            continue
+        _refuse(plan)
+        write_bundle(bundle)
+        _start(bundle, plan)
+    return EXIT_DONE
+
+
+def plan(request: Request) -> int:
+    """Check and predict."""
+    codes = []
+    documents = []
+    for overrides in _jobs(request):
+        answer = _plan_job(overrides, request)
+        codes.append(EXIT_DONE if answer.memory.fits else EXIT_DOES_NOT_FIT)
+        if request.json:
+            documents.append(answer.to_json())
+        else:
+            _print_plan(answer)
+            if not answer.memory.fits:
+                print(_too_large(answer), file=sys.stderr)
+    if request.json:
+        document = documents if request.multirun else documents[0]
+        print(json_module.dumps(document, indent=1))
+    return max(codes)
+
+
+def verify(request: Request) -> int:
+    """Prove on CPU processes that the layout computes what one process computes."""
+    from launcher.submit.verify import verify_plan
+
+    answer = _plan_job(list(request.overrides), request)
+    return verify_plan(answer, _machine(), run_dir=request.run_dir, as_json=request.json)
+
+
+def rules(request: Request) -> int:
+    """Print the table of rules."""
+    from launcher.config.rules_table import render_rules, rules_document
+
+    if request.json:
+        print(json_module.dumps(rules_document(), indent=1))
+    else:
+        print(render_rules(), end="")
+    return EXIT_DONE
+
+
+def show_config(request: Request, kind: str, package: str | None, resolve: bool) -> int:
+    """Print the composed configuration as Hydra's `--cfg` does, unchecked."""
+    from launcher.config.compose import compose_run, config_text
+
+    for overrides in _jobs(request):
+        composed = compose_run(overrides, request.config_dirs)
+        if composed.findings:
+            raise ConfigError(composed.findings)
+        print(config_text(composed, kind, package, resolve), end="")
+    return EXIT_DONE
+
+
+def shell_completion(command: str, config_dirs: Sequence[Path]) -> int:
+    """`-sc install=bash` prints shell code; the shell then calls `-sc query=bash`."""
+    from launcher.config.compose import complete, completion_script
+
+    action, _, shell = command.partition("=")
+    if action != "query":
+        completion_script(shell, action)
+        return EXIT_DONE
+    _, _, line = os.environ.get("COMP_LINE", "").partition(" ")
+    verb, space, rest = line.partition(" ")
+    if space and verb in _VERB_NAMES:
+        line = rest
+    words = [name for name in _VERB_NAMES if line and name.startswith(line)]
+    print(" ".join([*words, *complete(line, config_dirs)]))
+    return EXIT_DONE
+
+
+_VERB_NAMES = ("run", "plan", "verify", "rules")
+
+
+def group_names() -> list[str]:
+    """Config groups that can be chosen on the command line."""
+    return [path.name for path in conf_dir().iterdir() if path.is_dir()]
+
+
+def _jobs(request: Request) -> list[list[str]]:
+    if not request.multirun:
+        return [list(request.overrides)]
+    from launcher.config.compose import split_sweep
+
+    return split_sweep(request.overrides)
+
+
+def _plan_job(overrides: Sequence[str], request: Request) -> Plan:
+    """Compose, check and plan one job; nothing is written."""
+    from dataclasses import replace
+
+    from launcher.config.load import load_run
+    from launcher.plan.build import build_plan
+
+    loaded = load_run(overrides, request.config_dirs)
+    answer = build_plan(loaded.run)
+    return replace(answer, decisions=(*loaded.decisions, *answer.decisions))
+
+
+def _print_plan(answer: Plan) -> None:
+    from launcher.plan.report import render_report
+
+    print(render_report(answer).rstrip("\n"), flush=True)
+
+
+def _require_fit(answer: Plan) -> None:
+    if not answer.memory.fits:
+        _print_plan(answer)
+        raise DoesNotFit(_too_large(answer))
+
+
+def _too_large(answer: Plan) -> str:
+    memory = answer.memory
+    fullest = max(memory.per_stage, key=lambda stage: stage.total_bytes)
+    missing = memory.peak_bytes - memory.usable_bytes
+    return (
+        f"does not fit [memory]: stage {fullest.stage} needs {memory.peak_bytes / 2**30:.1f} GiB of "
+        f"{memory.usable_bytes / 2**30:.1f} GiB usable ({missing / 2**30:.1f} GiB too much). "
+        "Try more devices, a larger parallelism.tp or parallelism.pp, parallelism.recompute=full, "
+        "a smaller train.micro_batch_size, or a higher parallelism.zero_stage."
+    )
+
+
+def _machine():  # type: ignore[no-untyped-def]
+    from launcher.config.local_hardware import detect_machine
+    from launcher.render.bundle import Machine
+
+    template = assets_dir() / "slurm" / "torchrun.sbatch"
+    return Machine(
+        python=sys.executable,
+        cores=detect_machine().cores,
+        slurm_template=template.read_text(encoding="utf-8"),
+    )
+
+
+def _refuse(answer: Plan) -> None:
+    """Refuse what cannot be submitted from here before anything is written."""
+    from launcher.config.local_hardware import detect_machine
+    from launcher.submit.local import refuse_if_not_here
+    from launcher.submit.slurm import refuse_submission
+
+    if answer.run.launch.name == "slurm":
+        refuse_submission()
+    refuse_if_not_here(answer, detect_machine())
+
+
+def _start(bundle, answer: Plan) -> None:  # type: ignore[no-untyped-def]
+    from launcher.submit.local import run_bundle
+    from launcher.submit.summary import render_summary
+
+    print(f"\nrun directory  {bundle.files.root}", flush=True)
+    try:
+        run_bundle(bundle, answer)
+    except LaunchError:
+        print(f"run directory  {bundle.files.root}", file=sys.stderr)
+        raise
+    print(render_summary(bundle.files))
+    print(f"run directory  {bundle.files.root}")

@@ -1,0 +1,100 @@
+"""Why a job failed: the rank, node, coordinates and first real error, from what is left of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.plan.mesh import build_mesh
+from launcher.plan.records import Plan
+from launcher.plan.run_files import RunFiles
+
+# torchrun's table of failures.
+_RANK = re.compile(r"rank\s*:\s*(\d+)")
+_HOST = re.compile(r"host\s*:\s*(\S+)")
+_EXITCODE = re.compile(r"exitcode\s*:\s*(-?\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """The end of one rank."""
+
+    rank: int
+    node: str
+    error: str
+    """First line of the error."""
+    time: float
+    """Seconds since the epoch; 0 where unknown."""
+    is_echo: bool
+    """It failed because another rank was gone."""
+
+
+def explain_failure(files: RunFiles, plan: Plan, exit_code: int) -> str:
+    """The last lines that a user sees: who failed first, where, why and where to read on."""
+    failure = first_failure(files)
+    if failure is None:
+        tail = _tail(files.launcher_log.read_text(errors="replace")) if _has_log(files) else ""
+        return f"the run failed with exit code {exit_code}\n{tail}  log: {files.launcher_log}"
+    coordinates = build_mesh(plan.layout).coordinates(failure.rank)
+    place = ", ".join(f"{axis} {coordinates[axis]}" for axis in ("dp", "pp", "tp"))
+    return (
+        f"rank {failure.rank} on node {failure.node} ({place}) failed: {failure.error}\n"
+        f"  log: {files.rank_log(failure.rank)}"
+    )
+
+
+def first_failure(files: RunFiles) -> Failure | None:
+    """The earliest error of a rank's own; a killed rank before the errors that it caused."""
+    told = sorted(_told_failures(files), key=lambda failure: failure.time)
+    own = [failure for failure in told if not failure.is_echo]
+    killed = _killed_rank(files)
+    candidates = own or ([killed] if killed else []) or told
+    return candidates[0] if candidates else None
+
+
+def _told_failures(files: RunFiles) -> list[Failure]:
+    """What ranks wrote before they ended."""
+    failures = []
+    for path in files.logs.glob("rank_*.error.json"):
+        try:
+            document: dict[str, Any] = json.loads(path.read_text())
+            failures.append(Failure(**document))
+        except (OSError, ValueError, TypeError):
+            continue  # Torn by the failure itself; the other ranks' files remain.
+    return failures
+
+
+def _killed_rank(files: RunFiles) -> Failure | None:
+    """A rank that could not say anything, from torchrun's own report."""
+    if not _has_log(files):
+        return None
+    report = files.launcher_log.read_text(errors="replace")
+    # The report lists the first observed failure last.
+    blocks = re.split(r"\n(?=\[\d+\]:|Root Cause)", report)
+    for block in reversed(blocks):
+        rank, code = _RANK.search(block), _EXITCODE.search(block)
+        if rank and code and int(code[1]) < 0:
+            host = _HOST.search(block)
+            return Failure(
+                rank=int(rank[1]),
+                node=host[1] if host else "unknown",
+                error=_signal_words(-int(code[1])),
+                time=0.0,
+                is_echo=False,
+            )
+    return None
+
+
+def _signal_words(number: int) -> str:
+    reasons = {9: "SIGKILL (out of memory, or killed by hand)", 11: "SIGSEGV", 15: "SIGTERM"}
+    return f"killed by signal {reasons.get(number, str(number))}"
+
+
+def _has_log(files: RunFiles) -> bool:
+    return files.launcher_log.exists()
+
+
+def _tail(text: str, lines: int = 8) -> str:
+    return "".join(f"  {line}\n" for line in text.splitlines()[-lines:])

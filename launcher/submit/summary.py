@@ -1,0 +1,39 @@
+"""The table that ends a run: predicted beside measured."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from launcher.plan.run_files import RunFiles
+
+
+def render_summary(files: RunFiles) -> str:
+    """Step time, tokens/s, MFU and peak memory per rank, and how the training ended."""
+    document: dict[str, Any] = json.loads(files.summary.read_text())
+    predicted, measured = document["predicted"], document["measured"]
+    rows = [
+        _row("step time", predicted["step_s"], measured["step_s"], lambda s: f"{s * 1e3:,.1f} ms"),
+        _row(
+            "tokens/s", predicted["tokens_per_s"], measured["tokens_per_s"], lambda n: f"{n:,.0f}"
+        ),
+        _row("MFU", predicted["mfu"], measured["mfu"], lambda share: f"{share:.1%}"),
+    ]
+    peaks = zip(predicted["peak_bytes"], measured["peak_bytes"], strict=True)
+    for rank, (expected, seen) in enumerate(peaks):
+        rows.append(_row(f"peak memory rank {rank}", expected, seen, _mib))
+    table = [f"{'':22}{'predicted':>14}{'measured':>14}{'difference':>12}", *rows]
+    outcome = document["outcome"]
+    table.append(f"\nloss {outcome['loss']:.4f} after {outcome['steps']} steps")
+    if outcome.get("validation_loss") is not None:
+        table[-1] += f", validation loss {outcome['validation_loss']:.4f} nats per token"
+    return "\n" + "\n".join(table)
+
+
+def _row(name: str, predicted: float, measured: float, show: Any) -> str:
+    difference = f"{predicted / measured - 1:+.0%}" if measured else "-"
+    return f"{name:22}{show(predicted):>14}{show(measured):>14}{difference:>12}"
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:,.0f} MiB"
