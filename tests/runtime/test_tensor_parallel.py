@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -112,7 +113,7 @@ def test_owned_shards_tile_every_cut_parameter_once(tp: int, case: str) -> None:
         dim = ranks(tp)[0][case, torch.float64]["gradients"][name][0].dim
         assert owned[0][0] == 0
         assert owned[-1][1] == full.full_shape[dim or 0]
-        assert all(left[1] == right[0] for left, right in zip(owned, owned[1:], strict=False))
+        assert all(left[1] == right[0] for left, right in pairwise(owned))
 
 
 def test_copies_of_a_kv_head_are_marked_once_for_the_gradient_norm() -> None:

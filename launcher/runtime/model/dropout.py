@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from launcher.runtime.keys import hash_key
 from launcher.runtime.model.context import ForwardContext
 
 
@@ -70,12 +70,6 @@ class Dropout:
 def drop(x: Tensor, mask: Tensor | None, rate: float) -> Tensor:
     """Keep x where the mask is set, scaled to keep its mean; without a mask x itself."""
     return x if mask is None else x * mask * (1.0 / (1.0 - rate))
-
-
-def hash_key(*parts: object) -> int:
-    """A seed for a generator: 63 bits that any change of any part changes."""
-    text = "/".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
 @contextmanager

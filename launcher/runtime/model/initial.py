@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from launcher.config.schema import Model
 from launcher.plan.costs import ParameterSpec
 from launcher.runtime.groups import Axis
-from launcher.runtime.model.dropout import hash_key
+from launcher.runtime.keys import hash_key
 from launcher.runtime.parallel.shard import Shard, cut
 
 BLOCK_ELEMENTS = 1 << 20
