@@ -22,10 +22,13 @@ def apply_recompute(module: nn.Module, mode: str) -> None:
             block.attention.core = RecomputedCore(block.attention.core)
 
 
-def apply_compile(module: nn.Module) -> None:
-    """Compile every block by itself; blocks of one shape share the compiled code."""
+def apply_compile(module: nn.Module, backend: str = "inductor") -> None:
+    """Compile every block by itself; blocks share the compiled code.
+
+    Collectives stay outside of the graphs (`runtime/collectives.py` turns the compiler off there).
+    """
     for block in module.layers.values():  # type: ignore[operator, union-attr]
-        block.compile(dynamic=False)
+        block.compile(dynamic=False, backend=backend)
 
 
 class RecomputedCore(nn.Module):
