@@ -13,7 +13,7 @@ from launcher.plan.records import Plan
 from launcher.plan.run_files import RunFiles
 from launcher.render.deepspeed import render_deepspeed_config
 from launcher.render.sbatch import render_sbatch
-from launcher.render.torchrun import render_command
+from launcher.render.torchrun import WORKER, render_command
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +39,11 @@ class Bundle:
     """The one that is run or submitted."""
 
 
-def render_bundle(plan: Plan, run_dir: Path, machine: Machine) -> Bundle:
-    """Every file of the run directory that exists before the job starts."""
+def render_bundle(plan: Plan, run_dir: Path, machine: Machine, module: str = WORKER) -> Bundle:
+    """Every file of the run directory that exists before the job starts.
+
+    `module` is what every rank runs.
+    """
     files = RunFiles(root=run_dir)
     if plan.run.launch.name == "slurm":
         script = files.job
@@ -49,7 +52,7 @@ def render_bundle(plan: Plan, run_dir: Path, machine: Machine) -> Bundle:
         )
     else:
         script = files.command
-        text = render_command(plan, run_dir, machine.python, machine.cores)
+        text = render_command(plan, run_dir, machine.python, machine.cores, module)
     texts = {
         files.run: render_run(plan.run),
         files.plan: json.dumps(plan.to_json(), indent=1) + "\n",

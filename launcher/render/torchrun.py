@@ -12,7 +12,7 @@ from launcher.render.environment import Variable, worker_environment
 WORKER = "launcher.runtime.worker"
 
 
-def render_command(plan: Plan, run_dir: Path, python: str, cores: int) -> str:
+def render_command(plan: Plan, run_dir: Path, python: str, cores: int, module: str = WORKER) -> str:
     """`command.sh`: the environment with its reasons, then torchrun.
 
     Args:
@@ -20,6 +20,7 @@ def render_command(plan: Plan, run_dir: Path, python: str, cores: int) -> str:
         run_dir: absolute path of the run directory.
         python: interpreter that has the launcher installed.
         cores: cores of this machine.
+        module: what every rank runs.
 
     """
     return "\n".join(
@@ -28,13 +29,13 @@ def render_command(plan: Plan, run_dir: Path, python: str, cores: int) -> str:
             f"# {plan.layout.world_size} workers of this run on one machine.",
             "set -euo pipefail",
             *_exports(worker_environment(plan, cores)),
-            "exec " + " \\\n    ".join(_words(torchrun_arguments(plan, run_dir, python))),
+            "exec " + " \\\n    ".join(_words(torchrun_arguments(plan, run_dir, python, module))),
             "",
         ]
     )
 
 
-def torchrun_arguments(plan: Plan, run_dir: Path, python: str) -> list[str]:
+def torchrun_arguments(plan: Plan, run_dir: Path, python: str, module: str) -> list[str]:
     """Argument vector of a single-node torchrun; the port is chosen by the kernel (port 0)."""
     return [
         python,
@@ -46,7 +47,7 @@ def torchrun_arguments(plan: Plan, run_dir: Path, python: str) -> list[str]:
         "--rdzv-endpoint=127.0.0.1:0",
         "--max-restarts=0",
         "--module",
-        WORKER,
+        module,
         str(run_dir),
     ]
 

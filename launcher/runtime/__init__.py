@@ -1,0 +1,1 @@
+"""What the workers execute: the only package that imports torch."""

@@ -49,7 +49,17 @@ def refuse_if_not_here(plan: Plan, machine: LocalMachine) -> None:
 
 
 def run_bundle(bundle: Bundle, plan: Plan) -> None:
-    """Start the script of the bundle and follow it to its end.
+    """Start a training run and show its progress to its end; raises as `run_script`."""
+    tail = MetricsTail(bundle.files.metrics)
+    progress = Progress(plan.run.train.steps)
+    try:
+        run_script(bundle, plan, on_poll=lambda: progress.update(tail.new_entries()))
+    finally:
+        progress.close()
+
+
+def run_script(bundle: Bundle, plan: Plan, on_poll: Callable[[], None]) -> None:
+    """Run the script of the bundle to its end, calling `on_poll` now and then.
 
     Raises RunFailed with the first real error of the first rank that failed, and Interrupted after
     a signal, with every process gone.
@@ -65,7 +75,10 @@ def run_bundle(bundle: Bundle, plan: Plan) -> None:
             preexec_fn=_end_with_parent() if sys.platform == "linux" else None,
         )
         try:
-            _follow(process, bundle, plan)
+            while process.poll() is None:
+                on_poll()
+                time.sleep(_POLL_S)
+            on_poll()
         finally:
             end_tree(process)
             for number, handler in previous.items():
@@ -79,18 +92,6 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise Interrupted(number)
-
-
-def _follow(process: subprocess.Popen[bytes], bundle: Bundle, plan: Plan) -> None:
-    tail = MetricsTail(bundle.files.metrics)
-    progress = Progress(plan.run.train.steps)
-    try:
-        while process.poll() is None:
-            progress.update(tail.new_entries())
-            time.sleep(_POLL_S)
-        progress.update(tail.new_entries())
-    finally:
-        progress.close()
 
 
 def _end_with_parent() -> Callable[[], None]:

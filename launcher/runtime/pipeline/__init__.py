@@ -1,0 +1,1 @@
+"""Pipeline parallelism: links between stages and the interpreter of schedules."""

@@ -1,0 +1,94 @@
+"""The smallest run of the same shape: same axes, schedule and ZeRO stage, at most 8 processes."""
+
+from __future__ import annotations
+
+from launcher.config.schema import Data, Model, Run
+from launcher.plan.records import Layout
+
+VERIFY_STEPS = 5
+_HEADS, _HEAD_DIM = 4, 8
+
+
+def shrink_run(run: Run, layout: Layout) -> Run:
+    """A run that CPU processes train in seconds and that takes the same paths through the code.
+
+    Kept: which axes are cut, schedule, ZeRO stage, recompute mode, rank order, update rule, and
+    what the model is made of. Made small: every degree above 2 (a lone axis keeps up to 4), every
+    dimension, the batch. Replaced: bf16 by fp32, data by the standard library's text, attention
+    dropout (each rank draws its own) by none, the learning-rate schedule by a constant.
+    """
+    tp, pp, dp = _small_degrees(layout)
+    model = _small_model(run.model, layout, tp, pp)
+    microbatches = min(layout.num_microbatches, 2 * pp + 1)
+    micro = min(layout.micro_batch_size, 2)
+    return run.model_copy(
+        update={
+            "model": model,
+            "hardware": run.hardware.model_copy(
+                update={"device": "cpu", "num_nodes": 1, "gpus_per_node": tp * pp * dp}
+            ),
+            "parallelism": run.parallelism.model_copy(
+                update={"tp": tp, "pp": pp, "dp": dp, "recompute": layout.recompute}
+            ),
+            "optimizer": run.optimizer.model_copy(
+                update={"warmup_steps": 0, "schedule": "constant", "min_learning_rate": 0.0}
+            ),
+            "data": Data(name="stdlib_text", kind="stdlib_text"),
+            "train": run.train.model_copy(
+                update={
+                    "steps": VERIFY_STEPS,
+                    "sequence_length": 32,
+                    "micro_batch_size": micro,
+                    "num_microbatches": microbatches,
+                    "global_batch_size": micro * microbatches * dp,
+                    "validate_every": None,
+                    "validation_batches": 0,
+                    "log_every": 1,
+                    "compile": False,
+                }
+            ),
+            "precision": run.precision.model_copy(update={"name": "fp32", "compute": "fp32"}),
+            "launch": run.launch.model_copy(update={"name": "local"}),
+        }
+    )
+
+
+def _small_degrees(layout: Layout) -> tuple[int, int, int]:
+    """tp, pp and dp: at most 2 each; an axis that is alone keeps up to 4."""
+    degrees = (layout.tp, layout.pp, layout.dp)
+    limit = 4 if sum(degree > 1 for degree in degrees) == 1 else 2
+    tp, pp, dp = (min(degree, limit) for degree in degrees)
+    return (2 if tp == 3 else tp), pp, dp
+
+
+def _small_model(model: Model, layout: Layout, tp: int, pp: int) -> Model:
+    """The same architecture with every dimension small and the same divisibility."""
+    is_uneven = layout.pp > 1 and model.num_layers % layout.pp > 0
+    scaling = model.rope_scaling
+    return model.model_copy(
+        update={
+            "num_layers": 2 * pp + is_uneven,
+            "hidden_size": _HEADS * _HEAD_DIM,
+            "num_heads": _HEADS,
+            "num_kv_heads": _small_kv_heads(model, layout, tp),
+            # Heads that do not add up to the hidden width stay so.
+            "head_dim": 2 * _HEAD_DIM
+            if model.head_size * model.num_heads != model.hidden_size
+            else None,
+            "ffn_hidden_size": 64,
+            "vocab_size": 256 + (model.vocab_size % layout.tp > 0),
+            "max_sequence_length": 64,
+            "sliding_window": 16 if model.sliding_window else None,
+            "rope_scaling": scaling and scaling.model_copy(update={"original_max_position": 16}),
+            "attention_dropout": 0.0,
+        }
+    )
+
+
+def _small_kv_heads(model: Model, layout: Layout, tp: int) -> int:
+    """As many as query heads, fewer, or fewer than tp ranks: as in the full model."""
+    if layout.tp > model.kv_heads:
+        return max(1, tp // 2)
+    if model.kv_heads == model.num_heads:
+        return _HEADS
+    return max(tp, _HEADS // 2) if tp < _HEADS else _HEADS

@@ -1,0 +1,57 @@
+"""Builds what one rank trains with: groups, stage, engine, links and data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from launcher.plan.mesh import build_mesh
+from launcher.runtime.data import Datasets, open_datasets
+from launcher.runtime.engine import Engine, build_engine
+from launcher.runtime.frozen import Frozen
+from launcher.runtime.groups import Groups, build_groups
+from launcher.runtime.model.stage import DTYPES, build_stage
+from launcher.runtime.pipeline.p2p import Channels, build_channels
+from launcher.runtime.process import Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """Everything that a step needs on one rank."""
+
+    frozen: Frozen
+    groups: Groups
+    engine: Engine
+    channels: Channels
+    data: Datasets
+
+    @property
+    def stage(self) -> int:
+        """Index of this rank's pipeline stage."""
+        return self.groups.pp.index
+
+
+def build_trainer(frozen: Frozen, device: torch.device, data_folder: Path, place: Place) -> Trainer:
+    """Every rank must call it; weights are initial."""
+    run, layout = frozen.run, frozen.layout
+    # 1. Data first: it fails fastest.
+    data = open_datasets(run, layout, data_folder, place.local_rank == 0, _barrier)
+    # 2. Who talks to whom.
+    groups = build_groups(
+        layout, build_mesh(layout), device, run.model.tie_embeddings, run.model.kv_heads
+    )
+    # 3. This rank's share of the model, and who updates it.
+    module = build_stage(run, layout, frozen.stages[groups.pp.index], groups)
+    engine = build_engine(module, run, layout, groups, frozen.ds_config)
+    # 4. Links to the neighbouring stages.
+    shape = (layout.micro_batch_size, layout.sequence_length, run.model.hidden_size)
+    channels = build_channels(groups, shape, DTYPES[run.precision.compute])
+    return Trainer(frozen=frozen, groups=groups, engine=engine, channels=channels, data=data)
+
+
+def _barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()

@@ -1,0 +1,41 @@
+"""What the run directory fixes for every worker: nothing is composed or planned again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from launcher.config.schema import Run
+from launcher.plan.records import Layout, Stage, layout_from_json, stages_from_json
+from launcher.plan.run_files import RunFiles
+from launcher.plan.schedule import Schedule, build_schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """The frozen files of one run, read."""
+
+    run: Run
+    layout: Layout
+    stages: tuple[Stage, ...]
+    schedule: Schedule
+    plan: dict[str, Any]
+    """The whole plan.json."""
+    ds_config: dict[str, Any]
+
+
+def read_frozen(files: RunFiles) -> Frozen:
+    """Run, plan and engine configuration of a run directory; nothing is composed again."""
+    plan = json.loads(files.plan.read_text())
+    layout = layout_from_json(plan)
+    return Frozen(
+        run=Run.model_validate(yaml.safe_load(files.run.read_text())),
+        layout=layout,
+        stages=stages_from_json(plan),
+        schedule=build_schedule(layout.schedule, layout.pp, layout.num_microbatches),
+        plan=plan,
+        ds_config=json.loads(files.deepspeed.read_text()),
+    )

@@ -1,0 +1,96 @@
+"""One worker process: its place in the job, its log, its end."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.plan.run_files import RunFiles
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+# How torch's backends say that a peer has gone: gloo's and NCCL's words, and the store's.
+_ECHOES = (
+    "connection closed by peer",
+    "connection reset by peer",
+    "connection refused",
+    "broken pipe",
+    "remote process exited",
+    "application timeout caused pair closure",
+    "nccl communicator was aborted",
+    "socket timeout",
+    "timed out waiting",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where torchrun put this process; read from the environment here and nowhere else."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    node: str
+    """Host name."""
+
+
+def read_place() -> Place:
+    """The variables that torchrun sets; one process alone needs none of them."""
+    return Place(
+        rank=int(os.environ.get("RANK", "0")),
+        local_rank=int(os.environ.get("LOCAL_RANK", "0")),
+        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        node=socket.gethostname(),
+    )
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill this process when torchrun dies, so that no orphan holds a device."""
+    if sys.platform != "linux":
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # It died before the kernel knew of our wish.
+        os._exit(1)
+
+
+def log_to(path: Path) -> None:
+    """Send everything that this process prints, C libraries included, to its own log."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    os.close(handle)
+
+
+def fail(files: RunFiles, place: Place, error: BaseException) -> None:
+    """Leave the reason for the launcher and end at once.
+
+    Python's ordinary exit would wait for communication threads whose peers may be waiting for us.
+    """
+    traceback.print_exception(error)
+    lines = str(error).strip().splitlines() or [""]
+    document = {
+        "rank": place.rank,
+        "node": place.node,
+        "error": f"{type(error).__name__}: {lines[0]}",
+        "time": time.time(),
+        "is_echo": any(words in str(error).lower() for words in _ECHOES),
+    }
+    target = files.rank_error(place.rank)
+    partial = target.with_suffix(".partial")
+    try:
+        partial.write_text(json.dumps(document))
+        partial.replace(target)
+    except OSError as full:
+        print(f"the reason could not be written: {full}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)

@@ -1,0 +1,74 @@
+"""One rank of a run, from the frozen run directory to the last step."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from pathlib import Path
+from typing import Any
+
+from launcher.config.schema import Run
+from launcher.plan.run_files import RunFiles
+from launcher.runtime.frozen import read_frozen
+from launcher.runtime.process import Place, end_with_parent, fail, log_to, read_place
+
+# A collective that takes longer than this has lost a rank without an error.
+_TIMEOUT = datetime.timedelta(minutes=10)
+
+
+def main(run_dir: str) -> None:
+    """Entry point of every rank: `python -m launcher.runtime.worker RUN_DIR`."""
+    files, place = RunFiles(root=Path(run_dir)), read_place()
+    end_with_parent()
+    log_to(files.rank_log(place.rank))
+    try:
+        work(files, place)
+    except BaseException as error:  # whatever it is, the launcher must be able to name it
+        fail(files, place, error)
+
+
+def work(files: RunFiles, place: Place) -> None:
+    """The run itself, as numbered steps."""
+    # 1. The frozen files: the same that the dry run showed.
+    frozen = read_frozen(files)
+    # 2. torch, the device and the other ranks.
+    device = join_job(frozen.run, place)
+    # 3. Process groups, this rank's stage, its engine and its links.
+    from launcher.runtime.build import build_trainer
+    from launcher.runtime.train import train
+
+    trainer = build_trainer(frozen, device, files.data, place)
+    # 4. Step by step to the end.
+    train(trainer, files)
+    leave_job()
+
+
+def join_job(run: Run, place: Place) -> Any:
+    """Pick the device and meet the other ranks; returns the torch.device."""
+    import torch
+    import torch.distributed as dist
+
+    is_cuda = run.hardware.device == "cuda"
+    device = torch.device("cuda", place.local_rank) if is_cuda else torch.device("cpu")
+    if is_cuda:
+        torch.cuda.set_device(device)
+    if place.world_size > 1:
+        dist.init_process_group(
+            "nccl" if is_cuda else "gloo",
+            timeout=_TIMEOUT,
+            device_id=device if is_cuda else None,
+        )
+    return device
+
+
+def leave_job() -> None:
+    """Part from the other ranks once all of them are done."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
