@@ -52,26 +52,32 @@ class Schedule:
     """Actions of stage s in ranks[s]."""
 
 
+MakeAction = Callable[[Kind, int], Action]
+Order = Callable[[MakeAction, int, int, int], list[Action]]
+"""The compute actions of one stage, from (action, stage, num_stages, num_microbatches)."""
+
+
 def build_schedule(name: str, num_stages: int, num_microbatches: int) -> Schedule:
     """The schedule of this name, transfers included; any num_stages, num_microbatches >= 1."""
     assert num_stages >= 1, f"num_stages={num_stages}"
     assert num_microbatches >= 1, f"num_microbatches={num_microbatches}"
-    order = SCHEDULES[name]
     action = cache(Action)  # all stages share equal actions: a third of the time and memory
+    orders = build_orders(name, num_stages, num_microbatches, action)
     ranks = tuple(
-        _add_transfers(
-            order(action, stage, num_stages, num_microbatches), action, stage, num_stages
-        )
-        for stage in range(num_stages)
+        _add_transfers(order, action, stage, num_stages) for stage, order in enumerate(orders)
     )
     return Schedule(
         name=name, num_stages=num_stages, num_microbatches=num_microbatches, ranks=ranks
     )
 
 
-MakeAction = Callable[[Kind, int], Action]
-Order = Callable[[MakeAction, int, int, int], list[Action]]
-"""The compute actions of one stage, from (action, stage, num_stages, num_microbatches)."""
+def build_orders(
+    name: str, num_stages: int, num_microbatches: int, action: MakeAction | None = None
+) -> list[list[Action]]:
+    """The compute actions alone, stage by stage."""
+    action = action or cache(Action)
+    order = SCHEDULES[name]
+    return [order(action, stage, num_stages, num_microbatches) for stage in range(num_stages)]
 
 
 def gpipe(action: MakeAction, stage: int, num_stages: int, num_microbatches: int) -> list[Action]:

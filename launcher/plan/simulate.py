@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise, zip_longest
+from itertools import accumulate, pairwise, zip_longest
 from typing import get_args
 
-from launcher.plan.schedule import Action, Kind, Schedule
+from launcher.plan.schedule import Action, Kind, Schedule, build_orders
 
 
 class ScheduleError(ValueError):
@@ -56,6 +56,15 @@ def simulate(schedule: Schedule, times: Sequence[StageTimes], p2p_s: float = 0.0
     finish = _run(schedule, times, p2p_s)
     busy = tuple(_busy(actions, time) for actions, time in zip(schedule.ranks, times, strict=True))
     return Simulation(makespan_s=max(finish), finish_s=finish, busy_s=busy, peak_in_flight=peaks)
+
+
+def peak_in_flight(name: str, num_stages: int, num_microbatches: int) -> tuple[int, ...]:
+    """Only what `simulate(build_schedule(...)).peak_in_flight` is, at a fraction of the time."""
+    signs = {"F": 1, "B": -1, "W": 0}
+    return tuple(
+        max(accumulate([signs[action.kind] for action in actions]))
+        for actions in build_orders(name, num_stages, num_microbatches)
+    )
 
 
 def check_schedule(schedule: Schedule) -> tuple[int, ...]:

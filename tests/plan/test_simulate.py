@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.plan.schedule import SCHEDULES, Action, Schedule, build_schedule
-from launcher.plan.simulate import ScheduleError, StageTimes, simulate
+from launcher.plan.simulate import ScheduleError, StageTimes, peak_in_flight, simulate
 
 LINES = (Path(__file__).parent / "bubble_1f1b.csv").read_text().splitlines()
 BUBBLES = list(csv.DictReader(line for line in LINES if not line.startswith("#")))
@@ -179,3 +179,12 @@ def test_a_weight_gradient_action_is_timed_apart():
     result = simulate(schedule, [StageTimes(forward_s=1, backward_s=2, weight_s=4)])
     assert result.makespan_s == 7
     assert result.peak_in_flight == (1,)
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULES))
+@pytest.mark.parametrize(("p", "m"), [(1, 1), (1, 5), (4, 2), (4, 9), (7, 30)])
+def test_the_quick_peak_is_that_of_the_whole_schedule(name, p, m):
+    assert (
+        peak_in_flight(name, p, m)
+        == simulate(build_schedule(name, p, m), uniform(p)).peak_in_flight
+    )

@@ -1,0 +1,162 @@
+"""What is legal in a plan but probably not meant: warnings with a fix that can be typed."""
+
+from __future__ import annotations
+
+from launcher.config.schema import Run
+from launcher.plan.records import Layout, Memory, Warning
+from launcher.plan.step_time import StepEstimate
+
+MAX_BUBBLE = 0.25
+"""Above this share of waiting the pipeline is starved; about three microbatches per stage."""
+
+IDLE_SHARE = 0.4
+"""Below this share of memory in use, larger microbatches or less recomputation would fit."""
+
+MAX_COMMUNICATION = 0.4
+"""Above this share of the step, the devices mostly wait for each other."""
+
+
+def find_warnings(
+    run: Run, layout: Layout, memory: Memory, step: StepEstimate
+) -> tuple[Warning, ...]:
+    """All warnings, the costliest kind first."""
+    found = (
+        _memory(run, layout, memory),
+        _host_memory(run, layout, memory),
+        _tp_crosses_nodes(layout, step),
+        _bubble(layout, step),
+        _communication(layout, step),
+        _idle_memory(run, layout, memory),
+        _replicated_heads(run, layout),
+    )
+    return tuple(warning for warning in found if warning is not None)
+
+
+def _memory(run: Run, layout: Layout, memory: Memory) -> Warning | None:
+    if memory.fits:
+        return None
+    fullest = max(memory.per_stage, key=lambda stage: stage.total_bytes)
+    if layout.recompute != "full":
+        fix = "parallelism.recompute=full"
+    elif layout.micro_batch_size > 1:
+        fix = f"train.micro_batch_size={layout.micro_batch_size // 2}"
+    elif layout.zero_stage == 0 and layout.dp > 1:
+        fix = "parallelism.zero_stage=1"
+    elif layout.zero_stage < 3 and layout.dp > 1 and layout.pp == 1:
+        fix = "parallelism.zero_stage=3"
+    else:
+        fix = f"hardware.num_nodes={2 * layout.nodes}"
+    return Warning(
+        id="does-not-fit",
+        message=f"stage {fullest.stage} needs {_gib(fullest.total_bytes)} GiB of "
+        f"{_gib(memory.usable_bytes)} GiB usable ({_gib(memory.capacity_bytes)} GiB in all)",
+        fix=fix,
+    )
+
+
+def _host_memory(run: Run, layout: Layout, memory: Memory) -> Warning | None:
+    assert run.hardware.node is not None
+    have = run.hardware.node.host_memory_bytes
+    if memory.host_bytes_per_node <= have:
+        return None
+    return Warning(
+        id="host-memory",
+        message=f"{layout.gpus_per_node} processes take {_gib(memory.host_bytes_per_node)} GiB of "
+        f"the node's {_gib(have)} GiB of RAM",
+        fix=f"hardware.gpus_per_node={max(1, layout.gpus_per_node // 2)}",
+    )
+
+
+def _tp_crosses_nodes(layout: Layout, step: StepEstimate) -> Warning | None:
+    entry = next((entry for entry in step.communication if entry.axis == "tp"), None)
+    if entry is None or not entry.crosses_nodes:
+        return None
+    if layout.tp <= layout.gpus_per_node and layout.order[0] != "tp":
+        return Warning(
+            id="tp-crosses-nodes",
+            message="tensor-parallel groups span nodes because tp is not the fastest axis",
+            fix="parallelism.order=[tp,cp,dp,pp]",
+        )
+    return Warning(
+        id="tp-crosses-nodes",
+        message=f"tp={layout.tp} spans nodes of {layout.gpus_per_node}: every block's all-reduces "
+        "use the network",
+        fix=f"parallelism.tp={_largest_divisor(layout.tp, layout.gpus_per_node)}",
+    )
+
+
+def _bubble(layout: Layout, step: StepEstimate) -> Warning | None:
+    if layout.pp == 1 or step.time.bubble_fraction <= MAX_BUBBLE:
+        return None
+    wanted = 4 * layout.pp
+    if layout.num_microbatches >= wanted:
+        return Warning(
+            id="uneven-pipeline",
+            message=f"stages wait {step.time.bubble_fraction:.0%} of the time though there are "
+            f"{layout.num_microbatches} microbatches: transfers or uneven stages hold them up",
+            fix=f"parallelism.pp={max(1, layout.pp // 2)}",
+        )
+    return Warning(
+        id="few-microbatches",
+        message=f"{layout.num_microbatches} microbatches starve {layout.pp} stages: they wait "
+        f"{step.time.bubble_fraction:.0%} of the time",
+        fix=f"train.num_microbatches={wanted}",
+    )
+
+
+def _communication(layout: Layout, step: StepEstimate) -> Warning | None:
+    share = step.time.exposed_communication_s / step.time.step_s
+    if share <= MAX_COMMUNICATION:
+        return None
+    busiest = max(step.communication, key=lambda entry: entry.seconds_per_step)
+    fix = (
+        f"parallelism.tp={max(1, layout.tp // 2)}"
+        if busiest.axis == "tp"
+        else f"train.num_microbatches={2 * layout.num_microbatches}"
+    )
+    return Warning(
+        id="communication-bound",
+        message=f"{share:.0%} of the step is communication that nothing hides, most of it "
+        f"{busiest.op} over {busiest.axis}",
+        fix=fix,
+    )
+
+
+def _idle_memory(run: Run, layout: Layout, memory: Memory) -> Warning | None:
+    """Only where something is paid for memory that is not needed."""
+    share = memory.peak_bytes / memory.capacity_bytes
+    if run.hardware.device == "cpu" or share >= IDLE_SHARE:
+        return None
+    if layout.recompute == "full":
+        return Warning(
+            id="idle-memory",
+            message=f"blocks are recomputed though {1 - share:.0%} of the memory is idle",
+            fix="parallelism.recompute=none",
+        )
+    if layout.micro_batch_size * layout.sequence_length >= 8192 or layout.num_microbatches < 2:
+        return None
+    return Warning(
+        id="idle-memory",
+        message=f"{1 - share:.0%} of the memory is idle and microbatches are small: larger ones "
+        "use the device better",
+        fix=f"train.micro_batch_size={2 * layout.micro_batch_size}",
+    )
+
+
+def _replicated_heads(run: Run, layout: Layout) -> Warning | None:
+    if layout.tp <= run.model.kv_heads:
+        return None
+    return Warning(
+        id="kv-heads-replicated",
+        message=f"tp={layout.tp} exceeds the {run.model.kv_heads} key/value heads: each is held by "
+        f"{layout.tp // run.model.kv_heads} ranks",
+        fix=f"parallelism.tp={run.model.kv_heads}",
+    )
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return max(value for value in range(1, limit + 1) if number % value == 0)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f}"

@@ -1,0 +1,260 @@
+"""What the run leaves open, filled: TP inside the node, PP until it fits, DP from the rest.
+
+The order of preference, and why:
+1. the smallest tp that fits without a pipeline: each doubling adds all-reduces in every block;
+2. then pipeline stages on top of the largest tp of a node: a pipeline costs its bubble, but its
+   traffic is small enough to leave the node;
+3. at each of these, recompute none, then selective: it costs little. Full recomputation costs a
+   third more compute and is tried only where tp is used up. There it goes before more stages,
+   because under 1F1B the first stage keeps pp microbatches of num_layers / pp blocks: stages do
+   not shrink activations.
+What the user has pinned is never changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.config.rules import check_run, obeys_rules
+from launcher.config.schema import Run
+from launcher.errors import ConfigError, Finding
+from launcher.plan.batch import default_sequence_length, solve_batch
+from launcher.plan.memory import build_shape, estimate_memory
+from launcher.plan.records import Layout, Memory
+from launcher.plan.roofline import estimate_parts
+from launcher.plan.simulate import peak_in_flight
+from launcher.plan.stages import split_stages
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filled:
+    """A run with nothing left open, and how that came about."""
+
+    run: Run
+    layout: Layout
+    decisions: tuple[str, ...]
+    """A line per value that was open."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tried:
+    """One way to fill the layout."""
+
+    run: Run
+    layout: Layout
+    memory: Memory
+
+
+def fill_run(run: Run) -> Filled:
+    """Fill every open value; ConfigError with all findings where no legal layout exists.
+
+    Where nothing fits, the layout with the smallest peak memory is taken.
+    """
+    asked = run
+    if findings := check_run(run):
+        raise ConfigError(findings)
+    run = _fill_devices(run)
+    if run.train.sequence_length is None:
+        run = _update(run, "train", sequence_length=default_sequence_length(run.model))
+    best: _Tried | None = None
+    for tried in _try_layouts(run):
+        if best is None or tried.memory.peak_bytes < best.memory.peak_bytes:
+            best = tried
+        if tried.memory.fits:
+            best = tried
+            break
+    if best is None:
+        raise ConfigError(_no_layout(run))
+    return Filled(run=best.run, layout=best.layout, decisions=_describe(asked, best))
+
+
+def build_layout(run: Run) -> Layout:
+    """The layout of a run in which nothing is open."""
+    degrees, train = run.parallelism, run.train
+    tp, pp, dp = _closed(degrees.tp), _closed(degrees.pp), _closed(degrees.dp)
+    assert degrees.recompute is not None
+    return Layout(
+        world_size=tp * degrees.cp * pp * dp,
+        nodes=run.hardware.num_nodes,
+        gpus_per_node=_closed(run.hardware.gpus_per_node),
+        tp=tp,
+        cp=degrees.cp,
+        ep=degrees.ep,
+        pp=pp,
+        vpp=degrees.vpp,
+        dp=dp,
+        zero_stage=degrees.zero_stage,
+        micro_batch_size=_closed(train.micro_batch_size),
+        num_microbatches=_closed(train.num_microbatches),
+        global_batch_size=_closed(train.global_batch_size),
+        sequence_length=_closed(train.sequence_length),
+        schedule=degrees.schedule,
+        recompute=degrees.recompute,
+        order=degrees.order,
+    )
+
+
+def _fill_devices(run: Run) -> Run:
+    """Without a number of devices (a CPU), as many as the pinned degrees ask for."""
+    if run.hardware.gpus_per_node is not None:
+        return run
+    degrees = run.parallelism
+    wanted = (degrees.tp or 1) * degrees.cp * (degrees.pp or 1) * (degrees.dp or 1)
+    return _update(run, "hardware", gpus_per_node=-(-wanted // run.hardware.num_nodes))
+
+
+def _try_layouts(run: Run) -> Iterator[_Tried]:
+    """Legal layouts in the order of preference; the batch's contradiction if it spoils them all."""
+    contradiction: ConfigError | None = None
+    num_tried = 0
+    for tp, pp, dp, may_recompute_all in _degrees(run):
+        filled = _update(run, "parallelism", tp=tp, pp=pp, dp=dp)
+        if not obeys_rules(filled):
+            continue
+        try:
+            filled = _fill_batch(filled)
+        except ConfigError as error:
+            contradiction = contradiction or error
+            continue
+        for tried in _try_recompute(filled, may_recompute_all):
+            num_tried += 1
+            yield tried
+    if not num_tried and contradiction is not None:
+        raise contradiction
+
+
+def _degrees(run: Run) -> Iterator[tuple[int, int, int, bool]]:
+    """(tp, pp, dp, whether tp is used up), fewest stages first, then smallest tp."""
+    degrees = run.parallelism
+    devices = _closed(run.hardware.gpus_per_node) * run.hardware.num_nodes
+    tps = [degrees.tp] if degrees.tp else _legal_tps(run)
+    pps = [degrees.pp] if degrees.pp else _divisors(devices, run.model.num_layers)
+    is_first_pp = True
+    for pp in pps:
+        fitting = [tp for tp in tps if _left(devices, tp, pp, degrees.cp, degrees.dp)]
+        for tp in fitting if is_first_pp else fitting[-1:]:
+            dp = _left(devices, tp, pp, degrees.cp, degrees.dp)
+            yield tp, pp, dp, tp == fitting[-1]
+        is_first_pp = is_first_pp and not fitting
+
+
+def _left(devices: int, tp: int, pp: int, cp: int, dp: int | None) -> int:
+    """The dp that uses all devices; 0 where there is none or it is not the pinned one."""
+    rest, remainder = divmod(devices, tp * pp * cp)
+    return rest if not remainder and dp in (None, rest) else 0
+
+
+def _legal_tps(run: Run) -> list[int]:
+    """Divisors of a node's devices by which the model can be cut."""
+    tps = _divisors(_closed(run.hardware.gpus_per_node), run.model.num_heads)
+    ignore_mesh = _update(run, "hardware", gpus_per_node=None)
+    return [tp for tp in tps if obeys_rules(_update(ignore_mesh, "parallelism", tp=tp))]
+
+
+def _divisors(number: int, limit: int) -> list[int]:
+    return [value for value in range(1, min(number, limit) + 1) if number % value == 0]
+
+
+def _fill_batch(run: Run) -> Run:
+    degrees, train = run.parallelism, run.train
+    dp, pp = _closed(degrees.dp), _closed(degrees.pp)
+    batch = solve_batch(train, dp, pp, _closed(train.sequence_length))
+    return _update(
+        run,
+        "train",
+        micro_batch_size=batch.micro_batch_size,
+        num_microbatches=batch.num_microbatches,
+        global_batch_size=batch.global_batch_size,
+    )
+
+
+def _try_recompute(run: Run, may_recompute_all: bool) -> Iterator[_Tried]:
+    """The pinned mode, or from the cheapest to the dearest."""
+    pinned = run.parallelism.recompute
+    if pinned is not None:
+        yield _try(run, pinned)
+        return
+    modes = ["none", "selective"] + (["full"] if may_recompute_all else [])
+    least = _try(run, modes[-1])
+    if least.memory.fits:  # else the cheaper modes, which keep more, do not fit either
+        yield from (_try(run, mode) for mode in modes[:-1])
+    yield least
+
+
+def _try(run: Run, recompute: str) -> _Tried:
+    run = _update(run, "parallelism", recompute=recompute)
+    layout = build_layout(run)
+    assert run.hardware.gpu is not None
+    parts = estimate_parts(
+        run.model, build_shape(run, layout), recompute, run.hardware.gpu, run.precision
+    )
+    stages = split_stages(run.model, layout.pp, parts)
+    in_flight = peak_in_flight(layout.schedule, layout.pp, layout.num_microbatches)
+    return _Tried(run=run, layout=layout, memory=estimate_memory(run, layout, stages, in_flight))
+
+
+def _no_layout(run: Run) -> list[Finding]:
+    """Nothing legal: what the plainest layout breaks says why."""
+    degrees = run.parallelism
+    plain = _update(run, "parallelism", tp=degrees.tp or 1, pp=degrees.pp or 1, dp=degrees.dp or 1)
+    findings = check_run(plain)
+    assert findings, "no layout, but no broken rule either"
+    return findings
+
+
+def _describe(asked: Run, best: _Tried) -> tuple[str, ...]:
+    """One line per value that was open."""
+    layout, memory = best.layout, best.memory
+    per_node, degrees = layout.gpus_per_node, asked.parallelism
+    fit = (
+        f"smallest that fits: {_gib(memory.peak_bytes)} of {_gib(memory.usable_bytes)} GiB usable"
+        if memory.fits
+        else f"smallest memory, but {_gib(memory.peak_bytes)} GiB do not fit "
+        f"{_gib(memory.usable_bytes)} GiB usable"
+    )
+    lines = []
+    if asked.hardware.gpus_per_node is None:
+        lines.append(f"gpus_per_node={per_node}: as many processes as the layout asks for")
+    if degrees.tp is None:
+        is_full = layout.tp == per_node and layout.tp > 1
+        lines.append(f"tp={layout.tp}: " + ("fills the node" if is_full else fit))
+    if degrees.pp is None:
+        lines.append(f"pp={layout.pp}: " + ("no pipeline needed" if layout.pp == 1 else fit))
+    if degrees.recompute is None:
+        why = {"none": "activations fit", "selective": "attention again", "full": "blocks again"}
+        saves = "" if layout.recompute == "none" else ", to fit"
+        lines.append(f"recompute={layout.recompute}: {why[layout.recompute]}{saves}")
+    if degrees.dp is None:
+        lines.append(f"dp={layout.dp}: the other devices")
+    for key in ("sequence_length", "micro_batch_size", "num_microbatches", "global_batch_size"):
+        if getattr(asked.train, key) is None:
+            lines.append(f"{key}={getattr(layout, key)}: {_batch_reason(key, asked, layout)}")
+    return tuple(lines)
+
+
+def _batch_reason(key: str, asked: Run, layout: Layout) -> str:
+    if key == "sequence_length":
+        return "the model's longest" if layout.sequence_length < 8192 else "at most 8192 by default"
+    if key == "global_batch_size":
+        return f"{layout.micro_batch_size} x {layout.num_microbatches} x {layout.dp} dp"
+    if key == "micro_batch_size":
+        return "from the other two" if asked.train.num_microbatches else "the smallest"
+    if asked.train.global_batch_size:
+        return "from the global batch"
+    return "keeps the pipeline busy" if layout.pp > 1 else "no pipeline to keep busy"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f}"
+
+
+def _update(run: Run, section: str, **values: Any) -> Run:
+    record = getattr(run, section)
+    return run.model_copy(update={section: record.model_copy(update=values)})
+
+
+def _closed(value: int | None) -> int:
+    assert value is not None, "still open"
+    return value

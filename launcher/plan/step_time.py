@@ -1,0 +1,148 @@
+"""How long one optimizer step takes: the schedule simulated, then reduction and update."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from launcher.config.schema import Run
+from launcher.plan.links import transfer_s
+from launcher.plan.memory import build_shape, optimizer_bytes_per_parameter
+from launcher.plan.mesh import Mesh
+from launcher.plan.records import Communication, Layout, Stage, Time
+from launcher.plan.roofline import PartTimes, estimate_parts
+from launcher.plan.schedule import Schedule
+from launcher.plan.simulate import Simulation, StageTimes, simulate
+from launcher.plan.stages import count_stage_parameters
+from launcher.plan.traffic import (
+    GRADIENT_BYTES,
+    Links,
+    find_links,
+    list_communication,
+    p2p_s,
+    tp_all_reduces,
+)
+from launcher.plan.work import ELEMENT_BYTES, boundary_bytes, model_flops_per_token
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepEstimate:
+    """One step, predicted, with what it was made from."""
+
+    time: Time
+    communication: tuple[Communication, ...]
+    simulation: Simulation
+
+
+def estimate_step(
+    run: Run, layout: Layout, stages: Sequence[Stage], schedule: Schedule, mesh: Mesh
+) -> StepEstimate:
+    """Step time by kind: compute, bubble, exposed communication and optimizer add up to it."""
+    assert run.hardware.gpu is not None
+    links = find_links(run, layout, mesh)
+    communication = list_communication(run, layout, stages, links)
+    parts = estimate_parts(
+        run.model, build_shape(run, layout), layout.recompute, run.hardware.gpu, run.precision
+    )
+    compute = [_compute_times(stage, parts) for stage in stages]
+    tp = [_tp_times(run, layout, stage, links) for stage in stages]
+    both = [
+        StageTimes(
+            forward_s=one.forward_s + other.forward_s, backward_s=one.backward_s + other.backward_s
+        )
+        for one, other in zip(compute, tp, strict=True)
+    ]
+    simulation = simulate(schedule, both, p2p_s(run.model, build_shape(run, layout), links))
+    slowest = max(range(layout.pp), key=lambda stage: simulation.busy_s[stage])
+    busy_s = simulation.busy_s[slowest]
+    tp_s = layout.num_microbatches * (tp[slowest].forward_s + tp[slowest].backward_s)
+    exposed_s = tp_s + _exposed_reduction_s(communication, layout, busy_s - tp_s)
+    return StepEstimate(
+        time=_summarise(
+            run,
+            layout,
+            compute_s=busy_s - tp_s,
+            bubble_s=simulation.makespan_s - busy_s,
+            bubble_fraction=simulation.bubble_fraction,
+            exposed_s=exposed_s,
+            optimizer_s=max(_optimizer_s(run, layout, stage) for stage in stages),
+        ),
+        communication=communication,
+        simulation=simulation,
+    )
+
+
+def _compute_times(stage: Stage, parts: PartTimes) -> StageTimes:
+    """One microbatch on one stage, communication aside."""
+    num_layers = stage.end_layer - stage.first_layer
+    return StageTimes(
+        forward_s=num_layers * parts.block_forward_s
+        + stage.is_first * parts.embedding_forward_s
+        + stage.is_last * parts.head_forward_s,
+        backward_s=num_layers * parts.block_backward_s
+        + stage.is_first * parts.embedding_backward_s
+        + stage.is_last * parts.head_backward_s,
+    )
+
+
+def _tp_times(run: Run, layout: Layout, stage: Stage, links: Links) -> StageTimes:
+    """All-reduces of one microbatch; nothing computes meanwhile."""
+    payload = boundary_bytes(run.model, build_shape(run, layout))
+    each_s = transfer_s("all_reduce", payload, links.tp)
+    forward, backward = tp_all_reduces(stage, layout.recompute)
+    return StageTimes(forward_s=forward * each_s, backward_s=backward * each_s)
+
+
+def _exposed_reduction_s(
+    communication: Sequence[Communication], layout: Layout, compute_s: float
+) -> float:
+    """What of dp and embedding traffic the step waits for.
+
+    Below ZeRO-3 all of it: it starts when the last microbatch is done. ZeRO-3 gathers and reduces
+    beside the computing (`overlap_comm`), so only what is longer shows.
+    """
+    total = sum(
+        entry.seconds_per_step for entry in communication if entry.axis in ("dp", "embedding")
+    )
+    return max(0.0, total - compute_s) if layout.zero_stage == 3 else total
+
+
+def _optimizer_s(run: Run, layout: Layout, stage: Stage) -> float:
+    """Bound by memory: state read and written, gradients read for the norm and the update."""
+    assert run.hardware.gpu is not None
+    num_layers = stage.end_layer - stage.first_layer
+    size = count_stage_parameters(run.model, num_layers, stage.is_first, stage.is_last, layout.tp)
+    share = size / layout.dp if layout.zero_stage >= 1 else size
+    state = optimizer_bytes_per_parameter(run.optimizer, run.precision.compute, layout.zero_stage)
+    per_parameter = 2 * state + 3 * GRADIENT_BYTES + ELEMENT_BYTES[run.precision.compute]
+    return share * per_parameter / run.hardware.gpu.memory_bandwidth
+
+
+def _summarise(
+    run: Run,
+    layout: Layout,
+    *,
+    compute_s: float,
+    bubble_s: float,
+    bubble_fraction: float,
+    exposed_s: float,
+    optimizer_s: float,
+) -> Time:
+    assert run.hardware.gpu is not None
+    step_s = compute_s + bubble_s + exposed_s + optimizer_s
+    tokens_per_s = layout.global_batch_size * layout.sequence_length / step_s
+    per_gpu = tokens_per_s / layout.world_size
+    flops = per_gpu * model_flops_per_token(run.model, layout.sequence_length)
+    return Time(
+        step_s=step_s,
+        compute_s=compute_s,
+        bubble_s=bubble_s,
+        bubble_fraction=bubble_fraction,
+        exposed_communication_s=exposed_s,
+        optimizer_s=optimizer_s,
+        tokens_per_s=tokens_per_s,
+        tokens_per_s_per_gpu=per_gpu,
+        tflops_per_gpu=flops / 1e12,
+        mfu=flops / getattr(run.hardware.gpu.peak_flops, run.precision.compute),
+        gpu_hours=layout.world_size * step_s * run.train.steps / 3600,
+    )

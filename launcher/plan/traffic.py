@@ -1,0 +1,118 @@
+"""What travels in one step: bytes and seconds per axis, from the layout and the links."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from launcher.config.schema import Model, Run
+from launcher.plan.costs import sum_sizes, tied_copy
+from launcher.plan.links import Link, find_link, sent_bytes, transfer_s
+from launcher.plan.memory import build_shape, gradients_are_whole
+from launcher.plan.mesh import Mesh
+from launcher.plan.records import Communication, Layout, Stage
+from launcher.plan.stages import count_stage_parameters
+from launcher.plan.work import ELEMENT_BYTES, Shape, boundary_bytes
+
+GRADIENT_BYTES = 4
+"""Gradients are reduced over dp in float32."""
+
+GRADIENT_OP = {0: "all_reduce", 1: "all_reduce", 2: "all_reduce", 3: "reduce_scatter"}
+"""How each ZeRO stage reduces: DeepSpeed 0.19.8 all-reduces buckets below stage 3 and lets every
+rank keep its part (`use_multi_rank_bucket_allreduce`), and so does our stage 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Links:
+    """The link of every axis that communicates."""
+
+    tp: Link
+    pp: Link
+    dp: Link
+
+    @property
+    def embedding(self) -> Link:
+        """Between the first and the last stage."""
+        return replace(self.pp, group_size=2)
+
+
+def find_links(run: Run, layout: Layout, mesh: Mesh) -> Links:
+    """Where each axis' groups sit on the nodes."""
+    tp, pp, dp = (
+        find_link(mesh, axis, run.hardware, layout.gpus_per_node) for axis in ("tp", "pp", "dp")
+    )
+    return Links(tp=tp, pp=pp, dp=dp)
+
+
+def tp_all_reduces(stage: Stage, recompute: str) -> tuple[int, int]:
+    """All-reduces of a stage's forward and backward per microbatch, each of T x H elements.
+
+    Two per block and pass (Megatron-LM, arXiv:1909.08053, fig. 4), one more where the block is
+    recomputed (its last one is not needed again), one for the embedding, one for the head's input.
+    """
+    num_layers = stage.end_layer - stage.first_layer
+    again = num_layers if recompute == "full" else 0
+    return 2 * num_layers + stage.is_first, 2 * num_layers + again + stage.is_last
+
+
+def list_communication(
+    run: Run, layout: Layout, stages: Sequence[Stage], links: Links
+) -> tuple[Communication, ...]:
+    """Everything that the busiest rank sends in one step, axis by axis; silent axes are absent."""
+    shape = build_shape(run, layout)
+    entries: list[Communication] = []
+    if layout.tp > 1:
+        most = max(sum(tp_all_reduces(stage, layout.recompute)) for stage in stages)
+        payload = boundary_bytes(run.model, shape)
+        entries.append(
+            _entry("tp", "all_reduce", payload, most * layout.num_microbatches, links.tp)
+        )
+    if layout.pp > 1:
+        directions = 2 if layout.pp > 2 else 1
+        payload = boundary_bytes(run.model, shape)
+        count = directions * layout.num_microbatches
+        entries.append(_entry("pp", "send_recv", payload, count, links.pp))
+    if layout.dp > 1:
+        entries += _data_parallel(run, layout, stages, links.dp)
+    if layout.pp > 1 and run.model.tie_embeddings:
+        payload = GRADIENT_BYTES * sum_sizes(tied_copy(run.model), layout.tp)
+        entries.append(_entry("embedding", "all_reduce", payload, 1, links.embedding))
+    return tuple(entries)
+
+
+def _data_parallel(
+    run: Run, layout: Layout, stages: Sequence[Stage], link: Link
+) -> list[Communication]:
+    """Gradients once, or per microbatch where they are sharded; weights after the step or before
+    every use.
+    """
+    size = max(
+        count_stage_parameters(
+            run.model, stage.end_layer - stage.first_layer, stage.is_first, stage.is_last, layout.tp
+        )
+        for stage in stages
+    )
+    reductions = 1 if gradients_are_whole(layout) else layout.num_microbatches
+    op = GRADIENT_OP[layout.zero_stage]
+    entries = [_entry("dp", op, GRADIENT_BYTES * size, reductions, link)]
+    gathers = {0: 0, 1: 1, 2: 1, 3: 2 * layout.num_microbatches}[layout.zero_stage]
+    if gathers:
+        payload = ELEMENT_BYTES[run.precision.compute] * size
+        entries.append(_entry("dp", "all_gather", payload, gathers, link))
+    return entries
+
+
+def _entry(axis: str, op: str, payload_bytes: int, count: int, link: Link) -> Communication:
+    return Communication(
+        axis=axis,
+        op=op,
+        group_size=link.group_size,
+        crosses_nodes=link.crosses_nodes,
+        bytes_per_step=round(count * sent_bytes(op, payload_bytes, link.group_size)),
+        seconds_per_step=count * transfer_s(op, payload_bytes, link),
+    )
+
+
+def p2p_s(model: Model, shape: Shape, links: Links) -> float:
+    """Seconds from the end of a pass on one stage to the arrival of its result on the next."""
+    return transfer_s("send_recv", boundary_bytes(model, shape), links.pp)
