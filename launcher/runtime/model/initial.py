@@ -13,8 +13,8 @@ from launcher.runtime.groups import Axis
 from launcher.runtime.keys import hash_key
 from launcher.runtime.parallel.shard import Shard, cut
 
-BLOCK_ELEMENTS = 1 << 20
-"""Values drawn at once; a part of the definition of the initial weights, so never change it."""
+TILE = 1024
+"""Rows and columns drawn at once; part of the definition of the weights, so never change it."""
 
 
 def materialise(
@@ -58,25 +58,34 @@ def initial_values(
 
 
 def _fill_normal(local: Tensor, spec: ParameterSpec, shard: Shard, std: float, seed: int) -> None:
-    """Draw the full matrix in blocks of whole rows and keep what belongs to the shard.
+    """Draw the full matrix in square tiles and keep what belongs to the shard.
 
-    Each block has its own generator (seed, full name, block), always float32 on the CPU: a rank
-    draws only the blocks that it needs rows of, and never holds more than one of them.
+    Each tile has its own generator (seed, full name, place), always float32 on the CPU: a rank
+    draws only the tiles that it needs a part of, and never holds more than one of them.
     """
     num_rows, num_columns = spec.shape
-    rows_per_block = max(1, BLOCK_ELEMENTS // num_columns)
-    is_row_cut = shard.dim == 0
-    first, end = (shard.start, shard.stop) if is_row_cut else (0, num_rows)
-    columns = slice(shard.start, shard.stop) if shard.dim == 1 else slice(None)
+    kept = range(shard.start, shard.stop)
+    rows = kept if shard.dim == 0 else range(num_rows)
+    columns = kept if shard.dim == 1 else range(num_columns)
     generator = torch.Generator()
-    for block in range(first // rows_per_block, -(-end // rows_per_block)):
-        row, next_row = block * rows_per_block, min((block + 1) * rows_per_block, num_rows)
-        generator.manual_seed(hash_key(seed, spec.name, block))
-        values = torch.empty(next_row - row, num_columns).normal_(0.0, std, generator=generator)
-        kept = slice(max(row, first), min(next_row, end))
-        local[kept.start - first : kept.stop - first].copy_(
-            values[kept.start - row : kept.stop - row, columns]
-        )
+    for row in _tile_starts(rows):
+        for column in _tile_starts(columns):
+            shape = (min(TILE, num_rows - row), min(TILE, num_columns - column))
+            generator.manual_seed(hash_key(seed, spec.name, row, column))
+            values = torch.empty(shape).normal_(0.0, std, generator=generator)
+            into_rows, from_rows = _overlap(row, shape[0], rows)
+            into_columns, from_columns = _overlap(column, shape[1], columns)
+            local[into_rows, into_columns].copy_(values[from_rows, from_columns])
+
+
+def _tile_starts(kept: range) -> range:
+    return range(kept.start - kept.start % TILE, kept.stop, TILE)
+
+
+def _overlap(start: int, length: int, kept: range) -> tuple[slice, slice]:
+    """Where a tile and what is kept meet: counted from what is kept, and from the tile."""
+    first, end = max(start, kept.start), min(start + length, kept.stop)
+    return slice(first - kept.start, end - kept.start), slice(first - start, end - start)
 
 
 def _build_parameter(
