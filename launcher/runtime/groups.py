@@ -56,7 +56,9 @@ def build_groups(
 
     With one process nothing of torch.distributed is touched. Each kind of group partitions the
     ranks and every rank goes through the kinds in the same order, so creation by members only
-    (`use_local_synchronization`) cannot deadlock, and its cost does not grow with the job.
+    (`use_local_synchronization`) cannot deadlock, and its cost does not grow with the job. The
+    name of such a group holds how many groups its rank has made before (torch 2.13,
+    `_hash_ranks_to_str`): all ranks must make equally many, or members wait for different names.
     """
     assert layout.world_size == mesh.world_size
     assert layout.cp == 1, "context-parallel groups are not built yet"
@@ -68,12 +70,15 @@ def build_groups(
         "dp": mesh.group_of(rank, "dp"),
         "model": mesh.group_of(rank, "tp", "pp"),
     }
-    if tied and coordinates["pp"] in (0, layout.pp - 1) and layout.pp > 1:
-        members["embedding"] = (members["pp"][0], members["pp"][-1])
     if kv_heads is not None and layout.tp > kv_heads:
         members["kv"] = _sharers(members["tp"], coordinates["tp"], layout.tp // kv_heads)
+    is_between = layout.pp > 1 and coordinates["pp"] not in (0, layout.pp - 1)
+    if tied and layout.pp > 1 and not is_between:
+        members["embedding"] = (members["pp"][0], members["pp"][-1])
     made: dict[tuple[int, ...], dist.ProcessGroup] = {}
     axes = {name: _build_axis(name, ranks, rank, made) for name, ranks in members.items()}
+    if tied and is_between:
+        dist.new_group([rank], use_local_synchronization=True)  # to have made as many
     return Groups(rank=rank, world_size=layout.world_size, device=device, **axes)
 
 
