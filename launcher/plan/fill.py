@@ -4,10 +4,11 @@ The order of preference, and why:
 1. the smallest tp that fits without a pipeline: each doubling adds all-reduces in every block;
 2. then pipeline stages on top of the largest tp of a node: a pipeline costs its bubble, but its
    traffic is small enough to leave the node;
-3. at each of these, recompute none, then selective: it costs little. Full recomputation costs a
-   third more compute and is tried only where tp is used up. There it goes before more stages,
-   because under 1F1B the first stage keeps pp microbatches of num_layers / pp blocks: stages do
-   not shrink activations.
+3. at each of these, recompute none, then selective, which costs little. Full recomputation costs
+   a third more compute and is tried only where tp is used up: under 1F1B the first stage keeps pp
+   microbatches of num_layers / pp blocks, so stages shrink weights but not activations. Where full
+   recomputation is the first that fits, the next longer pipelines that fit without it are
+   compared with it by predicted speed.
 What the user has pinned is never changed.
 """
 
@@ -22,10 +23,19 @@ from launcher.config.schema import Run
 from launcher.errors import ConfigError, Finding
 from launcher.plan.batch import default_sequence_length, solve_batch
 from launcher.plan.memory import build_shape, estimate_memory
-from launcher.plan.records import Layout, Memory
+from launcher.plan.mesh import build_mesh
+from launcher.plan.records import Layout, Memory, Stage
 from launcher.plan.roofline import estimate_parts
+from launcher.plan.schedule import build_schedule
 from launcher.plan.simulate import peak_in_flight
 from launcher.plan.stages import split_stages
+from launcher.plan.step_time import estimate_step
+
+RECOMPUTE_REASONS = {
+    "none": "all activations fit",
+    "selective": "the attention core again, to save memory",
+    "full": "whole blocks again, to save memory",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +54,7 @@ class _Tried:
 
     run: Run
     layout: Layout
+    stages: tuple[Stage, ...]
     memory: Memory
 
 
@@ -58,16 +69,40 @@ def fill_run(run: Run) -> Filled:
     run = _fill_devices(run)
     if run.train.sequence_length is None:
         run = _update(run, "train", sequence_length=default_sequence_length(run.model))
-    best: _Tried | None = None
-    for tried in _try_layouts(run):
-        if best is None or tried.memory.peak_bytes < best.memory.peak_bytes:
-            best = tried
-        if tried.memory.fits:
-            best = tried
-            break
+    best = _choose(_try_layouts(run))
     if best is None:
         raise ConfigError(_no_layout(run))
     return Filled(run=best.run, layout=best.layout, decisions=_describe(asked, best))
+
+
+def _choose(attempts: Iterator[_Tried]) -> _Tried | None:
+    """The first that fits, or else the smallest."""
+    smallest: _Tried | None = None
+    for tried in attempts:
+        if tried.memory.fits:
+            return _prefer_longer_pipeline(tried, attempts)
+        if smallest is None or tried.memory.peak_bytes < smallest.memory.peak_bytes:
+            smallest = tried
+    return smallest
+
+
+def _prefer_longer_pipeline(fit: _Tried, attempts: Iterator[_Tried]) -> _Tried:
+    """The fit, unless it recomputes all and more stages are faster because they need not."""
+    if fit.layout.recompute != "full":
+        return fit
+    for other in attempts:
+        if other.layout.pp > 4 * fit.layout.pp:
+            return fit
+        if other.memory.fits and other.layout.recompute != "full":
+            return max(fit, other, key=_tokens_per_s)
+    return fit
+
+
+def _tokens_per_s(tried: _Tried) -> float:
+    layout = tried.layout
+    schedule = build_schedule(layout.schedule, layout.pp, layout.num_microbatches)
+    step = estimate_step(tried.run, layout, tried.stages, schedule, build_mesh(layout))
+    return step.time.tokens_per_s
 
 
 def build_layout(run: Run) -> Layout:
@@ -192,7 +227,8 @@ def _try(run: Run, recompute: str) -> _Tried:
     )
     stages = split_stages(run.model, layout.pp, parts)
     in_flight = peak_in_flight(layout.schedule, layout.pp, layout.num_microbatches)
-    return _Tried(run=run, layout=layout, memory=estimate_memory(run, layout, stages, in_flight))
+    memory = estimate_memory(run, layout, stages, in_flight)
+    return _Tried(run=run, layout=layout, stages=stages, memory=memory)
 
 
 def _no_layout(run: Run) -> list[Finding]:
@@ -209,7 +245,7 @@ def _describe(asked: Run, best: _Tried) -> tuple[str, ...]:
     layout, memory = best.layout, best.memory
     per_node, degrees = layout.gpus_per_node, asked.parallelism
     fit = (
-        f"smallest that fits: {_gib(memory.peak_bytes)} of {_gib(memory.usable_bytes)} GiB usable"
+        f"fits {_gib(memory.peak_bytes)} GiB into {_gib(memory.usable_bytes)} GiB usable"
         if memory.fits
         else f"smallest memory, but {_gib(memory.peak_bytes)} GiB do not fit "
         f"{_gib(memory.usable_bytes)} GiB usable"
@@ -223,9 +259,7 @@ def _describe(asked: Run, best: _Tried) -> tuple[str, ...]:
     if degrees.pp is None:
         lines.append(f"pp={layout.pp}: " + ("no pipeline needed" if layout.pp == 1 else fit))
     if degrees.recompute is None:
-        why = {"none": "activations fit", "selective": "attention again", "full": "blocks again"}
-        saves = "" if layout.recompute == "none" else ", to fit"
-        lines.append(f"recompute={layout.recompute}: {why[layout.recompute]}{saves}")
+        lines.append(f"recompute={layout.recompute}: {RECOMPUTE_REASONS[layout.recompute]}")
     if degrees.dp is None:
         lines.append(f"dp={layout.dp}: the other devices")
     for key in ("sequence_length", "micro_batch_size", "num_microbatches", "global_batch_size"):
