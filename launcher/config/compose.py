@@ -16,7 +16,6 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -50,8 +49,8 @@ def compose_run(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> C
     A mistaken override is left out and noted in `findings`, so that the rest can still be judged.
     Raises ConfigError where nothing can be composed.
     """
-    with _hydra() as loader:
-        lines, deletions, findings = _prepare(overrides, config_dirs, loader)
+    with _hydra():
+        lines, deletions, findings = _prepare(overrides, config_dirs)
         try:
             config = compose("config", overrides=lines, return_hydra_config=True)
         except (HydraException, OmegaConfBaseException) as error:
@@ -135,7 +134,7 @@ def _hydra() -> Iterator[ConfigLoader]:
 
 
 def _prepare(
-    overrides: Sequence[str], config_dirs: Sequence[Path], loader: ConfigLoader
+    overrides: Sequence[str], config_dirs: Sequence[Path]
 ) -> tuple[list[str], list[Override], list[Finding]]:
     """Overrides as Hydra gets them: groups checked, keys forced in, defaults added.
 
@@ -144,12 +143,12 @@ def _prepare(
     parsed, findings = _parse(overrides)
     searchpath = [f"hydra.searchpath=[{','.join(_quoted_path(d) for d in config_dirs)}]"]
     lines = searchpath if config_dirs else []
-    own = [str(line) for line in lines]
+    roots = _roots(parsed, config_dirs)
     groups_named: set[str] = set()
     deletions = []
     for override in parsed:
         key = override.key_or_group
-        options = _options(loader, key, own)
+        options = _options(roots, key)
         if override.is_sweep_override():
             mistakes = [_sweep_finding(override)]
         elif override.is_hydra_override():
@@ -200,14 +199,23 @@ def _quoted_path(path: Path) -> str:
     return f'"file://{escaped}"'
 
 
-def _options(loader: ConfigLoader, group: str, lines: list[str]) -> list[str]:
-    return list(
-        loader.get_group_options(
-            group, results_filter=ObjectType.CONFIG, config_name="config", overrides=lines
-        )
-        if group
-        else ()
-    )
+def _options(roots: Sequence[Path], group: str) -> list[str]:
+    """Options of a group in all conf trees; empty where it is no group.
+
+    Hydra can list them, too, but composes its own configuration again for every question.
+    """
+    folders = [root / group for root in roots] if group else []
+    return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+
+
+def _roots(parsed: Sequence[Override], config_dirs: Sequence[Path]) -> list[Path]:
+    """Conf trees on this disk: ours, those of --config-dir and of hydra.searchpath."""
+    roots = [conf_dir(), *config_dirs]
+    for override in parsed:
+        value = override.value()
+        if override.key_or_group == "hydra.searchpath" and isinstance(value, list):
+            roots += [Path(str(part).removeprefix("file://")) for part in value]
+    return roots
 
 
 def _option_findings(override: Override, known: list[str]) -> list[Finding]:
