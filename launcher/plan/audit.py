@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from launcher.config.schema import Run
 from launcher.plan.records import Layout, Memory, Warning
 from launcher.plan.step_time import StepEstimate
@@ -45,7 +47,8 @@ def _memory(run: Run, layout: Layout, memory: Memory) -> Warning | None:
     elif layout.zero_stage < 3 and layout.dp > 1 and layout.pp == 1:
         fix = "parallelism.zero_stage=3"
     else:
-        fix = f"hardware.num_nodes={2 * layout.nodes}"
+        times = 2 ** math.ceil(math.log2(memory.peak_bytes / memory.usable_bytes))
+        fix = f"hardware.num_nodes={times * layout.nodes}"
     return Warning(
         id="does-not-fit",
         message=f"stage {fullest.stage} needs {_gib(fullest.total_bytes)} GiB of "

@@ -141,23 +141,23 @@ def _fill_devices(run: Run) -> Run:
 
 
 def _try_layouts(run: Run) -> Iterator[_Tried]:
-    """Legal layouts in the order of preference; the batch's contradiction if it spoils them all."""
-    contradiction: ConfigError | None = None
+    """Legal layouts in the order of preference; what is wrong with the first if none is legal."""
+    refusal: ConfigError | None = None
     num_tried = 0
     for tp, pp, dp, may_recompute_all in _degrees(run):
         filled = _update(run, "parallelism", tp=tp, pp=pp, dp=dp)
-        if not obeys_rules(filled):
-            continue
         try:
             filled = _fill_batch(filled)
+            if not obeys_rules(filled):
+                raise ConfigError(check_run(filled))
         except ConfigError as error:
-            contradiction = contradiction or error
+            refusal = refusal or error
             continue
         for tried in _try_recompute(filled, may_recompute_all):
             num_tried += 1
             yield tried
-    if not num_tried and contradiction is not None:
-        raise contradiction
+    if not num_tried and refusal is not None:
+        raise refusal
 
 
 def _degrees(run: Run) -> Iterator[tuple[int, int, int, bool]]:

@@ -111,7 +111,7 @@ def _stage_memory(run: Run, layout: Layout, stage: Stage, in_flight: int, gpu: G
     activations = in_flight * _kept_bytes(run, layout, stage)
     # The reduction's buckets come when the activations are gone: only what is beyond them counts.
     buffers = max(
-        _pass_buffers(run, layout, stage), _step_buffers(layout, size, share) - activations
+        _pass_buffers(run, layout, stage), _step_buffers(run, layout, size, share) - activations
     )
     return StageMemory(
         stage=stage.stage,
@@ -152,10 +152,12 @@ def _pass_buffers(run: Run, layout: Layout, stage: Stage) -> int:
     return buffers
 
 
-def _step_buffers(layout: Layout, size: int, share: int) -> int:
+def _step_buffers(run: Run, layout: Layout, size: int, share: int) -> int:
     """Bucket of the reduction, this rank's part of the reduced gradients, gathered weights."""
     if layout.dp == 1 and layout.zero_stage == 0:
         return 0
     bucket = 4 * min(size, BUCKET_ELEMENTS)
-    partition = 4 * share if layout.zero_stage in (1, 2) and gradients_are_whole(layout) else 0
-    return bucket + partition
+    # Under bf16, ZeRO-1's update reads the whole gradients in place; other kinds copy their part.
+    is_in_place = layout.zero_stage == 1 and run.precision.compute == "bf16"
+    has_copy = layout.zero_stage in (1, 2) and gradients_are_whole(layout) and not is_in_place
+    return bucket + (4 * share if has_copy else 0)

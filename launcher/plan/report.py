@@ -102,10 +102,11 @@ def _stages(plan: Plan) -> Iterator[str]:
             layers = f"{stage.first_layer}-{stage.end_layer - 1}"
         yield f"{stage.stage:<7}{layers:>9}{stage.parameters:>17,}{_kinds(used, unit)}"
     verdict = "fits" if memory.fits else "DOES NOT FIT"
-    yield (
-        f"{verdict}: the fullest rank takes {_gib(memory.peak_bytes)} of "
-        f"{_gib(memory.usable_bytes)} GiB usable, {_gib(memory.capacity_bytes)} GiB in all; "
-        f"host {_gib(memory.host_bytes_per_node)} GiB per node"
+    peak, usable = _gib(memory.peak_bytes), _gib(memory.usable_bytes)
+    yield from _wrap(
+        f"{verdict}: the fullest rank takes {peak} of {usable} GiB usable "
+        f"({_gib(memory.capacity_bytes)} in all); a node's RAM "
+        f"{_gib(memory.host_bytes_per_node)} GiB"
     )
 
 

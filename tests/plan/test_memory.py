@@ -1,0 +1,111 @@
+"""Memory: ZeRO's published figure, sharding by stage, and activations by the schedule."""
+
+import pytest
+
+from launcher.config.schema import Model
+from launcher.plan.build import build_plan
+from launcher.plan.memory import USABLE_SHARE, zero_model_state_bytes
+from launcher.plan.stages import count_stage_parameters
+from tests.factory import GPT2_124M, TINY, TINY_GPT, h100, make_run
+
+BF16 = {"name": "bf16", "compute": "bf16"}
+FP32 = {"name": "fp32", "compute": "fp32"}
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "published_gb"), [(0, "120"), (1, "31.4"), (2, "16.6"), (3, "1.9")]
+)
+def test_zero_figure_1(zero_stage, published_gb):
+    digits = len(published_gb.partition(".")[2])
+    found = zero_model_state_bytes(7.5e9, zero_stage, 64) / 1e9
+    assert f"{found:.{digits}f}" == published_gb
+
+
+def stage_memory(**overrides):
+    parallelism = {"tp": 1, "pp": 1, "dp": 8} | overrides.pop("parallelism", {})
+    overrides = {"precision": BF16, "parallelism": parallelism} | overrides
+    run = make_run(model=GPT2_124M, hardware=h100(1), **overrides)
+    return build_plan(run).memory.per_stage
+
+
+SIZE = 124_439_808
+
+
+@pytest.mark.parametrize(
+    ("zero_stage", "weights", "gradients", "optimizer"),
+    [
+        (0, 2 * SIZE, 4 * SIZE, 12 * SIZE),
+        (1, 2 * SIZE, 4 * SIZE, 12 * SIZE // 8),
+        (2, 2 * SIZE, 4 * SIZE // 8, 12 * SIZE // 8),
+        (3, 2 * SIZE // 8, 4 * SIZE // 8, 12 * SIZE // 8),
+    ],
+)
+def test_zero_shards_one_kind_after_the_other(zero_stage, weights, gradients, optimizer):
+    (memory,) = stage_memory(parallelism={"zero_stage": zero_stage})
+    assert memory.parameters_bytes == weights
+    assert memory.gradients_bytes == gradients
+    assert memory.optimizer_bytes == optimizer
+
+
+def test_gradients_stay_whole_under_zero_2_inside_a_pipeline():
+    for memory in stage_memory(parallelism={"pp": 2, "dp": 4, "zero_stage": 2}):
+        assert memory.gradients_bytes == 2 * memory.parameters_bytes
+
+
+def test_float32_without_zero_needs_no_master_copy():
+    (plain,) = stage_memory(parallelism={"zero_stage": 0}, precision=FP32)
+    assert plain.optimizer_bytes == 8 * SIZE
+    (zero,) = stage_memory(parallelism={"zero_stage": 1}, precision=FP32)
+    assert zero.optimizer_bytes == 12 * SIZE // 8
+
+
+def test_sgd_without_momentum_has_no_state_but_the_master():
+    (memory,) = stage_memory(
+        parallelism={"zero_stage": 0}, optimizer={"name": "sgd", "learning_rate": 0.1}
+    )
+    assert memory.optimizer_bytes == 4 * SIZE
+
+
+@pytest.mark.parametrize("m", [1, 2, 4, 9])
+def test_activations_of_a_middle_stage_follow_the_microbatches_in_flight(m):
+    def middle(schedule, count):
+        run = make_run(
+            model=TINY | {"num_layers": 8},
+            parallelism={"tp": 1, "pp": 4, "dp": 1, "schedule": schedule},
+            **{"train.num_microbatches": count},
+        )
+        return build_plan(run).memory.per_stage[1].activations_bytes
+
+    one = middle("1f1b", 1)
+    assert middle("1f1b", m) == min(3, m) * one
+    assert middle("gpipe", m) == m * one
+
+
+def test_recomputation_shrinks_activations_and_nothing_else():
+    none, full = (stage_memory(parallelism={"recompute": mode})[0] for mode in ("none", "full"))
+    assert full.activations_bytes < none.activations_bytes / 3
+    assert full.parameters_bytes == none.parameters_bytes
+    assert full.optimizer_bytes == none.optimizer_bytes
+
+
+def test_tensor_parallel_ranks_share_matrices():
+    model = Model.model_validate(TINY_GPT)
+    (one,), (two,) = (
+        build_plan(make_run(model=TINY_GPT, **{"parallelism.tp": tp})).memory.per_stage
+        for tp in (1, 2)
+    )
+    assert one.parameters_bytes == 4 * count_stage_parameters(model, 4, True, True)
+    assert two.parameters_bytes == 4 * count_stage_parameters(model, 4, True, True, tp=2)
+    assert two.parameters_bytes < 0.6 * one.parameters_bytes
+
+
+def test_total_is_the_sum_and_the_fit_leaves_a_margin():
+    plan = build_plan(make_run())
+    memory = plan.memory
+    assert memory.usable_bytes == int(USABLE_SHARE * memory.capacity_bytes)
+    assert memory.peak_bytes == max(stage.total_bytes for stage in memory.per_stage)
+    assert memory.fits
+    small = make_run(
+        **{"hardware.gpu": make_run().hardware.gpu.model_dump() | {"memory_bytes": 10**8}}
+    )
+    assert not build_plan(small).memory.fits

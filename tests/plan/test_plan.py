@@ -1,0 +1,130 @@
+"""The whole plan: its parts add up, its JSON is the contract, its report is one screen."""
+
+import json
+
+import pytest
+
+from launcher.plan.build import build_plan
+from launcher.plan.records import layout_from_json, stages_from_json
+from launcher.plan.report import render_report
+from launcher.plan.work import model_flops_per_token
+from tests.factory import GPT2_124M, LLAMA3_70B, TINY_GPT, h100, make_run
+from tests.plan.cases import GPT3_175B, LLAMA3_8B, LLAMA3_405B, open_run
+
+PLANS = {
+    "tiny": lambda: build_plan(make_run(parallelism={"tp": 2, "pp": 2, "dp": 1})),
+    "tied": lambda: build_plan(make_run(model=TINY_GPT, parallelism={"tp": 2, "pp": 2, "dp": 2})),
+    "gpt2": lambda: build_plan(open_run(GPT2_124M)),
+    "8b": lambda: build_plan(open_run(LLAMA3_8B)),
+    "70b": lambda: build_plan(open_run(LLAMA3_70B)),
+    "175b": lambda: build_plan(open_run(GPT3_175B, 128)),
+    "405b": lambda: build_plan(open_run(LLAMA3_405B, 2048)),
+    "too big": lambda: build_plan(open_run(LLAMA3_405B, 1)),
+    "16 stages": lambda: build_plan(open_run(GPT3_175B, 128, **{"parallelism.pp": 16})),
+    "zero 3": lambda: build_plan(open_run(LLAMA3_8B, **{"parallelism.zero_stage": 3})),
+}
+
+
+@pytest.fixture(scope="module", params=list(PLANS))
+def plan(request):
+    return PLANS[request.param]()
+
+
+def test_parts_of_the_step_add_up(plan):
+    time = plan.time
+    parts = time.compute_s + time.bubble_s + time.exposed_communication_s + time.optimizer_s
+    assert time.step_s == pytest.approx(parts)
+    assert min(time.compute_s, time.optimizer_s) > 0
+    assert min(time.bubble_s, time.exposed_communication_s) >= 0
+
+
+def test_speed_follows_from_the_step(plan):
+    layout, time = plan.layout, plan.time
+    tokens = layout.global_batch_size * layout.sequence_length
+    assert time.tokens_per_s == pytest.approx(tokens / time.step_s)
+    flops = model_flops_per_token(plan.run.model, layout.sequence_length)
+    per_gpu = time.tokens_per_s_per_gpu * flops
+    assert time.tflops_per_gpu == pytest.approx(per_gpu / 1e12)
+    peak = getattr(plan.run.hardware.gpu.peak_flops, plan.run.precision.compute)
+    assert time.mfu == pytest.approx(per_gpu / peak)
+    assert 0 < time.mfu < plan.run.hardware.gpu.max_efficiency
+
+
+def test_stages_cover_the_model_once(plan):
+    layers = [layer for s in plan.stages for layer in range(s.first_layer, s.end_layer)]
+    assert layers == list(range(plan.run.model.num_layers))
+    assert [s.is_first for s in plan.stages] == [True] + [False] * (plan.layout.pp - 1)
+    assert [s.is_last for s in plan.stages] == [False] * (plan.layout.pp - 1) + [True]
+
+
+def test_json_is_the_contract_and_can_be_read_back(plan):
+    document = json.loads(json.dumps(plan.to_json()))
+    assert set(document) >= {"run", "layout", "stages", "memory", "time", "communication",
+                             "checkpoint_bytes", "warnings"}  # fmt: skip
+    assert layout_from_json(document) == plan.layout
+    assert stages_from_json(document) == plan.stages
+    assert document["memory"]["per_stage"][0]["total_bytes"] > 0
+
+
+def test_axes_with_one_rank_are_silent(plan):
+    sizes = {"tp": plan.layout.tp, "pp": plan.layout.pp, "dp": plan.layout.dp}
+    axes = {entry.axis for entry in plan.communication} - {"embedding"}
+    assert axes == {axis for axis, size in sizes.items() if size > 1}
+    for entry in plan.communication:
+        assert entry.bytes_per_step > 0
+        assert entry.seconds_per_step > 0
+
+
+def test_the_report_is_one_screen(plan):
+    lines = render_report(plan).splitlines()
+    assert len(lines) < 45
+    assert max(len(line) for line in lines) <= 100
+    assert not any(len(line) == 100 and line.endswith("...") for line in lines)
+
+
+def test_the_report_says_tokens_fit_and_step():
+    text = render_report(PLANS["70b"]())
+    assert "tokens/step 524,288 = 4 dp x 16 microbatches x 1 x 8192" in text
+    assert "fits: the fullest rank takes" in text
+    assert "tp=8: fills the node" in text
+    assert "node 0: ranks 0-7: pp 0, dp 0, tp 0-7" in text
+    assert "DOES NOT FIT" in render_report(PLANS["too big"]())
+
+
+def test_the_same_run_gives_the_same_plan():
+    assert PLANS["70b"]().to_json() == PLANS["70b"]().to_json()
+
+
+def test_checkpoint_holds_float32_weights_and_two_moments():
+    assert PLANS["gpt2"]().checkpoint_bytes == 12 * 124_439_808
+
+
+def test_only_a_tied_pipeline_has_an_embedding_axis():
+    assert "embedding" in {entry.axis for entry in PLANS["tied"]().communication}
+    assert "embedding" not in {entry.axis for entry in PLANS["tiny"]().communication}
+
+
+def warnings(**overrides):
+    return {w.id: w for w in build_plan(make_run(**overrides)).warnings}
+
+
+def test_tp_across_nodes_is_a_warning_with_a_fix():
+    found = warnings(model=LLAMA3_70B, hardware=h100(2, 4), parallelism={"tp": 8, "pp": 1, "dp": 1})
+    assert found["tp-crosses-nodes"].fix == "parallelism.tp=4"
+
+
+def test_few_microbatches_are_a_warning_with_a_fix():
+    found = warnings(parallelism={"pp": 4}, **{"train.num_microbatches": 2})
+    assert found["few-microbatches"].fix == "train.num_microbatches=16"
+    enough = warnings(parallelism={"pp": 4}, **{"train.num_microbatches": 32})
+    assert "few-microbatches" not in enough
+
+
+def test_gpipe_and_1f1b_take_the_same_time_but_not_the_same_memory():
+    pipelines = {
+        name: build_plan(make_run(parallelism={"pp": 4, "schedule": name},
+                                  **{"train.num_microbatches": 16}))
+        for name in ("gpipe", "1f1b")
+    }  # fmt: skip
+    assert pipelines["gpipe"].memory.peak_bytes > pipelines["1f1b"].memory.peak_bytes
+    assert pipelines["gpipe"].time.compute_s == pipelines["1f1b"].time.compute_s
