@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 
 from launcher.config.schema import Run
-from launcher.plan.records import Layout, Memory, Warning
+from launcher.plan.memory import estimate_memory
+from launcher.plan.records import Layout, Memory, Stage, Warning
 from launcher.plan.step_time import StepEstimate
 
 MAX_BUBBLE = 0.25
@@ -19,7 +22,7 @@ MAX_COMMUNICATION = 0.4
 
 
 def find_warnings(
-    run: Run, layout: Layout, memory: Memory, step: StepEstimate
+    run: Run, layout: Layout, stages: Sequence[Stage], memory: Memory, step: StepEstimate
 ) -> tuple[Warning, ...]:
     """All warnings, the costliest kind first."""
     found = (
@@ -28,7 +31,7 @@ def find_warnings(
         _tp_crosses_nodes(layout, step),
         _bubble(layout, step),
         _communication(layout, step),
-        _idle_memory(run, layout, memory),
+        _idle_memory(run, layout, stages, memory, step),
         _replicated_heads(run, layout),
     )
     return tuple(warning for warning in found if warning is not None)
@@ -125,25 +128,28 @@ def _communication(layout: Layout, step: StepEstimate) -> Warning | None:
     )
 
 
-def _idle_memory(run: Run, layout: Layout, memory: Memory) -> Warning | None:
-    """Only where something is paid for memory that is not needed."""
+def _idle_memory(
+    run: Run, layout: Layout, stages: Sequence[Stage], memory: Memory, step: StepEstimate
+) -> Warning | None:
+    """Only where something is paid for memory that is not needed, and what is advised fits."""
     share = memory.peak_bytes / memory.capacity_bytes
     if run.hardware.device == "cpu" or share >= IDLE_SHARE:
         return None
+    idle = f"{1 - share:.0%} of the memory is idle"
+    larger = 2 * layout.micro_batch_size
     if layout.recompute == "full":
-        return Warning(
-            id="idle-memory",
-            message=f"blocks are recomputed though {1 - share:.0%} of the memory is idle",
-            fix="parallelism.recompute=none",
-        )
-    if layout.micro_batch_size * layout.sequence_length >= 8192 or layout.num_microbatches < 2:
+        advised = replace(layout, recompute="none")
+        message, fix = f"blocks are recomputed though {idle}", "parallelism.recompute=none"
+    elif layout.micro_batch_size * layout.sequence_length < 8192 and layout.num_microbatches > 1:
+        advised = replace(layout, micro_batch_size=larger)
+        message = f"{idle} and microbatches are small: larger ones use the device better"
+        fix = f"train.micro_batch_size={larger}"
+    else:
         return None
-    return Warning(
-        id="idle-memory",
-        message=f"{1 - share:.0%} of the memory is idle and microbatches are small: larger ones "
-        "use the device better",
-        fix=f"train.micro_batch_size={2 * layout.micro_batch_size}",
-    )
+    in_flight = step.simulation.peak_in_flight
+    if not estimate_memory(run, advised, stages, in_flight).fits:
+        return None
+    return Warning(id="idle-memory", message=message, fix=fix)
 
 
 def _replicated_heads(run: Run, layout: Layout) -> Warning | None:

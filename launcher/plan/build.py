@@ -37,7 +37,7 @@ def build_plan(run: Run) -> Plan:
     # 5. Memory of every stage, from that same simulation.
     memory = estimate_memory(run, layout, stages, step.simulation.peak_in_flight)
     # 6. What is legal, but probably not meant.
-    warnings = find_warnings(run, layout, memory, step)
+    warnings = find_warnings(run, layout, stages, memory, step)
     parameters = count_parameters(run.model)
     return Plan(
         run=run,

@@ -128,3 +128,13 @@ def test_gpipe_and_1f1b_take_the_same_time_but_not_the_same_memory():
     }  # fmt: skip
     assert pipelines["gpipe"].memory.peak_bytes > pipelines["1f1b"].memory.peak_bytes
     assert pipelines["gpipe"].time.compute_s == pipelines["1f1b"].time.compute_s
+
+
+@pytest.mark.parametrize(("pp", "is_advised"), [(16, True), (4, False)])
+def test_less_recomputation_is_advised_only_where_it_fits(pp, is_advised):
+    pins = {"parallelism.tp": 8, "parallelism.pp": pp, "train.num_microbatches": 4 * pp}
+    model = GPT3_175B if is_advised else LLAMA3_70B
+    full = build_plan(open_run(model, 128, **pins, **{"parallelism.recompute": "full"}))
+    none = build_plan(open_run(model, 128, **pins, **{"parallelism.recompute": "none"}))
+    assert none.memory.fits == is_advised
+    assert ("idle-memory" in {w.id for w in full.warnings}) == is_advised
