@@ -76,6 +76,8 @@ class DeepSpeedEngine:
             torch.autograd.backward(output, self._loss_share if gradient is None else gradient)
             return
         assert isinstance(output, Tensor), "streaming excludes a pipeline"
+        # Forwards do this too, but with all of them ahead (GPipe) gradients would be overwritten.
+        self._zero.clear_backward_seen_flag()
         is_last = self._num_backwards == self._num_microbatches
         self._deepspeed.set_gradient_accumulation_boundary(is_last)
         self._deepspeed.backward(output / self._num_microbatches, scale_wrt_gas=False)

@@ -1,0 +1,90 @@
+"""Every layout against plain torch in one process: loss, gradient norm, gradients, weights.
+
+All cases of a world size run in processes that are started once. Tolerances are float32 rounding
+with room for another order of summation; they are never to be relaxed.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import cycle
+from typing import Any
+
+import pytest
+
+from tests.runtime.parity import Case, Gap, measure
+from tests.runtime.spawn import run_ranks
+
+SCALARS = 1e-5
+GRADIENTS = 1e-4
+WEIGHTS = 1e-5
+
+SCHEDULES = ("gpipe", "1f1b")
+AXES: tuple[dict[str, int], ...] = (
+    {"tp": 2}, {"pp": 2}, {"dp": 2}, {"tp": 2, "pp": 2}, {"tp": 2, "pp": 2, "dp": 2},
+)  # fmt: skip
+
+
+def grid() -> list[Case]:
+    """Axes x schedule x ZeRO stage; model and microbatch count take turns, odd counts only."""
+    turns: Any = cycle((count, model) for count in (3, 1, 5) for model in ("tied", "untied"))
+    cases = []
+    for axes in AXES:
+        for schedule in SCHEDULES:
+            for zero in (0, 1, 2) if axes.get("pp", 1) > 1 else (0, 1, 2, 3):
+                count, model = next(turns)
+                shared = {"zero": zero, "schedule": schedule, "num_microbatches": count}
+                cases.append(Case(**axes, **shared, model=model))
+                if axes == {"pp": 2}:
+                    other = "tied" if model == "untied" else "untied"
+                    cases.append(Case(**axes, **shared, model=other))
+    return cases
+
+
+EXTRA = [
+    # More microbatches than stages, fewer, and as many; a tied weight on the outer stages of four.
+    Case(pp=4, zero=1, num_microbatches=3, model="tied"),
+    Case(pp=4, zero=2, num_microbatches=5, model="untied", schedule="gpipe"),
+    Case(pp=4, zero=0, num_microbatches=4, model="tied_llama"),
+    Case(pp=4, zero=1, num_microbatches=1, model="untied"),
+    # Key/value heads that several ranks hold: the norm must count them once.
+    *(Case(tp=2, zero=zero, model="one_kv_head") for zero in (0, 1, 2, 3)),
+    *(Case(tp=4, zero=zero, model="untied") for zero in (0, 1, 2, 3)),
+    Case(tp=2, dp=2, zero=3, model="one_kv_head"),
+    Case(tp=2, dp=2, zero=2, model="tied", schedule="gpipe"),
+    Case(pp=2, dp=2, zero=2, model="tied_llama"),
+    Case(pp=2, dp=2, zero=1, model="tied", num_microbatches=5),
+    # One process: the engines alone.
+    *(Case(zero=zero, model="tied") for zero in (0, 1, 2, 3)),
+]
+CASES = list(dict.fromkeys(grid() + EXTRA))
+
+
+def measure_all(rank: int, cases: list[Case]) -> dict[Case, Gap]:
+    return {case: measure(case) for case in cases}
+
+
+@cache
+def gaps(world_size: int) -> list[dict[Case, Gap]]:
+    """Of every rank."""
+    cases = [case for case in CASES if case.world_size == world_size]
+    return run_ranks(world_size, measure_all, cases, timeout_s=300.0)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_layout_trains_as_one_process_does(case: Case) -> None:
+    for rank, found in enumerate(gaps(case.world_size)):
+        gap = found[case]
+        assert gap.loss < SCALARS, f"rank {rank}"
+        assert gap.grad_norm < SCALARS, f"rank {rank}"
+        assert gap.gradients, f"rank {rank}"
+        far = {name: gap for name, gap in gap.gradients.items() if not gap < GRADIENTS}
+        assert not far, f"gradients on rank {rank}"
+        far = {name: gap for name, gap in gap.weights.items() if not gap < WEIGHTS}
+        assert not far, f"weights on rank {rank}"
+
+
+def test_the_grid_holds_every_pair_of_schedule_and_zero_stage_on_every_mesh() -> None:
+    seen = {(case.tp, case.pp, case.dp, case.schedule, case.zero) for case in CASES}
+    assert {(2, 2, 2, schedule, zero) for schedule in SCHEDULES for zero in (0, 1, 2)} <= seen
+    assert {(1, 1, 2, schedule, 3) for schedule in SCHEDULES} <= seen
