@@ -15,19 +15,19 @@ from torch.autograd.function import once_differentiable
 from launcher.runtime.groups import Axis
 
 
-@torch._disable_dynamo  # type: ignore[misc]
+@torch._disable_dynamo  # type: ignore[attr-defined]
 def copy_to_tp(x: Tensor, axis: Axis) -> Tensor:
     """Give x to every rank: identity forward, sum of the ranks' gradients backward."""
-    return _CopyToRanks.apply(x, axis)  # type: ignore[no-any-return]
+    return _CopyToRanks.apply(x, axis)  # type: ignore[no-any-return, no-untyped-call]
 
 
-@torch._disable_dynamo  # type: ignore[misc]
+@torch._disable_dynamo  # type: ignore[attr-defined]
 def reduce_from_tp(x: Tensor, axis: Axis) -> Tensor:
     """Sum the ranks' partial results: all-reduce forward, identity backward.
 
     The sum is written into x, which no caller may use afterwards.
     """
-    return _ReduceFromRanks.apply(x, axis)  # type: ignore[no-any-return]
+    return _ReduceFromRanks.apply(x, axis)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def sum_over(x: Tensor, axis: Axis) -> Tensor:

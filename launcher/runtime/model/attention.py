@@ -48,14 +48,15 @@ class AttentionCore(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, seed: Tensor | None) -> Tensor:
         """Projections [B, S, heads x D] in, mixed values of the query heads out."""
-        q_BSND, k_BSND, v_BSND = (x.unflatten(-1, (-1, self.head_size)) for x in (q, k, v))
+        shape = (*q.shape[:2], -1, self.head_size)
+        q_BSND, k_BSND, v_BSND = q.view(shape), k.view(shape), v.view(shape)
         if self.cos_S1R is not None:
             q_BSND, k_BSND = self._rotate(q_BSND), self._rotate(k_BSND)
-        qkv_BNSD = (x.transpose(1, 2) for x in (q_BSND, k_BSND, v_BSND))
+        q_BNSD, k_BNSD, v_BNSD = (x.transpose(1, 2) for x in (q_BSND, k_BSND, v_BSND))
         if seed is None:
-            out_BNSD = self._attend(*qkv_BNSD, 0.0)
+            out_BNSD = self._attend(q_BNSD, k_BNSD, v_BNSD, 0.0)
         else:
-            out_BNSD = self._attend_with_dropout(*qkv_BNSD, seed)
+            out_BNSD = self._attend_with_dropout(q_BNSD, k_BNSD, v_BNSD, seed)
         return out_BNSD.transpose(1, 2).flatten(2)
 
     def _rotate(self, x_BSND: Tensor) -> Tensor:
@@ -80,7 +81,7 @@ class AttentionCore(nn.Module):
             enable_gqa=is_grouped,
         )  # fmt: skip
 
-    @torch._disable_dynamo  # type: ignore[misc]
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     def _attend_with_dropout(self, q: Tensor, k: Tensor, v: Tensor, seed: Tensor) -> Tensor:
         """The fused kernels take no generator: seed the default one, so recomputing agrees."""
         with seeded(int(seed), q.device):

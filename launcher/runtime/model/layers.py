@@ -25,7 +25,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def build_norm(model: Model, dtype: torch.dtype) -> nn.Module:
     """The model's norm; torch computes its statistics in float32 also for bf16 input."""
-    kind = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}[model.norm]
+    kind = nn.LayerNorm if model.norm == "layernorm" else nn.RMSNorm
     return kind(model.hidden_size, eps=model.norm_eps, device="meta", dtype=dtype)
 
 

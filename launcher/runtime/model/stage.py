@@ -52,7 +52,9 @@ def tied_parameter(module: nn.Module) -> nn.Parameter | None:
     assert isinstance(module, StageModule)
     if not module.is_tied or module.is_first == module.is_last:
         return None
-    return module.embedding.tokens.weight if module.is_first else module.head.weight
+    weight = module.embedding.tokens.weight if module.is_first else module.head.weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
 
 
 class StageModule(nn.Module):
@@ -75,7 +77,7 @@ class StageModule(nn.Module):
             self.final_norm = build_norm(model, dtype)
             self.head = Head(model, dtype)
         if self.is_first and self.is_last and self.is_tied:
-            self.head.weight = self.embedding.tokens.weight
+            self.head.register_parameter("weight", self.embedding.tokens.weight)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         """tokens_BS or hidden_BSH in; hidden_BSH out, on the last stage the mean loss instead."""

@@ -18,7 +18,7 @@ def apply_recompute(module: nn.Module, mode: str) -> None:
     if mode == "full":
         module.run_block = partial(_recompute, module.run_block)  # type: ignore[assignment]
     if mode == "selective":
-        for block in module.layers.values():  # type: ignore[operator, union-attr]
+        for block in module.layers.values():  # type: ignore[operator]
             block.attention.core = RecomputedCore(block.attention.core)
 
 
@@ -27,7 +27,7 @@ def apply_compile(module: nn.Module, backend: str = "inductor") -> None:
 
     Collectives stay outside of the graphs (`runtime/collectives.py` turns the compiler off there).
     """
-    for block in module.layers.values():  # type: ignore[operator, union-attr]
+    for block in module.layers.values():  # type: ignore[operator]
         block.compile(dynamic=False, backend=backend)
 
 

@@ -42,7 +42,7 @@ def cut(spec: ParameterSpec, index: int, size: int) -> Shard:
 
 def local_shards(module: nn.Module) -> dict[str, Shard]:
     """The shard behind every parameter of a stage module, by its name in the module."""
-    return {name: parameter.shard for name, parameter in module.named_parameters()}  # type: ignore[misc]
+    return {name: parameter.shard for name, parameter in module.named_parameters()}  # type: ignore[attr-defined]
 
 
 def _shard(spec: ParameterSpec, dim: int | None, start: int, stop: int, owner: bool) -> Shard:
