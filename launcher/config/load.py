@@ -75,11 +75,19 @@ def _local_facts(
         per_node = asked if wanted or all(degrees) else len(machine.gpus)
         facts = _gpu_facts(machine, config_dirs)
     else:
-        per_node = asked
+        per_node = asked if wanted or all(degrees) else _cpu_processes(machine.cores, pinned)
         facts = cpu_facts(machine, per_node)
     found = f"{len(machine.gpus)} GPUs, {machine.cores} cores"
     decision = f"hardware=local: {per_node} {device} processes (found {found})"
     return facts | {"device": device, "gpus_per_node": per_node, "decision": decision}
+
+
+def _cpu_processes(cores: int, pinned: int) -> int:
+    """Processes that open degrees may use: about one per core, at least 2, at most 8 or so.
+
+    _cpu_processes(2, 1) -> 2;  _cpu_processes(16, 3) -> 9
+    """
+    return pinned * math.ceil(max(2, min(8, cores)) / pinned)
 
 
 def _pinned_degrees(values: dict[str, Any]) -> list[int | None]:

@@ -16,6 +16,18 @@ def num_devices(run: Run) -> int | None:
     return None if per_node is None else per_node * run.hardware.num_nodes
 
 
+def known_dp(run: Run) -> int | None:
+    """The given dp, or the one that the other degrees leave; None while it is open."""
+    degrees = run.parallelism
+    if degrees.dp is not None:
+        return degrees.dp
+    devices = num_devices(run)
+    if devices is None or degrees.tp is None or degrees.pp is None:
+        return None
+    rest, remainder = divmod(devices, degrees.tp * degrees.cp * degrees.pp)
+    return None if remainder else rest or None
+
+
 def _tp_heads(run: Run) -> str | None:
     tp, heads = run.parallelism.tp, run.model.num_heads
     if tp and heads % tp:

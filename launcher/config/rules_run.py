@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import re
 
 from launcher.config.rule import Rule
+from launcher.config.rules_layout import known_dp
 from launcher.config.schema import Run
 
 # sbatch(1), --time: minutes | minutes:seconds | hours:minutes:seconds | days-hours[:minutes[:s]]
@@ -32,16 +32,34 @@ def _sequence(run: Run) -> str | None:
     return None
 
 
-def _batch_holds_replicas(run: Run) -> str | None:
-    batch, dp = run.train.global_batch_size, run.parallelism.dp
-    if batch and dp and batch % dp:
-        return f"{batch} samples cannot be shared evenly by dp={dp} replicas"
-    return None
+def _batch_triangle(run: Run) -> str | None:
+    whole, dp = run.train.global_batch_size, known_dp(run)
+    if whole is None or dp is None:
+        return None
+    unit = _batch_unit(run, dp)
+    micro, count = run.train.micro_batch_size, run.train.num_microbatches
+    if whole == unit or (whole % unit == 0 and not (micro and count)):
+        return None
+    sides = f"micro_batch_size={_side(micro)} x num_microbatches={_side(count)} x dp={dp}"
+    return f"{whole} is not {sides}" + ("" if micro and count else " for any whole number")
+
+
+def _side(value: int | None) -> str:
+    return "(open)" if value is None else str(value)
+
+
+def _batch_unit(run: Run, dp: int) -> int:
+    """What the given sides make: every legal global batch is a multiple of it."""
+    return (run.train.micro_batch_size or 1) * (run.train.num_microbatches or 1) * dp
 
 
 def _batch_candidates(run: Run) -> list[int]:
-    dp, batch = run.parallelism.dp or 1, run.train.global_batch_size or 1
-    return sorted({max(dp, batch // dp * dp), math.ceil(batch / dp) * dp})
+    """The legal neighbours below and above."""
+    unit = _batch_unit(run, known_dp(run) or 1)
+    below = (run.train.global_batch_size or unit) // unit * unit
+    if run.train.micro_batch_size and run.train.num_microbatches:
+        return [unit]
+    return sorted({max(unit, below), below + unit})
 
 
 def _min_rate(run: Run) -> str | None:
@@ -114,11 +132,11 @@ RUN_RULES = (
         candidates=lambda run: (run.model.max_sequence_length,),
     ),
     Rule(
-        id="batch-shared-by-replicas",
+        id="batch-triangle",
         field="train.global_batch_size",
-        says="dp divides train.global_batch_size",
-        why="Replicas with unequal samples would weigh tokens unequally in the averaged gradient.",
-        broken=_batch_holds_replicas,
+        says="global_batch_size = micro_batch_size x num_microbatches x dp",
+        why="Two of them and dp decide the third; three that disagree have no meaning.",
+        broken=_batch_triangle,
         candidates=_batch_candidates,
     ),
     Rule(

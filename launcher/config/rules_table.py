@@ -27,12 +27,6 @@ BASIC_CHECKS = (
         "no ${oc.env:...}",
         "run.yaml would hold the value, which may be a secret.",
     ),
-    (
-        "batch-triangle",
-        "train.global_batch_size",
-        "global_batch_size = micro_batch_size x num_microbatches x dp",
-        "Two of them decide the third; three that disagree have no meaning.",
-    ),
 )
 
 

@@ -185,6 +185,9 @@ class Parallelism(Record):
     """Model chunks per pipeline stage."""
     dp: Positive | None = None
     """Replicas that share the batch. None: what is left of the devices."""
+    fill: Literal["fit", "tp", "pp"] = "fit"
+    """Which open axis takes devices first. fit: tp, then pp, until the model fits; tp: tp fills the
+    node; pp: stages fill the node. dp takes the rest."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     """ZeRO: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters sharded over dp."""
     schedule: Literal["gpipe", "1f1b"] = "1f1b"

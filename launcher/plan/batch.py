@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from launcher.config.schema import Model, Train
-from launcher.errors import ConfigError, Finding
 
 MAX_DEFAULT_SEQUENCE = 8192
 """Longer contexts are a choice to be made by the user: activations grow with them."""
@@ -30,7 +29,7 @@ def default_sequence_length(model: Model) -> int:
 
 
 def solve_batch(train: Train, dp: int, pp: int, sequence_length: int) -> Batch:
-    """Fill the open sides of the triangle; ConfigError `batch-triangle` where they contradict.
+    """Fill the open sides of the triangle; rule `batch-triangle` has seen that they agree.
 
     solve_batch(global 32, micro 4, dp 4) -> num_microbatches 2
     """
@@ -45,8 +44,7 @@ def solve_batch(train: Train, dp: int, pp: int, sequence_length: int) -> Batch:
         assert whole is not None
         count = whole // (micro * dp)
     product = micro * count * dp
-    if whole is not None and product != whole:
-        raise ConfigError([_contradiction(train, dp)])
+    assert whole in (None, product), f"batch-triangle let {product} pass for {whole}"
     return Batch(micro_batch_size=micro, num_microbatches=count, global_batch_size=product)
 
 
@@ -55,31 +53,3 @@ def _default_microbatches(pp: int, tokens_per_microbatch: int) -> int:
     if pp == 1:
         return 1
     return 8 * pp if 8 * pp * tokens_per_microbatch <= MAX_DEFAULT_TOKENS else 4 * pp
-
-
-def _contradiction(train: Train, dp: int) -> Finding:
-    """Names all three sides and the nearest global batches that the other sides allow."""
-    whole = train.global_batch_size
-    assert whole is not None
-    micro, count = train.micro_batch_size, train.num_microbatches
-    unit = (micro or 1) * (count or 1) * dp
-    legal = (unit,) if micro and count else _neighbours(whole, unit)
-    sides = f"micro_batch_size={_side(micro)} x num_microbatches={_side(count)} x dp={dp}"
-    nearest = min(legal, key=lambda value: (abs(value - whole), -value))
-    return Finding(
-        field="train.global_batch_size",
-        value=whole,
-        rule="batch-triangle",
-        reason=f"{whole} is not {sides}" + ("" if micro and count else " for any whole number"),
-        legal=legal,
-        fix=f"train.global_batch_size={nearest}",
-    )
-
-
-def _side(value: int | None) -> str:
-    return "(open)" if value is None else str(value)
-
-
-def _neighbours(value: int, unit: int) -> tuple[int, ...]:
-    below = value // unit * unit
-    return (below, below + unit) if below else (unit,)

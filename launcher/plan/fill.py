@@ -148,8 +148,6 @@ def _try_layouts(run: Run) -> Iterator[_Tried]:
         filled = _update(run, "parallelism", tp=tp, pp=pp, dp=dp)
         try:
             filled = _fill_batch(filled)
-            if not obeys_rules(filled):
-                raise ConfigError(check_run(filled))
         except ConfigError as error:
             refusal = refusal or error
             continue
@@ -161,18 +159,28 @@ def _try_layouts(run: Run) -> Iterator[_Tried]:
 
 
 def _degrees(run: Run) -> Iterator[tuple[int, int, int, bool]]:
-    """(tp, pp, dp, whether tp is used up), fewest stages first, then smallest tp."""
+    """(tp, pp, dp, whether tp is used up) in the order that `parallelism.fill` asks for."""
     degrees = run.parallelism
     devices = _closed(run.hardware.gpus_per_node) * run.hardware.num_nodes
     tps = [degrees.tp] if degrees.tp else _legal_tps(run)
-    pps = [degrees.pp] if degrees.pp else _divisors(devices, run.model.num_layers)
-    is_first_pp = True
+    pps = [degrees.pp] if degrees.pp else _stage_counts(run, devices)
+    is_first_pp = degrees.fill != "tp"
     for pp in pps:
         fitting = [tp for tp in tps if _left(devices, tp, pp, degrees.cp, degrees.dp)]
         for tp in fitting if is_first_pp else fitting[-1:]:
             dp = _left(devices, tp, pp, degrees.cp, degrees.dp)
             yield tp, pp, dp, tp == fitting[-1]
         is_first_pp = is_first_pp and not fitting
+
+
+def _stage_counts(run: Run, devices: int) -> list[int]:
+    """Fewest stages first; with fill=pp those that fill a node, then more, then fewer."""
+    counts = _divisors(devices, run.model.num_layers)
+    if run.parallelism.fill != "pp":
+        return counts
+    node = _closed(run.hardware.gpus_per_node) // (run.parallelism.tp or 1)
+    fewer = [count for count in counts if count <= node]
+    return fewer[-1:] + counts[len(fewer) :] + fewer[-2::-1]
 
 
 def _left(devices: int, tp: int, pp: int, cp: int, dp: int | None) -> int:
@@ -194,6 +202,8 @@ def _divisors(number: int, limit: int) -> list[int]:
 
 def _fill_batch(run: Run) -> Run:
     degrees, train = run.parallelism, run.train
+    if findings := check_run(run):
+        raise ConfigError(findings)
     dp, pp = _closed(degrees.dp), _closed(degrees.pp)
     batch = solve_batch(train, dp, pp, _closed(train.sequence_length))
     return _update(
@@ -257,7 +267,9 @@ def _describe(asked: Run, best: _Tried) -> tuple[str, ...]:
         is_full = layout.tp == per_node and layout.tp > 1
         lines.append(f"tp={layout.tp}: " + ("fills the node" if is_full else fit))
     if degrees.pp is None:
-        lines.append(f"pp={layout.pp}: " + ("no pipeline needed" if layout.pp == 1 else fit))
+        is_full = degrees.fill == "pp" and layout.pp * layout.tp == per_node
+        reason = "fills the node" if is_full else "no pipeline needed" if layout.pp == 1 else fit
+        lines.append(f"pp={layout.pp}: {reason}")
     if degrees.recompute is None:
         lines.append(f"recompute={layout.recompute}: {RECOMPUTE_REASONS[layout.recompute]}")
     if degrees.dp is None:

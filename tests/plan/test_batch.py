@@ -1,12 +1,12 @@
 """The batch triangle from any two sides, and what a contradiction says."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launcher.config.rules import check_run
 from launcher.config.schema import Train
-from launcher.errors import ConfigError
 from launcher.plan.batch import MAX_DEFAULT_TOKENS, solve_batch
+from tests.factory import CPU, make_run
 
 sides = st.integers(1, 64)
 
@@ -40,11 +40,18 @@ def test_a_default_batch_does_not_grow_beyond_what_is_sensible():
     assert whole * 8192 > MAX_DEFAULT_TOKENS
 
 
+def contradiction(dp, **train):
+    """The only finding of a run with these sides."""
+    sides = {"micro_batch_size": None, "num_microbatches": None, "global_batch_size": None}
+    run = make_run(
+        parallelism={"dp": dp}, hardware=CPU | {"gpus_per_node": dp}, train=sides | train
+    )
+    (finding,) = check_run(run)
+    return finding
+
+
 def test_a_contradiction_names_all_sides_and_the_legal_neighbours():
-    with pytest.raises(ConfigError) as error:
-        solve(dp=4, global_batch_size=30, micro_batch_size=4)
-    (finding,) = error.value.findings
-    assert str(finding) == (
+    assert str(contradiction(dp=4, global_batch_size=30, micro_batch_size=4)) == (
         "train.global_batch_size=30 [batch-triangle]: 30 is not micro_batch_size=4 x "
         "num_microbatches=(open) x dp=4 for any whole number. Legal here: 16, 32. "
         "Try train.global_batch_size=32."
@@ -52,14 +59,20 @@ def test_a_contradiction_names_all_sides_and_the_legal_neighbours():
 
 
 def test_three_sides_that_disagree_name_their_product():
-    with pytest.raises(ConfigError) as error:
-        solve(dp=2, global_batch_size=30, micro_batch_size=4, num_microbatches=2)
-    (finding,) = error.value.findings
-    assert finding.legal == (16,)
+    finding = contradiction(dp=2, global_batch_size=64, micro_batch_size=4, num_microbatches=2)
+    assert finding.legal == [16]
     assert "micro_batch_size=4 x num_microbatches=2 x dp=2" in finding.reason
 
 
 def test_a_batch_smaller_than_the_replicas_names_the_smallest_legal_one():
-    with pytest.raises(ConfigError) as error:
-        solve(dp=8, global_batch_size=4)
-    assert error.value.findings[0].legal == (8,)
+    assert contradiction(dp=8, global_batch_size=4).legal == [8]
+
+
+def test_dp_that_the_other_degrees_leave_counts_as_known():
+    run = make_run(
+        parallelism={"tp": 2, "pp": 1, "dp": None},
+        hardware=CPU | {"gpus_per_node": 8},
+        train={"micro_batch_size": None, "num_microbatches": None, "global_batch_size": 6},
+    )
+    (finding,) = check_run(run)
+    assert (finding.rule, finding.legal) == ("batch-triangle", [4, 8])
