@@ -21,7 +21,13 @@ RULES: tuple[Rule, ...] = MODEL_RULES + LAYOUT_RULES + RUN_RULES
 
 def check_run(run: Run, rules: tuple[Rule, ...] = RULES) -> list[Finding]:
     """Every broken rule of a run as a finding; open (None) values are passed over."""
-    return [_finding(rule, run, reason, rules) for rule in rules if (reason := rule.broken(run))]
+    return [finding for rule in rules if (finding := judge(rule, run, rules))]
+
+
+def judge(rule: Rule, run: Run, rules: tuple[Rule, ...] = RULES) -> Finding | None:
+    """What one rule says of a run, with the values that would be legal under all of `rules`."""
+    reason = rule.broken(run)
+    return _finding(rule, run, reason, rules) if reason else None
 
 
 def obeys_rules(run: Run, rules: tuple[Rule, ...] = RULES) -> bool:
@@ -49,7 +55,9 @@ def with_value(run: Run, field: str, value: Any) -> Run:
 def _finding(rule: Rule, run: Run, reason: str, table: tuple[Rule, ...]) -> Finding:
     value = get_value(run, rule.field)
     legal = _legal_values(rule, run, table)
-    fix = rule.fix or (f"{rule.field}={_as_typed(_nearest(value, legal))}" if legal else "")
+    fix = rule.fix if isinstance(rule.fix, str) else rule.fix(run)
+    if not fix and legal:
+        fix = f"{rule.field}={_as_typed(_nearest(value, legal))}"
     shown = list(value) if isinstance(value, tuple) else value
     return Finding(
         field=rule.field,
@@ -64,21 +72,26 @@ def _finding(rule: Rule, run: Run, reason: str, table: tuple[Rule, ...]) -> Find
 def _legal_values(rule: Rule, run: Run, table: tuple[Rule, ...]) -> list[Any]:
     """Candidates that break none of the rules that blame the same field."""
     related = [other for other in table if other.field == rule.field]
-    return [
+    legal = [
         candidate
         for candidate in rule.candidates(run)
         if not any(other.broken(with_value(run, rule.field, candidate)) for other in related)
     ]
+    return sorted(set(legal)) if all(_is_number(candidate) for candidate in legal) else legal
 
 
 def _nearest(value: Any, legal: list[Any]) -> Any:
-    """The legal value closest by ratio to what was given; the first where there is no distance."""
-    numbers = (int, float)
-    if isinstance(value, numbers) and not isinstance(value, bool) and value > 0:
-        sized = [candidate for candidate in legal if isinstance(candidate, numbers) and candidate]
-        if sized:
-            return min(sized, key=lambda candidate: max(candidate / value, value / candidate))
+    """The largest legal number at or below what was given, else the smallest; 6 of 4, 8 -> 4.
+
+    Downwards, because a smaller degree, batch or rate is the one that fits where the other did.
+    """
+    if _is_number(value) and all(_is_number(candidate) for candidate in legal):
+        return max((number for number in legal if number <= value), default=min(legal))
     return legal[0]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _as_typed(value: Any) -> Any:

@@ -1,0 +1,62 @@
+"""What a person wrote before YAML read it: `007` where the composed value is 7."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launcher.config.assets import conf_dir
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """One value as typed."""
+
+    text: str
+    """Letter by letter, without quotes."""
+    file: Path | None
+    """Where it stands; None: on the command line."""
+
+
+def find_written(
+    field: str,
+    overrides: Sequence[str],
+    choices: Mapping[str, str | None],
+    config_dirs: Sequence[Path],
+) -> Written | None:
+    """The text behind a dotted key: the last override, else the recipe's or the option's line.
+
+    Values that come by other ways (a default of a default, an interpolation) are not found.
+    """
+    for line in reversed(overrides):
+        key, equals, text = line.partition("=")
+        if equals and key.lstrip("+") == field:
+            return Written(text=text, file=None)
+    group, _, key = field.partition(".")
+    recipe = choices.get("recipe")
+    for folder in (conf_dir(), *config_dirs):
+        places = [(folder / group / f"{choices.get(group)}.yaml", key)]
+        if recipe is not None:
+            places.insert(0, (folder / "recipe" / f"{recipe}.yaml", field))
+        for path, inside in places:
+            found = _scalar(path, inside)
+            if found is not None:
+                return Written(text=found, file=path)
+    return None
+
+
+def _scalar(path: Path, field: str) -> str | None:
+    """The text at a dotted key of a YAML file, nothing converted."""
+    try:
+        node: Any = yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    for part in field.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return None
+        node = node[part]
+    return node if isinstance(node, str) else None
