@@ -81,12 +81,12 @@ def _legal_values(rule: Rule, run: Run, table: tuple[Rule, ...]) -> list[Any]:
 
 
 def _nearest(value: Any, legal: list[Any]) -> Any:
-    """The largest legal number at or below what was given, else the smallest; 6 of 4, 8 -> 4.
+    """The legal number nearest to what was given, the smaller of two; else the first.
 
-    Downwards, because a smaller degree, batch or rate is the one that fits where the other did.
+    _nearest(6, [4, 8]) -> 4;  _nearest(30, [16, 32]) -> 32
     """
     if _is_number(value) and all(_is_number(candidate) for candidate in legal):
-        return max((number for number in legal if number <= value), default=min(legal))
+        return min(legal, key=lambda number: (abs(number - value), number))
     return legal[0]
 
 
