@@ -12,7 +12,7 @@ from launcher.config.rule import Rule
 from launcher.config.rules_layout import LAYOUT_RULES
 from launcher.config.rules_model import MODEL_RULES
 from launcher.config.rules_run import RUN_RULES
-from launcher.config.schema import Run
+from launcher.config.schema import Record, Run
 from launcher.errors import Finding
 
 RULES: tuple[Rule, ...] = MODEL_RULES + LAYOUT_RULES + RUN_RULES
@@ -58,10 +58,9 @@ def _finding(rule: Rule, run: Run, reason: str, table: tuple[Rule, ...]) -> Find
     fix = rule.fix if isinstance(rule.fix, str) else rule.fix(run)
     if not fix and legal:
         fix = f"{rule.field}={_as_typed(_nearest(value, legal))}"
-    shown = list(value) if isinstance(value, tuple) else value
     return Finding(
         field=rule.field,
-        value=shown,
+        value=None if value is None else _as_typed(value),
         rule=rule.id,
         reason=reason,
         legal=[_as_typed(candidate) for candidate in legal],
@@ -70,13 +69,17 @@ def _finding(rule: Rule, run: Run, reason: str, table: tuple[Rule, ...]) -> Find
 
 
 def _legal_values(rule: Rule, run: Run, table: tuple[Rule, ...]) -> list[Any]:
-    """Candidates that break none of the rules that blame the same field."""
-    related = [other for other in table if other.field == rule.field]
-    legal = [
-        candidate
-        for candidate in rule.candidates(run)
-        if not any(other.broken(with_value(run, rule.field, candidate)) for other in related)
-    ]
+    """Candidates that mend the rule and its field; those that break nothing else, if any."""
+    held = [other for other in table if other.field != rule.field and not other.broken(run)]
+    mending, harmless = [], []
+    for candidate in rule.candidates(run):
+        changed = with_value(run, rule.field, candidate)
+        if any(other.broken(changed) for other in table if other.field == rule.field):
+            continue
+        mending.append(candidate)
+        if not any(other.broken(changed) for other in held):
+            harmless.append(candidate)
+    legal = harmless or mending
     return sorted(set(legal)) if all(_is_number(candidate) for candidate in legal) else legal
 
 
@@ -102,4 +105,6 @@ def _as_typed(value: Any) -> Any:
         return str(value).lower()
     if isinstance(value, tuple):
         return "[" + ",".join(str(part) for part in value) + "]"
+    if isinstance(value, Record):
+        return "{" + ",".join(f"{key}:{part}" for key, part in value) + "}"
     return value
