@@ -164,8 +164,8 @@ def _too_large(answer: Plan) -> str:
     fullest = max(memory.per_stage, key=lambda stage: stage.total_bytes)
     missing = memory.peak_bytes - memory.usable_bytes
     return (
-        f"does not fit [memory]: stage {fullest.stage} needs {memory.peak_bytes / 2**30:.1f} GiB of "
-        f"{memory.usable_bytes / 2**30:.1f} GiB usable ({missing / 2**30:.1f} GiB too much). "
+        f"does not fit [memory]: stage {fullest.stage} needs {memory.peak_bytes / 2**30:.1f} of "
+        f"{memory.usable_bytes / 2**30:.1f} GiB usable, {missing / 2**30:.1f} GiB too much. "
         "Try more devices, a larger parallelism.tp or parallelism.pp, parallelism.recompute=full, "
         "a smaller train.micro_batch_size, or a higher parallelism.zero_stage."
     )
@@ -196,12 +196,14 @@ def _refuse(answer: Plan) -> None:
 
 def _start(bundle, answer: Plan) -> None:  # type: ignore[no-untyped-def]
     from launcher.submit.local import run_bundle
-    from launcher.submit.summary import render_summary
+    from launcher.submit.summary import render_summary, write_failure
 
     print(f"\nrun directory  {bundle.files.root}", flush=True)
     try:
         run_bundle(bundle, answer)
-    except LaunchError:
+    except (LaunchError, KeyboardInterrupt) as error:
+        status = "failed" if isinstance(error, LaunchError) else "interrupted"
+        write_failure(bundle.files, status, str(error))
         print(f"run directory  {bundle.files.root}", file=sys.stderr)
         raise
     print(render_summary(bundle.files))
