@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from launcher.config.assets import assets_dir, conf_dir
 from launcher.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, ConfigError, DoesNotFit, LaunchError
@@ -37,7 +38,8 @@ def run(request: Request) -> int:
     plans = [_plan_job(overrides, request) for overrides in jobs]
     for number, plan in enumerate(plans):
         _require_fit(plan)
-        _print_plan(plan)
+        # A dry run's standard output is the script alone, so that it can be piped.
+        _print_plan(plan, sys.stderr if request.dry_run else sys.stdout)
         chosen = request.run_dir
         if chosen and len(plans) > 1:
             chosen = str(Path(chosen) / str(number))
@@ -147,10 +149,10 @@ def _plan_job(overrides: Sequence[str], request: Request) -> Plan:
     return replace(answer, decisions=(*loaded.decisions, *answer.decisions))
 
 
-def _print_plan(answer: Plan) -> None:
+def _print_plan(answer: Plan, stream: TextIO | None = None) -> None:
     from launcher.plan.report import render_report
 
-    print(render_report(answer).rstrip("\n"), flush=True)
+    print(render_report(answer).rstrip("\n"), file=stream or sys.stdout, flush=True)
 
 
 def _require_fit(answer: Plan) -> None:

@@ -114,7 +114,7 @@ def test_the_dry_run_and_the_run_have_the_same_script(finished):
         "--dry-run", "--run-dir", "run", "train.steps=4", "train.validate_every=2", *SHORT,
         cwd=finished.parent,
     )  # fmt: skip
-    assert result.stdout.endswith((finished / "command.sh").read_text())
+    assert result.stdout == (finished / "command.sh").read_text()
 
 
 def test_the_last_lines_name_a_killed_rank_and_nothing_is_left(tmp_path):
