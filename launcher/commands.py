@@ -104,24 +104,12 @@ def show_config(request: Request, kind: str, package: str | None, resolve: bool)
     return EXIT_DONE
 
 
-def shell_completion(command: str, config_dirs: Sequence[Path]) -> int:
+def shell_completion(command: str, verbs: Sequence[str], flags: Sequence[str]) -> int:
     """`-sc install=bash` prints shell code; the shell then calls `-sc query=bash`."""
-    from launcher.config.compose import complete, completion_script
+    from launcher.completion import answer_completion
 
-    action, _, shell = command.partition("=")
-    if action != "query":
-        completion_script(shell, action)
-        return EXIT_DONE
-    _, _, line = os.environ.get("COMP_LINE", "").partition(" ")
-    verb, space, rest = line.partition(" ")
-    if space and verb in _VERB_NAMES:
-        line = rest
-    words = [name for name in _VERB_NAMES if line and name.startswith(line)]
-    print(" ".join([*words, *complete(line, config_dirs)]))
+    print(answer_completion(command, os.environ.get("COMP_LINE", ""), verbs, flags), end="")
     return EXIT_DONE
-
-
-_VERB_NAMES = ("run", "plan", "verify", "rules")
 
 
 def group_names() -> list[str]:

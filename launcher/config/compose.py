@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -100,44 +100,13 @@ def config_text(composed: Composed, kind: str, package: str | None, resolve: boo
     return OmegaConf.to_yaml(node, resolve=resolve and kind == "job")
 
 
-def complete(shell_line: str, config_dirs: Sequence[Path] = ()) -> list[str]:
-    """Completions of a partly typed command line, program and verb already removed."""
-    from hydra._internal.core_plugins.bash_completion import BashCompletion
-
-    with _hydra() as loader:
-        return list(BashCompletion(loader)._query(config_name="config", line=shell_line))
-
-
-def completion_script(shell: str, command: str) -> None:
-    """Print the shell code that installs or removes completion for bash, zsh or fish."""
-    from hydra._internal.core_plugins.bash_completion import BashCompletion
-    from hydra._internal.core_plugins.fish_completion import FishCompletion
-    from hydra._internal.core_plugins.zsh_completion import ZshCompletion
-
-    plugins: dict[str, Any] = {"bash": BashCompletion, "fish": FishCompletion, "zsh": ZshCompletion}
-    if shell not in plugins or command not in ("install", "uninstall"):
-        legal = [f"{verb}={name}" for verb in ("install", "uninstall") for name in sorted(plugins)]
-        raise ConfigError(
-            [
-                Finding(
-                    field=f"--shell-completion {command}={shell}",
-                    rule="unknown-option",
-                    reason="no such shell or command",
-                    legal=legal,
-                )
-            ]
-        )
-    with _hydra() as loader:
-        getattr(plugins[shell](loader), command)()
-
-
 @contextlib.contextmanager
-def _hydra() -> Iterator[ConfigLoader]:
-    """Hydra's config loader over our conf folder; its global state is gone afterwards."""
+def _hydra() -> Iterator[None]:
+    """Hydra over our conf folder; its global state is gone afterwards."""
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="launch"):
-            yield GlobalHydra.instance().config_loader()
+            yield
     finally:
         GlobalHydra.instance().clear()
 
@@ -213,11 +182,12 @@ def _parse(overrides: Sequence[str]) -> tuple[list[Override], list[Finding]]:
 
 
 def _hydra_finding(error: Exception) -> Finding:
-    """Hydra's or OmegaConf's message as a finding, first lines only."""
+    """Hydra's, OmegaConf's or YAML's message as a finding, first lines only."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        mark = error.problem_mark
+        reason = f"line {mark.line + 1} is not YAML: {error.problem}"
+        return Finding(field=mark.name, rule="composition", reason=reason)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     key = getattr(error, "full_key", None)
-    return Finding(
-        field=str(key) if key else "config",
-        rule="composition",
-        reason="; ".join(lines[:2]).rstrip("."),
-    )
+    said = [line.rstrip(".") for line in lines[:2] if not line.startswith("Config search path")]
+    return Finding(field=str(key or "config"), rule="composition", reason="; ".join(said))

@@ -53,7 +53,8 @@ def load_run(
         decisions.append(local.decision)
     # 4. The schema, then the rules.
     run, refused = validate_run(
-        values, lambda field: find_written(field, overrides, composed.choices, config_dirs)
+        values,
+        lambda field, given: find_written(field, given, overrides, composed.choices, config_dirs),
     )
     findings = [*composed.findings, *(local.findings if local else ()), *refused]
     if run is not None and not composed.unknown_groups:

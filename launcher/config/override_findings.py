@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
+from launcher.config.quoting import hydra_text
 from launcher.config.spelling import closest, did_you_mean
 from launcher.errors import Finding
 
@@ -12,8 +13,7 @@ from launcher.errors import Finding
 def unreadable(line: str, reason: str) -> Finding:
     """Text that Hydra's grammar does not know."""
     key, _, value = line.partition("=")
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    typed = shlex.quote(f'{key}="{escaped}"')
+    typed = shlex.quote(f"{key}={hydra_text(value)}")
     is_assignment = "=" in line and key.strip("+~")
     return Finding(
         field=line,

@@ -18,6 +18,7 @@ from launcher.config.override_findings import (
     unknown_group,
     unknown_option,
 )
+from launcher.config.quoting import hydra_text
 from launcher.config.spelling import closest
 from launcher.errors import Finding
 
@@ -69,7 +70,7 @@ def prepare_overrides(parsed: Sequence[ParsedOverride], config_dirs: Sequence[Pa
     folders = {tree: Path(tree.removeprefix("file://")) for tree in trees if "pkg://" not in tree}
     absent = [tree for tree, folder in folders.items() if not folder.is_dir()]
     findings += [not_a_tree(tree) for tree in absent]
-    if found := [_quoted(tree) for tree in trees if tree not in absent]:
+    if found := [hydra_text(tree) for tree in trees if tree not in absent]:
         prepared.lines.append(f"hydra.searchpath=[{','.join(found)}]")
     roots = [conf_dir(), *(folder for folder in folders.values() if folder.is_dir())]
     named = set()
@@ -115,7 +116,7 @@ def _prepare_option(prepared: Prepared, override: ParsedOverride, options: list[
                 return
             option = close[0]
         # Hydra would take an option called 7 for a number.
-        typed = option if re.fullmatch(r"[A-Za-z_][\w.-]*", option) else _quoted(option)
+        typed = option if re.fullmatch(r"[A-Za-z_][\w.-]*", option) else hydra_text(option)
         line = f"{_choice_key(line.partition('=')[0])}={typed}"
     if group == "recipe":
         prepared.recipe.append(line)
@@ -131,11 +132,6 @@ def _choice_key(key: str) -> str:
     bare = key.lstrip("+")
     is_ours = "/" not in bare and (conf_dir() / bare).is_dir()
     return bare if is_ours or bare == key else f"+{bare}"
-
-
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
 
 
 def _options(roots: Sequence[Path], group: str) -> list[str]:

@@ -115,8 +115,8 @@ def render_rules_markdown() -> str:
     head = (
         "# Rules\n\n"
         "Every configuration is checked against all of these, and all findings are reported at\n"
-        "once, with exit code 2. Generated from the table that does the checking, as `launch rules`\n"
-        "prints it.\n\n"
+        "once, with exit code 2. Generated from the table that does the checking; `launch rules`\n"
+        "prints the same.\n\n"
         "| rule | key | what must hold | why |\n|---|---|---|---|\n"
     )
     rows = [

@@ -12,16 +12,18 @@ from typing import Any, Literal
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from launcher.config.quoting import hydra_text
 from launcher.config.schema import Record, Run
 from launcher.config.spelling import closest, did_you_mean
 from launcher.config.written import Written
 from launcher.errors import Finding
 
 Location = tuple[str, ...]
+Wrote = Callable[[str, object], Written | None]
 
 
 def validate_run(
-    values: Mapping[str, Any], written: Callable[[str], Written | None] = lambda field: None
+    values: Mapping[str, Any], written: Wrote = lambda field, given: None
 ) -> tuple[Run | None, list[Finding]]:
     """The run, or None with a finding for every value that the schema refuses.
 
@@ -39,7 +41,7 @@ def validate_run(
         return None, refused + unclean
 
 
-def _finding(details: ErrorDetails, written: Callable[[str], Written | None]) -> Finding:
+def _finding(details: ErrorDetails, written: Wrote) -> Finding:
     location = tuple(part for part in details["loc"] if isinstance(part, str))
     field, given, kind = ".".join(location), details["input"], details["type"]
     if kind == "extra_forbidden":
@@ -47,7 +49,7 @@ def _finding(details: ErrorDetails, written: Callable[[str], Written | None]) ->
     if kind == "missing":
         return Finding(field=field, rule="missing-key", reason="a value is required")
     if kind == "string_type" and isinstance(given, (bool, int, float)):
-        return _eaten(field, given, written(field))
+        return _eaten(field, given, written(field, given))
     if kind == "literal_error":
         return _not_among(location, given)
     if kind in ("greater_than_equal", "greater_than", "less_than_equal", "less_than"):
@@ -122,17 +124,12 @@ def _unclean(field: str, text: str) -> Finding:
         value=text,
         rule="text-on-one-line",
         reason="text is one line without control characters, since it is written into scripts",
-        fix=f"{field}={shlex.quote(_quoted(clean))}",
+        fix=f"{field}={shlex.quote(hydra_text(clean))}",
     )
 
 
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
-
-
 def _not_among(location: Location, given: Any) -> Finding:
-    legal = _choices(location)
+    legal = choices_at(location)
     field = ".".join(location)
     near = closest(str(given), [str(choice) for choice in legal])
     return Finding(
@@ -210,7 +207,8 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
     return (annotation,)
 
 
-def _choices(location: Location) -> tuple[Any, ...]:
+def choices_at(location: Location) -> tuple[Any, ...]:
+    """The values that a key is limited to; empty where it is not."""
     choices: list[Any] = []
     for alternative in _alternatives(_annotation_at(location)):
         if typing.get_origin(alternative) is Literal:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from launcher.config.assets import conf_dir
 
@@ -24,6 +26,7 @@ class Written:
 
 def find_written(
     field: str,
+    given: object,
     overrides: Sequence[str],
     choices: Mapping[str, str | None],
     config_dirs: Sequence[Path],
@@ -37,16 +40,22 @@ def find_written(
         if equals and key.lstrip("+") == field:
             return Written(text=text, file=None)
     group, _, key = field.partition(".")
-    recipe = choices.get("recipe")
-    for folder in (conf_dir(), *config_dirs):
-        places = [(folder / group / f"{choices.get(group)}.yaml", key)]
-        if recipe is not None:
-            places.insert(0, (folder / "recipe" / f"{recipe}.yaml", field))
-        for path, inside in places:
-            found = _scalar(path, inside)
-            if found is not None:
-                return Written(text=found, file=path)
+    recipe = Path("recipe", f"{choices.get('recipe')}.yaml")
+    option = Path(group, f"{choices.get(group)}.yaml")
+    for name, inside in ((recipe, field), (option, key)):
+        for folder in (conf_dir(), *config_dirs):
+            found = _scalar(folder / name, inside)
+            if found is not None and _read(found) == given:
+                return Written(text=found, file=folder / name)
     return None
+
+
+def _read(text: str) -> object:
+    """What YAML makes of a text; itself where it makes nothing of it."""
+    try:
+        return OmegaConf.create(f"value: {text}").value
+    except (OmegaConfBaseException, yaml.YAMLError):
+        return text
 
 
 def _scalar(path: Path, field: str) -> str | None:

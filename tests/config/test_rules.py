@@ -107,7 +107,7 @@ EXAMPLES: dict[str, list[Callable[[], Run]]] = {
     ],
     "time-limit-readable": [
         lambda text=text: make_run(**{"launch.time_limit": text})
-        for text in ("tomorrow", "", "12:0:0", "1 day", "-5", "12:00:00\n", "١٢:٠٠:٠٠")
+        for text in ("tomorrow", "", "12:0:0", "1 day", "-5", "12:00:00\n", "\u0661:00")
     ],
     "checkpoint-every-steps-not-available": [lambda: make_run(checkpoint={"every_steps": 10})],
     "checkpoint-every-minutes-not-available": [
