@@ -10,10 +10,12 @@ Two ways of reducing gradients over dp:
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
 import torch
@@ -53,12 +55,13 @@ class DeepSpeedEngine:
         parameters = list(module.parameters())
         if layout.zero_stage == 3:
             _mark_for_zero3_norm(parameters)
-        self._deepspeed, self._zero, _, _ = deepspeed.initialize(
-            model=module,
-            optimizer=build_optimizer(parameters, run.optimizer),
-            config=dict(ds_config),
-            mpu=_ModelParallelUnit(groups),
-        )
+        with redirect_stdout(io.StringIO()):  # it prints memory figures, whatever its log level
+            self._deepspeed, self._zero, _, _ = deepspeed.initialize(
+                model=module,
+                optimizer=build_optimizer(parameters, run.optimizer),
+                config=dict(ds_config),
+                mpu=_ModelParallelUnit(groups),
+            )
         self._is_bf16 = run.precision.compute == "bf16"
         if self._is_bf16 and layout.zero_stage == 2 and not self._streams:
             self._gather_in_float32(parameters)
@@ -235,6 +238,7 @@ def _import_deepspeed(groups: Groups) -> Any:
     os.environ.setdefault("DS_ACCELERATOR", groups.device.type)
     import deepspeed
 
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # DeepSpeed calls collectives by names that newer versions of torch warn about.
     warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
     if groups.device.type == "cpu":
