@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
+from launcher.config.rule import Rule
 from launcher.config.rules import RULES, judge
 from launcher.config.schema import Record, Run
 from launcher.config.validate import record_in
@@ -20,15 +22,23 @@ def check_partial(values: Mapping[str, Any], refused: Collection[str]) -> list[F
 
     """
     run = _record(Run, values, frozenset(refused), "")
-    findings = []
-    for rule in RULES:
-        try:
-            finding = judge(rule, run)
-        except AttributeError:
-            continue  # It reads a refused key: what it would say is not known.
-        if finding:
-            findings.append(finding)
-    return findings
+    readable = tuple(rule for rule in RULES if _is_readable(rule, run))
+    return [finding for rule in readable if (finding := _judge(rule, run, readable))]
+
+
+def _is_readable(rule: Rule, run: Run) -> bool:
+    try:
+        rule.broken(run)
+    except AttributeError:
+        return False  # It reads a refused key: what it would say is not known.
+    return True
+
+
+def _judge(rule: Rule, run: Run, rules: tuple[Rule, ...]) -> Finding | None:
+    try:
+        return judge(rule, run, rules)
+    except AttributeError:  # Its advice would need a refused key.
+        return judge(replace(rule, candidates=lambda run: (), fix=""), run, rules)
 
 
 def _record(

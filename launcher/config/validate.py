@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import shlex
 import types
 import typing
@@ -52,10 +54,8 @@ def _finding(details: ErrorDetails, written: Wrote) -> Finding:
         return _eaten(field, given, written(field, given))
     if kind == "literal_error":
         return _not_among(location, given)
-    if kind in ("greater_than_equal", "greater_than", "less_than_equal", "less_than"):
-        return Finding(
-            field=field, value=given, rule="out-of-range", reason=_bound(details), fix=""
-        )
+    if kind in _BOUNDS:
+        return _out_of_range(field, given, details)
     return _wrong_type(location, given)
 
 
@@ -129,39 +129,64 @@ def _unclean(field: str, text: str) -> Finding:
 
 
 def _not_among(location: Location, given: Any) -> Finding:
+    annotation = _annotation_at(location)
     legal = choices_at(location)
     field = ".".join(location)
     near = closest(str(given), [str(choice) for choice in legal])
+    is_list = typing.get_origin(annotation) is tuple
     return Finding(
         field=field,
         value=_typed(given),
         rule="unknown-value",
         reason="no such choice" + did_you_mean(str(given), [str(choice) for choice in legal]),
-        legal=legal,
-        fix=f"{field}={near[0] if near else legal[0]}" if legal else "",
+        legal=legal + (("null",) if type(None) in _alternatives(annotation) else ()),
+        fix="" if is_list else f"{field}={near[0] if near else legal[0]}",
     )
 
 
 def _wrong_type(location: Location, given: Any) -> Finding:
     wanted = _wanted(location)
     field = ".".join(location)
-    fix = ""
-    if isinstance(given, float) and given.is_integer() and wanted.startswith("a whole number"):
-        fix = f"{field}={int(given)}"
+    meant = _meant(given, wanted)
     return Finding(
         field=field,
         value=_typed(given),
         rule="wrong-type",
         reason=f"{wanted} is wanted, and this is {_article(_type_name(given))}",
-        fix=fix,
+        fix=f"{field}={meant}" + (" without quotes" if given == meant else "") if meant else "",
     )
 
 
-def _bound(details: ErrorDetails) -> str:
-    context = details.get("ctx", {})
-    words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-    key, limit = next((key, value) for key, value in context.items() if key in words)
-    return f"it must be {words[key]} {limit}"
+def _meant(given: Any, wanted: str) -> str:
+    """The value of the wanted type that was probably meant; empty where none was."""
+    if wanted.startswith("true"):
+        words = {"true": "true", "yes": "true", "on": "true"}
+        words |= {"false": "false", "no": "false", "off": "false"}
+        return words.get(str(given).lower(), "")
+    if "number" in wanted and isinstance(given, (str, float)):
+        with contextlib.suppress(ValueError, OverflowError):
+            number = float(given)
+            if math.isfinite(number) and (number.is_integer() or "whole" not in wanted):
+                return str(int(number)) if "whole" in wanted else str(number)
+    return ""
+
+
+_BOUNDS = {
+    "greater_than_equal": ("ge", "at least"),
+    "greater_than": ("gt", "more than"),
+    "less_than_equal": ("le", "at most"),
+    "less_than": ("lt", "less than"),
+    "finite_number": ("", "a finite number"),
+}
+
+
+def _out_of_range(field: str, given: Any, details: ErrorDetails) -> Finding:
+    key, words = _BOUNDS[details["type"]]
+    limit = details.get("ctx", {}).get(key)
+    bound = "" if limit is None else f" {limit:g}"
+    fix = f"{field}={limit:g}" if key in ("ge", "le") else ""
+    reason = f"it must be {words}{bound}"
+    return Finding(field=field, value=given, rule="out-of-range", reason=reason, fix=fix)
 
 
 def _fields(record: type[Record] | None) -> tuple[str, ...]:
@@ -222,7 +247,7 @@ def _wanted(location: Location) -> str:
     annotation = _annotation_at(location)
     wanted = [words[part] for part in _alternatives(annotation) if part in words]
     if record_in(annotation) is not None:
-        wanted.append(f"a group with {', '.join(_fields(record_in(annotation)))}")
+        wanted.append("a group of keys")
     if typing.get_origin(annotation) is tuple:
         wanted = ["a list"]
     if type(None) in _alternatives(annotation):
