@@ -96,11 +96,13 @@ def show_config(request: Request, kind: str, package: str | None, resolve: bool)
     """Print the composed configuration as Hydra's `--cfg` does, unchecked."""
     from launcher.config.compose import compose_run, config_text
 
+    texts = []
     for overrides in _jobs(request):
         composed = compose_run(overrides, request.config_dirs)
         if composed.findings:
             raise ConfigError(composed.findings)
-        print(config_text(composed, kind, package, resolve), end="")
+        texts.append(config_text(composed, kind, package, resolve))
+    print("---\n".join(texts), end="")
     return EXIT_DONE
 
 

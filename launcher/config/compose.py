@@ -22,7 +22,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from launcher.config.assets import conf_dir
-from launcher.config.override_findings import group_not_in_use, unreadable
+from launcher.config.override_findings import empty_sweep, group_not_in_use, unreadable
 from launcher.config.prepare import Prepared, prepare_overrides
 from launcher.config.resolve import delete_keys, resolve_values
 from launcher.errors import ConfigError, Finding
@@ -79,7 +79,10 @@ def split_sweep(overrides: Sequence[str]) -> list[list[str]]:
         batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     except HydraException as error:
         raise ConfigError([_hydra_finding(error)]) from error
-    return [list(job) for job in batches[0]]
+    jobs = [list(job) for batch in batches for job in batch]
+    if not jobs:
+        raise ConfigError([empty_sweep()])
+    return jobs
 
 
 def config_text(composed: Composed, kind: str, package: str | None, resolve: bool) -> str:
