@@ -7,6 +7,7 @@ keys are merged unconditionally here and judged afterwards by the schema, all at
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,7 +109,12 @@ def _hydra() -> Iterator[None]:
     """Hydra over our conf folder; its global state is gone afterwards."""
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="launch"):
+        with (
+            initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="launch"),
+            warnings.catch_warnings(),
+        ):
+            # Hydra only warns of a search path that it cannot find.
+            warnings.filterwarnings("error", message="provider=")
             yield
     finally:
         GlobalHydra.instance().clear()
