@@ -12,9 +12,9 @@ from tests.factory import CPU, make_run
 
 
 def planned(**overrides: object) -> Plan:
-    parallelism = {"tp": 2, "pp": 2, "dp": 1}
-    hardware = CPU | {"gpus_per_node": 4}
-    return build_plan(make_run(hardware=hardware, **{"parallelism": parallelism, **overrides}))
+    """The tiny model at tp=2 x pp=2 on four CPU processes, unless overridden."""
+    defaults = {"parallelism": {"tp": 2, "pp": 2, "dp": 1}, "hardware": CPU | {"gpus_per_node": 4}}
+    return build_plan(make_run(**{**defaults, **overrides}))
 
 
 def bundled(root: Path, plan: Plan | None = None, python: str = "python3") -> Bundle:
