@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json as json_module
 import os
 import sys
@@ -191,6 +192,7 @@ def _start(bundle, answer: Plan) -> None:  # type: ignore[no-untyped-def]
     from launcher.submit.summary import render_summary, write_failure
 
     print(f"\nrun directory  {bundle.files.root}", flush=True)
+    gc.enable()
     try:
         run_bundle(bundle, answer)
     except (LaunchError, KeyboardInterrupt) as error:

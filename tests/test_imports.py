@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "completion": {"errors", "config"},
     "commands": {"errors", "config", "plan", "render", "submit", "completion"},
     "cli": {"errors", "config", "commands"},
+    "__main__": {"cli"},
     "__init__": set(),
 }
 # Library -> where it may be imported: a package or a file.
