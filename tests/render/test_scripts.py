@@ -61,7 +61,7 @@ def shell(tmp_path):
     def run(script: Path, **environment: str) -> list[list[str]]:
         subprocess.run(["bash", "-n", str(script)], check=True)
         done = subprocess.run(
-            ["bash", str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=30,
+            ["bash", str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=300,
             env={"PATH": f"{programs}:{os.environ['PATH']}", "RECORD": str(record),
                  "HOME": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]",
                  **environment},
