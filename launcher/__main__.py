@@ -1,4 +1,4 @@
-"""Where the `launch` command enters: prepares a quick start, then hands over to the command line."""
+"""Where the `launch` command enters: prepares a quick start and hands over to the command line."""
 
 from __future__ import annotations
 
