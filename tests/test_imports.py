@@ -21,7 +21,6 @@ MAY_IMPORT = {
     "commands": {"errors", "config", "plan", "render", "submit", "completion"},
     "cli": {"errors", "config", "commands"},
     "__main__": {"cli"},
-    "__main__": {"cli"},
     "__init__": set(),
 }
 # Library -> where it may be imported: a package or a file.
