@@ -18,6 +18,7 @@ from launcher.plan.run_files import RunFiles
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 # How torch's backends say that a peer has gone: gloo's and NCCL's words, and the store's.
 _ECHOES = (
+    "gloo/transport",
     "connection closed by peer",
     "connection reset by peer",
     "connection refused",

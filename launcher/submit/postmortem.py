@@ -49,9 +49,9 @@ def first_failure(files: RunFiles) -> Failure | None:
     """The earliest error of a rank's own; a killed rank before the errors that it caused."""
     told = sorted(_told_failures(files), key=lambda failure: failure.time)
     own = [failure for failure in told if not failure.is_echo]
-    silent = _silent_rank(files)
-    is_news = silent is not None and silent.rank not in {failure.rank for failure in told}
-    candidates = own or ([silent] if silent is not None and is_news else []) or told
+    told_ranks = {failure.rank for failure in told}
+    silent = [failure for failure in _silent_ranks(files) if failure.rank not in told_ranks]
+    candidates = own or silent or told
     return candidates[0] if candidates else None
 
 
@@ -67,16 +67,24 @@ def _told_failures(files: RunFiles) -> list[Failure]:
     return failures
 
 
-def _silent_rank(files: RunFiles) -> Failure | None:
-    """A rank that could not say anything, from torchrun's own report.
+def _silent_ranks(files: RunFiles) -> list[Failure]:
+    """Ranks that could not say anything, from torchrun's own report, its root cause first.
 
-    torchrun ends the other ranks by a signal, too: only its root cause counts.
+    torchrun ends the other ranks by SIGTERM: apart from the root cause, that is no failure.
     """
     if not _has_log(files):
-        return None
+        return []
     report = files.launcher_log.read_text(errors="replace")
-    root = report.rpartition("Root Cause")[2]
-    rank, code, host = _RANK.search(root), _EXITCODE.search(root), _HOST.search(root)
+    others, _, root = report.rpartition("Root Cause")
+    found = [_reported(root)] + [_reported(block) for block in re.split(r"\n\[\d+\]:", others)[1:]]
+    first, *rest = found
+    killed = [failure for failure in rest if failure and "SIGTERM" not in failure.error]
+    return ([first] if first else []) + [failure for failure in killed if failure]
+
+
+def _reported(block: str) -> Failure | None:
+    """One entry of torchrun's table of failures."""
+    rank, code, host = _RANK.search(block), _EXITCODE.search(block), _HOST.search(block)
     if not rank or not code:
         return None
     number = int(code[1])

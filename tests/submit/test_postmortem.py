@@ -118,3 +118,26 @@ def test_without_a_word_from_anybody_the_end_of_torchruns_log_is_shown(files):
 
 def test_without_any_log_the_exit_code_is_shown(files):
     assert explain_failure(files, planned(), 7).startswith("the run failed with exit code 7")
+
+
+def test_a_killed_rank_is_found_behind_an_echo_that_torchrun_saw_first(files):
+    """torchrun looks at all ranks at once now and then, and may call an echo the root cause."""
+    others = """\
+Failures:
+[1]:
+  host      : node7
+  rank      : 1 (local_rank: 1)
+  exitcode  : -9 (pid: 11)
+[2]:
+  host      : node7
+  rank      : 2 (local_rank: 2)
+  exitcode  : -15 (pid: 12)
+"""
+    root = (
+        "Root Cause (first observed failure):\n[0]:\n  rank      : 3\n  exitcode  : 1 (pid: 13)\n"
+    )
+    files.launcher_log.write_text("\n" + others + root)
+    tell(files, 3, "RuntimeError: gloo/transport/tcp", 5.0, is_echo=True)
+    failure = first_failure(files)
+    assert (failure.rank, failure.node) == (1, "node7")
+    assert "SIGKILL" in failure.error
