@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from launcher.plan import schedule_orders as orders
 from launcher.plan import schedule_v
@@ -49,21 +48,13 @@ class Recipe:
     """Memory, in those of 1F1B's first stage; only for those made for the given times."""
 
 
-def _zb_h1(*arguments: Any) -> list[Action]:
-    return orders.zero_bubble(*arguments, depth=1)
-
-
-def _zb_h2(*arguments: Any) -> list[Action]:
-    return orders.zero_bubble(*arguments, num_chunks=1, depth=2)
-
-
 SCHEDULES: dict[str, Recipe] = {
     "naive": Recipe(order=orders.naive),
     "gpipe": Recipe(order=orders.gpipe),
     "1f1b": Recipe(order=orders.one_f_one_b),
     "interleaved_1f1b": Recipe(order=orders.interleaved, chunks=None),
-    "zb_h1": Recipe(order=_zb_h1, chunks=None, splits_backward=True),
-    "zb_h2": Recipe(order=_zb_h2, splits_backward=True),
+    "zb_h1": Recipe(order=orders.zb_h1, chunks=None, splits_backward=True),
+    "zb_h2": Recipe(order=orders.zb_h2, splits_backward=True),
     "zb_1p": Recipe(splits_backward=True, depth=1),
     "zb_2p": Recipe(splits_backward=True, depth=2),
     "zb_v": Recipe(order=schedule_v.zb_v, chunks=2, placement="v", splits_backward=True),

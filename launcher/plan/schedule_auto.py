@@ -7,19 +7,20 @@ rest repeats itself; the closed forms compete as well.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from itertools import product
 
 from launcher.plan.schedule_clock import Durations, walk
 from launcher.plan.schedule_greedy import Policy, greedy_orders
-from launcher.plan.schedule_orders import zero_bubble
+from launcher.plan.schedule_orders import zb_h1, zb_h2
 from launcher.plan.schedule_records import Action, Orders, Problem, ScheduleError
 
 HOLDS = (0.0, 0.05, 0.14, 0.2, 0.28, 0.5)
 PATIENCES = (0.0, 1.0)
 """Tried together; more of them gain less than 0.2 points of bubble on the published profiles."""
-TRIAL_MICROBATCHES_PER_STAGE = 4
+TRIAL_MICROBATCHES_PER_STAGE = 3
 
 
 def auto_orders(problem: Problem, depth: int, weight_share: float) -> Orders:
@@ -33,17 +34,16 @@ def auto_orders(problem: Problem, depth: int, weight_share: float) -> Orders:
     ]
     ranked = sorted(policies, key=lambda policy: _cost(trial, greedy_orders(trial, policy)))
     candidates = [greedy_orders(problem, ranked[0])]
-    candidates += [_closed_form(problem, each) for each in range(1, depth + 1)]
+    candidates += [_closed_form(problem, form) for form in (zb_h1, zb_h2)[:depth]]
     best = min(candidates, key=lambda orders: _cost(problem, orders))
     assert best is not None
     return best
 
 
-def _closed_form(problem: Problem, depth: int) -> Orders:
+def _closed_form(problem: Problem, form: Callable[..., list[Action]]) -> Orders:
     action, num_stages = cache(Action), problem.chain.num_stages
     return [
-        zero_bubble(action, stage, num_stages, problem.num_microbatches, 1, depth)
-        for stage in range(num_stages)
+        form(action, stage, num_stages, problem.num_microbatches) for stage in range(num_stages)
     ]
 
 

@@ -70,7 +70,19 @@ def interleaved(
     return actions + backwards[total - num_warmup :]
 
 
-def zero_bubble(
+def zb_h1(
+    action: MakeAction, stage: int, num_stages: int, num_microbatches: int, num_chunks: int = 1
+) -> list[Action]:
+    """ZB-H1 (arXiv:2401.10241, sec. 2.2), with any chunks: 1F1B's memory, less bubble."""
+    return _zero_bubble(action, stage, num_stages, num_microbatches, num_chunks, depth=1)
+
+
+def zb_h2(action: MakeAction, stage: int, num_stages: int, num_microbatches: int) -> list[Action]:
+    """ZB-H2 (arXiv:2401.10241, sec. 2.3): twice 1F1B's memory, no bubble where F = B = W."""
+    return _zero_bubble(action, stage, num_stages, num_microbatches, 1, depth=2)
+
+
+def _zero_bubble(
     action: MakeAction,
     stage: int,
     num_stages: int,
@@ -78,10 +90,9 @@ def zero_bubble(
     num_chunks: int,
     depth: int,
 ) -> list[Action]:
-    """ZB-H1 (depth 1) and ZB-H2 (depth 2) of arXiv:2401.10241, sec. 2; H1 with chunks as well.
+    """Later stages, which wait longer for their first forward, put off more weight gradients.
 
-    Later stages, which wait longer for their first forward, put off more weight gradients: all
-    stages hold equally much, num_stages microbatches (H1, as much as 1F1B) or about twice that.
+    All stages so hold equally much: num_stages microbatches times the depth, or a little less.
     """
     sizes = round_sizes(num_stages, num_microbatches)
     total = num_microbatches * num_chunks

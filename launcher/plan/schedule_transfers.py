@@ -16,8 +16,9 @@ Contract of the communication actions:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 
-from launcher.plan.schedule_records import Action, Chain, Kind
+from launcher.plan.schedule_records import COMPUTE, Action, Chain, Kind
 
 MakeTransfer = Callable[[Kind, int, int], Action]
 DIRECTIONS: tuple[tuple[Kind, int, Kind, Kind], ...] = (
@@ -30,60 +31,66 @@ DIRECTIONS: tuple[tuple[Kind, int, Kind, Kind], ...] = (
 class _Channel:
     """What one stage sends to another in one direction, in order."""
 
-    def __init__(self, receive: Kind) -> None:
-        self.receive = receive
-        self.items: list[tuple[int, int]] = []
-        """(microbatch, chunk of the receiver)"""
+    def __init__(self) -> None:
+        self.receives: list[Action] = []
+        """In the order of the sends."""
         self.num_posted = 0
-        self.posted: set[tuple[int, int]] = set()
+        self.ahead: set[Action] = set()
+        """Posted before their turn, because the sender sends them before what was needed."""
 
-    def post(self, item: tuple[int, int], make: MakeTransfer, actions: list[Action]) -> None:
-        """Post the receive of an item, and before it those that the sender sends before it."""
-        if item in self.posted:
+    def post(self, receive: Action, actions: list[Action]) -> None:
+        """Post a receive, and before it those of what the sender sends before it."""
+        if self.ahead and receive in self.ahead:
+            self.ahead.remove(receive)
             return
-        for position in range(self.num_posted, len(self.items)):
-            each = self.items[position]
-            self.posted.add(each)
-            actions.append(make(self.receive, *each))
-            if each == item:
+        for position in range(self.num_posted, len(self.receives)):
+            each = self.receives[position]
+            actions.append(each)
+            if each is receive or each == receive:
                 self.num_posted = position + 1
                 return
+            self.ahead.add(each)
 
 
 def add_transfers(
     chain: Chain, orders: Sequence[Sequence[Action]], make: MakeTransfer
 ) -> tuple[tuple[Action, ...], ...]:
-    """Put a receive one compute action ahead of its user, and a send right behind its producer."""
+    """Put a receive one compute action ahead of its user, and a send right behind its producer.
+
+    The orders must be complete (`check_orders`).
+    """
     outgoing, incoming = _open_channels(chain)
-    for order, channels in zip(orders, outgoing, strict=True):
+    for order, table in zip(orders, outgoing, strict=True):
         for action in order:
-            if target := channels.get((action.kind, action.chunk)):
-                target[0].items.append((action.microbatch, target[1]))
+            if target := table[action.kind][action.chunk]:
+                channel, chunk, receive, _ = target
+                channel.receives.append(make(receive, action.microbatch, chunk))
     return tuple(
         _weave(order, sends, receives, make)
         for order, sends, receives in zip(orders, outgoing, incoming, strict=True)
     )
 
 
-Outgoing = dict[tuple[str, int], tuple[_Channel, int, Kind]]
-"""By kind and chunk of the producer: the channel, the receiver's chunk, and the send."""
-Incoming = dict[tuple[str, int], _Channel]
+Outgoing = dict[str, list[tuple[_Channel, int, Kind, Kind] | None]]
+"""By kind and chunk of the producer: the channel, the receiver's chunk, receive and send."""
+Incoming = dict[str, list[tuple[_Channel, Kind] | None]]
 """By kind and chunk of the user."""
 
 
 def _open_channels(chain: Chain) -> tuple[list[Outgoing], list[Incoming]]:
     channels: dict[tuple[int, int, Kind], _Channel] = {}
-    outgoing: list[Outgoing] = [{} for _ in range(chain.num_stages)]
-    incoming: list[Incoming] = [{} for _ in range(chain.num_stages)]
+    nothing: list[None] = [None] * chain.num_chunks
+    outgoing: list[Outgoing] = [{k: [*nothing] for k in COMPUTE} for _ in range(chain.num_stages)]
+    incoming: list[Incoming] = [{k: [*nothing] for k in COMPUTE} for _ in range(chain.num_stages)]
     for kind, step, send, receive in DIRECTIONS:
         for stage in range(chain.num_stages):
             for chunk in range(chain.num_chunks):
                 home = chain.neighbour(stage, chunk, step)
                 if home is None or home[0] == stage:
                     continue
-                channel = channels.setdefault((stage, home[0], receive), _Channel(receive))
-                outgoing[stage][kind, chunk] = channel, home[1], send
-                incoming[home[0]][kind, home[1]] = channel
+                channel = channels.setdefault((stage, home[0], receive), _Channel())
+                outgoing[stage][kind][chunk] = channel, home[1], receive, send
+                incoming[home[0]][kind][home[1]] = channel, receive
     return outgoing, incoming
 
 
@@ -93,14 +100,15 @@ def _weave(
     actions: list[Action] = []
 
     def post(user: Action) -> None:
-        if channel := receives.get((user.kind, user.chunk)):
-            channel.post((user.microbatch, user.chunk), make, actions)
+        if source := receives[user.kind][user.chunk]:
+            channel, kind = source
+            channel.post(make(kind, user.microbatch, user.chunk), actions)
 
     post(order[0])
-    for position, current in enumerate(order):
-        if position + 1 < len(order):
-            post(order[position + 1])
+    for current, following in zip_longest(order, order[1:]):
+        if following is not None:
+            post(following)
         actions.append(current)
-        if target := sends.get((current.kind, current.chunk)):
-            actions.append(make(target[2], current.microbatch, current.chunk))
+        if target := sends[current.kind][current.chunk]:
+            actions.append(make(target[3], current.microbatch, current.chunk))
     return tuple(actions)
