@@ -143,6 +143,7 @@ class _Execution:
         gradient = None
         if self.channels.next is not None:
             gradient = self.receives.pop(("B", microbatch)).wait()
+            self._forget_sent()
         self.engine.backward(self.outputs.pop(microbatch), gradient)
         if self.channels.previous is not None:
             gradient = self.inputs.pop(microbatch).grad
@@ -152,5 +153,8 @@ class _Execution:
     def _keep_until_sent(self, work: Any, tensor: Tensor) -> None:
         """Hold on to a tensor while it is sent; let go of those that have arrived."""
         self.sends.append((work, tensor))
+        self._forget_sent()
+
+    def _forget_sent(self) -> None:
         while self.sends and self.sends[0][0].is_completed():
             self.sends.popleft()[0].wait()
