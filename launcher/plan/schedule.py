@@ -22,7 +22,7 @@ from launcher.plan.schedule_records import (
     StageTimes,
     equal_times,
 )
-from launcher.plan.schedule_transfers import add_transfers
+from launcher.plan.schedule_transfers import finish_schedule
 
 __all__ = [
     "COMPUTE", "SCHEDULES", "Action", "Kind", "Recipe", "Schedule", "ScheduleError", "StageTimes",
@@ -124,24 +124,6 @@ def build_orders(
         recipe.order(action, stage, num_stages, num_microbatches, *arguments)
         for stage in range(num_stages)
     ]
-
-
-def finish_schedule(
-    name: str,
-    chain: Chain,
-    num_microbatches: int,
-    compute: Orders,
-    action: Callable[..., Action] = Action,
-) -> Schedule:
-    """Compute orders with their transfers."""
-    return Schedule(
-        name=name,
-        num_stages=chain.num_stages,
-        num_microbatches=num_microbatches,
-        ranks=add_transfers(chain, compute, action),
-        num_chunks=chain.num_chunks,
-        placement=chain.placement,
-    )
 
 
 def _chain(name: str, num_stages: int, num_chunks: int | None) -> Chain:

@@ -13,7 +13,7 @@ from functools import cache
 from itertools import product
 
 from launcher.plan.schedule_clock import Durations, walk
-from launcher.plan.schedule_greedy import Policy, greedy_orders
+from launcher.plan.schedule_greedy import NEVER, Policy, greedy_orders
 from launcher.plan.schedule_orders import zb_h1, zb_h2
 from launcher.plan.schedule_records import Action, Orders, Problem, ScheduleError
 
@@ -24,7 +24,10 @@ TRIAL_MICROBATCHES_PER_STAGE = 3
 
 
 def auto_orders(problem: Problem, depth: int, weight_share: float) -> Orders:
-    """The order with the shortest step that holds at most depth x num_stages microbatches."""
+    """The best order found that holds at most depth x num_stages microbatches.
+
+    Its step is never longer than the closed form's of that memory.
+    """
     num_stages, count = problem.chain.num_stages, problem.num_microbatches
     limits = tuple([float(depth * num_stages)] * num_stages)
     trial = replace(problem, num_microbatches=min(count, TRIAL_MICROBATCHES_PER_STAGE * num_stages))
@@ -32,12 +35,15 @@ def auto_orders(problem: Problem, depth: int, weight_share: float) -> Orders:
         Policy(limits=limits, weight_share=weight_share, hold=hold, patience=patience)
         for hold, patience in product(HOLDS, PATIENCES)
     ]
-    ranked = sorted(policies, key=lambda policy: _cost(trial, greedy_orders(trial, policy)))
-    candidates = [greedy_orders(problem, ranked[0])]
-    candidates += [_closed_form(problem, form) for form in (zb_h1, zb_h2)[:depth]]
-    best = min(candidates, key=lambda orders: _cost(problem, orders))
-    assert best is not None
-    return best
+    best = min(policies, key=lambda policy: sum(_costs(trial, greedy_orders(trial, policy))))
+    forms = [_closed_form(problem, form) for form in (zb_h1, zb_h2)[:depth]]
+    known = [(_costs(problem, orders), orders) for orders in forms]
+    longest = min(costs[0] for costs, _ in known)
+    made = greedy_orders(problem, best)
+    costs = _costs(problem, made)
+    if made is not None and costs[0] <= longest * (1 + 1e-9):
+        known.append((costs, made))
+    return min(known, key=lambda pair: sum(pair[0]))[1]
 
 
 def _closed_form(problem: Problem, form: Callable[..., list[Action]]) -> Orders:
@@ -47,17 +53,17 @@ def _closed_form(problem: Problem, form: Callable[..., list[Action]]) -> Orders:
     ]
 
 
-def _cost(problem: Problem, orders: Orders | None) -> float:
-    """Half the step until its last stage ends, half the longest time that any stage takes.
+def _costs(problem: Problem, orders: Orders | None) -> tuple[float, float]:
+    """Time until the last stage ends, and the longest that any stage takes by itself.
 
     The first is what a step costs where all stages meet at its end (to clip the gradient norm),
     the second where a stage may go on to its next step, as in the paper.
     """
     if orders is None:
-        return float("inf")
+        return NEVER, NEVER
     durations = Durations(times=problem.times, p2p_s=problem.p2p_s)
     try:
         timing = walk(problem.chain, problem.num_microbatches, orders, durations, False)
     except ScheduleError:
-        return float("inf")
-    return timing.makespan_s + timing.longest_stage_s
+        return NEVER, NEVER
+    return timing.makespan_s, timing.longest_stage_s

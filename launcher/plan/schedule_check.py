@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import NoReturn, get_args
 
-from launcher.plan.schedule_records import Action, Kind, Schedule, ScheduleError
+from launcher.plan.schedule_records import Action, Chain, Kind, Orders, Schedule, ScheduleError
 
 NEEDS: dict[Kind, Kind] = {
     "B": "F",
@@ -39,6 +39,25 @@ def check_schedule(schedule: Schedule) -> tuple[int, ...]:
     ]
     channels.check()
     return tuple(peaks)
+
+
+def check_orders(chain: Chain, num_microbatches: int, orders: Orders) -> None:
+    """Refuse compute orders, as yet without transfers, that are incomplete or out of order."""
+    wanted = {(i, chunk) for chunk in range(chain.num_chunks) for i in range(num_microbatches)}
+    splits = any(action.kind == "W" for order in orders for action in order)
+    kinds: tuple[Kind, ...] = ("F", "B", "W") if splits else ("F", "B")
+    for stage, order in enumerate(orders):
+        seen: dict[Kind, set[tuple[int, int]]] = {kind: set() for kind in ("F", "B", "W")}
+        for action in order:
+            place, need = (action.microbatch, action.chunk), NEEDS.get(action.kind)
+            if place in seen[action.kind]:
+                raise ScheduleError(f"stage {stage}: {action} is there twice")
+            if need and place not in seen[need]:
+                _refuse_early(stage, action, need)
+            seen[action.kind].add(place)
+        for kind in kinds:
+            if missing := wanted - seen[kind]:
+                raise ScheduleError(f"stage {stage}: {Action(kind, *min(missing))} is missing")
 
 
 @dataclass(slots=True)

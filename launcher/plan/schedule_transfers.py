@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
-from launcher.plan.schedule_records import COMPUTE, Action, Chain, Kind
+from launcher.plan.schedule_records import COMPUTE, Action, Chain, Kind, Orders, Schedule
 
 MakeTransfer = Callable[[Kind, int, int], Action]
 DIRECTIONS: tuple[tuple[Kind, int, Kind, Kind], ...] = (
@@ -50,6 +50,24 @@ class _Channel:
                 self.num_posted = position + 1
                 return
             self.ahead.add(each)
+
+
+def finish_schedule(
+    name: str,
+    chain: Chain,
+    num_microbatches: int,
+    compute: Orders,
+    action: MakeTransfer = Action,
+) -> Schedule:
+    """Compute orders with their transfers."""
+    return Schedule(
+        name=name,
+        num_stages=chain.num_stages,
+        num_microbatches=num_microbatches,
+        ranks=add_transfers(chain, compute, action),
+        num_chunks=chain.num_chunks,
+        placement=chain.placement,
+    )
 
 
 def add_transfers(
