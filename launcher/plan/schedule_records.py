@@ -124,5 +124,5 @@ def equal_times(num_parts: int, times: StageTimes | None = None) -> tuple[StageT
 
 
 def has_weight_actions(orders: Sequence[Sequence[Action]]) -> bool:
-    """Whether backward is split into B and W."""
-    return any(action.kind == "W" for order in orders for action in order)
+    """Whether backward is split into B and W, on all stages or on none."""
+    return any(action.kind == "W" for action in orders[0])

@@ -35,21 +35,22 @@ class _Channel:
         self.receives: list[Action] = []
         """In the order of the sends."""
         self.num_posted = 0
-        self.ahead: set[Action] = set()
+        self.ahead: set[tuple[int, int]] = set()
         """Posted before their turn, because the sender sends them before what was needed."""
 
-    def post(self, receive: Action, actions: list[Action]) -> None:
-        """Post a receive, and before it those of what the sender sends before it."""
-        if self.ahead and receive in self.ahead:
-            self.ahead.remove(receive)
+    def post(self, user: Action, actions: list[Action]) -> None:
+        """Post the receive for a user, and before it those of what the sender sends before it."""
+        microbatch, chunk = user.microbatch, user.chunk
+        if self.ahead and (microbatch, chunk) in self.ahead:
+            self.ahead.remove((microbatch, chunk))
             return
         for position in range(self.num_posted, len(self.receives)):
-            each = self.receives[position]
-            actions.append(each)
-            if each is receive or each == receive:
+            receive = self.receives[position]
+            actions.append(receive)
+            if receive.microbatch == microbatch and receive.chunk == chunk:
                 self.num_posted = position + 1
                 return
-            self.ahead.add(each)
+            self.ahead.add((receive.microbatch, receive.chunk))
 
 
 def finish_schedule(
@@ -91,7 +92,7 @@ def add_transfers(
 
 Outgoing = dict[str, list[tuple[_Channel, int, Kind, Kind] | None]]
 """By kind and chunk of the producer: the channel, the receiver's chunk, receive and send."""
-Incoming = dict[str, list[tuple[_Channel, Kind] | None]]
+Incoming = dict[str, list[_Channel | None]]
 """By kind and chunk of the user."""
 
 
@@ -108,7 +109,7 @@ def _open_channels(chain: Chain) -> tuple[list[Outgoing], list[Incoming]]:
                     continue
                 channel = channels.setdefault((stage, home[0], receive), _Channel())
                 outgoing[stage][kind][chunk] = channel, home[1], receive, send
-                incoming[home[0]][kind][home[1]] = channel, receive
+                incoming[home[0]][kind][home[1]] = channel
     return outgoing, incoming
 
 
@@ -118,9 +119,8 @@ def _weave(
     actions: list[Action] = []
 
     def post(user: Action) -> None:
-        if source := receives[user.kind][user.chunk]:
-            channel, kind = source
-            channel.post(make(kind, user.microbatch, user.chunk), actions)
+        if channel := receives[user.kind][user.chunk]:
+            channel.post(user, actions)
 
     post(order[0])
     for current, following in zip_longest(order, order[1:]):

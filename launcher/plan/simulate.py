@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -11,7 +10,6 @@ from launcher.plan.schedule import build_orders
 from launcher.plan.schedule_check import check_schedule
 from launcher.plan.schedule_clock import Durations, walk
 from launcher.plan.schedule_records import (
-    Action,
     Schedule,
     ScheduleError,
     StageTimes,
@@ -68,9 +66,11 @@ def simulate(schedule: Schedule, times: Sequence[StageTimes], p2p_s: float = 0.0
     peaks = check_schedule(schedule)
     durations = Durations(times=times, p2p_s=p2p_s)
     timing = walk(chain, schedule.num_microbatches, schedule.ranks, durations)
+    splits = has_weight_actions(schedule.ranks)
     busy = tuple(
-        _busy(actions, [times[chain.part(stage, c)] for c in range(chain.num_chunks)])
-        for stage, actions in enumerate(schedule.ranks)
+        schedule.num_microbatches
+        * sum(_work_s(times[chain.part(stage, chunk)], splits) for chunk in range(chain.num_chunks))
+        for stage in range(chain.num_stages)
     )
     return Simulation(
         makespan_s=timing.makespan_s,
@@ -91,12 +91,6 @@ def peak_in_flight(
     return tuple(max(accumulate([signs[action.kind] for action in actions])) for actions in orders)
 
 
-def _busy(actions: Sequence[Action], times: Sequence[StageTimes]) -> float:
-    """Time of all compute actions; `times` by chunk."""
-    counts = Counter([(action.kind, action.chunk) for action in actions])
-    return sum(
-        counts["F", chunk] * time.forward_s
-        + counts["B", chunk] * time.backward_s
-        + counts["W", chunk] * time.weight_s
-        for chunk, time in enumerate(times)
-    )
+def _work_s(times: StageTimes, splits: bool) -> float:
+    """All that one microbatch takes on one part."""
+    return times.forward_s + times.backward_s + (times.weight_s if splits else 0.0)
