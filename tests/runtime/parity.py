@@ -34,6 +34,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "tied": TINY_GPT | {"vocab_size": 97},
     "one_kv_head": TINY | {"vocab_size": 97, "num_kv_heads": 1, "bias": True},
     "small": TINY | {"vocab_size": 97, "num_layers": 2},
+    "deep": TINY_GPT | {"vocab_size": 97, "num_layers": 9},
     "tied_llama": TINY | {"vocab_size": 97, "tie_embeddings": True},
 }
 OVERRIDES: dict[str, Any] = {

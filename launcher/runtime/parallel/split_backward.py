@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -50,16 +51,16 @@ class WeightQueue:
         if weights:
             torch.autograd.backward(weights, gradients)
 
-    def add(self, weight: Tensor, x: Tensor, gradient: Tensor) -> bool:
-        """Put one product off; False where nothing is collected."""
-        if self._open is None:
-            return False
+    def add(self, weight: Tensor, x: Tensor, gradient: Tensor) -> None:
+        """Put one product off."""
+        assert self._open is not None, "the backward pass of a split layer stands in `collect`"
         self._open.append((weight, x, gradient))
-        return True
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """As F.linear, with a backward that can be split."""
-        return _SplitLinear.apply(x, weight, bias, self)  # type: ignore[no-any-return]
+        """As F.linear, with a backward that leaves the weight's gradient to the queue."""
+        if torch.is_grad_enabled() and not x.requires_grad:
+            x = x.detach().requires_grad_()  # or there would be no backward at all
+        return _SplitLinear.apply(x, _Hidden(weight), bias, self)  # type: ignore[no-any-return]
 
 
 class SplitLinear(nn.Module):
@@ -85,22 +86,32 @@ def split_backward(module: nn.Module) -> WeightQueue:
     return queue
 
 
+@dataclass(frozen=True)
+class _Hidden:
+    """A weight that autograd does not see.
+
+    If it did, hooks on its gradient would run in B without a gradient (torch 2.13). Nor may it be
+    saved like an activation: recomputation would give back a copy that is no parameter.
+    """
+
+    weight: Tensor
+
+
 class _SplitLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, queue: Any) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.queue = queue
-        return F.linear(x, weight, bias)
+    def forward(ctx: Any, x: Tensor, hidden: _Hidden, bias: Tensor | None, queue: Any) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.weight, ctx.queue = hidden.weight, queue
+        return F.linear(x, hidden.weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
-        x, weight = ctx.saved_tensors
-        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        (x,), weight = ctx.saved_tensors, ctx.weight
+        needs_x, _, needs_bias, _ = ctx.needs_input_grad
         of_x = gradient @ weight if needs_x else None
         of_bias = gradient.flatten(0, -2).sum(0) if needs_bias else None
-        waits = needs_weight and ctx.queue.add(weight, x, gradient)
-        of_weight = _weight_gradient(x, gradient) if needs_weight and not waits else None
-        return of_x, of_weight, of_bias, None
+        ctx.queue.add(weight, x, gradient)
+        return of_x, None, of_bias, None
 
 
 @torch.no_grad()

@@ -132,8 +132,11 @@ class _Execution:
 
     def finish(self) -> Tensor | None:
         """Wait for the sends that are still under way."""
-        left = [self.arriving, self.inputs, self.outputs, self.outgoing, self.queue]
+        left = [list(kept) for kept in (self.arriving, self.inputs, self.outputs, self.outgoing)]
         assert not any(left), f"the schedule leaves {left} behind"
+        assert not self.queue, (
+            f"the schedule leaves {len(self.queue or ())} weight gradients behind"
+        )
         for work, _ in self.sends.values():
             work.wait()
         return torch.stack(self.losses).mean() if self.losses else None
@@ -165,9 +168,9 @@ class _Execution:
         gradient, before = None, self.before[place[1]]
         if self.behind[place[1]] is not None:
             gradient = self._take("B", place)
-            if sent := self.sends.pop(("F", place), None):
+            if ("F", place) in self.sends:
                 # Its gradient is here, so the activation must have arrived: this does not block.
-                sent[0].wait()
+                self.sends.pop(("F", place))[0].wait()
         with nullcontext() if self.queue is None else self.queue.collect(place):
             self.engine.backward(self.outputs.pop(place), gradient)
         if before is not None:

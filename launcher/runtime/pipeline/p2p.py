@@ -61,20 +61,21 @@ class Channels:
 
     def send_forward(self, activation: Tensor, chunk: int = 0) -> Any:
         """Start to send an activation, which must stay alive until the returned work is done."""
-        return self._send(activation, self.links["send_forward", chunk])
+        return self._send(activation, "send_forward", chunk)
 
     def send_backward(self, gradient: Tensor, chunk: int = 0) -> Any:
         """Start to send a gradient, which must stay alive until the returned work is done."""
-        return self._send(gradient, self.links["send_backward", chunk])
+        return self._send(gradient, "send_backward", chunk)
 
     def _receive(self, link: Link) -> Receive:
         buffer = torch.empty(self.shape, dtype=self.dtype, device=self.device)
         return Receive(buffer=buffer, work=dist.irecv(buffer, link.peer, group=link.group))
 
-    def _send(self, tensor: Tensor, link: Link) -> Any:
+    def _send(self, tensor: Tensor, kind: str, chunk: int) -> Any:
         assert (tensor.shape, tensor.dtype) == (self.shape, self.dtype), (
             f"{tuple(tensor.shape)} {tensor.dtype} on a channel for {self.shape} {self.dtype}"
         )
+        link = self.links[kind, chunk]
         return dist.isend(tensor, link.peer, group=link.group)
 
 
