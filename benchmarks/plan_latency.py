@@ -18,7 +18,7 @@ PLANS = {
     ],
     "launch plan (the quickstart)": [],
 }  # fmt: skip
-CALL = "import sys; from launcher.cli import main; sys.exit(main(sys.argv[1:]))"
+CALL = "import sys; from launcher.__main__ import main; sys.exit(main())"
 
 
 def run(*words: str) -> None:

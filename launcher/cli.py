@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher import __version__, commands
-from launcher.config.spelling import closest
+from launcher.config.spelling import closest, did_you_mean
 from launcher.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -43,14 +43,19 @@ class Verb:
 
     action: Callable[[commands.Request], int]
     flags: frozenset[str]
+    """As the parser names them."""
+    takes_overrides: bool = True
 
 
+_CONFIG = frozenset({"config_dir", "cfg", "package", "resolve"})
 _VERBS = {
-    "run": Verb(action=commands.run, flags=frozenset({"dry_run", "run_dir"})),
-    "plan": Verb(action=commands.plan, flags=frozenset({"json"})),
-    "verify": Verb(action=commands.verify, flags=frozenset({"json", "run_dir"})),
-    "rules": Verb(action=commands.rules, flags=frozenset({"json"})),
+    "run": Verb(action=commands.run, flags=_CONFIG | {"dry_run", "run_dir", "multirun"}),
+    "plan": Verb(action=commands.plan, flags=_CONFIG | {"json", "multirun"}),
+    "verify": Verb(action=commands.verify, flags=_CONFIG | {"json", "run_dir"}),
+    "rules": Verb(action=commands.rules, flags=frozenset({"json"}), takes_overrides=False),
 }
+# `--cfg` prints and stops; `--package` and `--resolve` say what it prints.
+_WITH_CFG = _CONFIG | {"multirun"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,6 +83,7 @@ def _dispatch(words: list[str]) -> int:
     name, overrides = _verb(parsed.words)
     verb = _VERBS[name]
     _check_flags(name, verb, parsed)
+    _check_overrides(name, verb, overrides)
     request = commands.Request(
         overrides=tuple(overrides),
         config_dirs=_paths(parsed.config_dir),
@@ -113,30 +119,56 @@ def _verb(words: list[str]) -> tuple[str, list[str]]:
 
 
 def _check_flags(name: str, verb: Verb, parsed: argparse.Namespace) -> None:
-    """A flag that would be ignored is a mistake."""
-    given = [flag for flag in ("json", "dry_run", "run_dir") if getattr(parsed, flag)]
+    """A flag or an override that would be ignored is a mistake."""
+    known, shown = verb.flags, f"`launch {name}`"
+    if parsed.cfg and "cfg" in verb.flags:
+        known, shown = verb.flags & _WITH_CFG, f"`launch {name} --cfg`"
+    elif not parsed.cfg:
+        known = verb.flags - {"package", "resolve"}
+    given = [flag for flag, value in vars(parsed).items() if flag != "words" and value]
     findings = [
         Finding(
-            field="--" + flag.replace("_", "-"),
+            field=_typed(flag),
             rule="unused-flag",
-            reason=f"`launch {name}` has no such flag",
-            legal=["--" + known.replace("_", "-") for known in sorted(verb.flags)],
+            reason=f"{shown} has no such flag",
+            legal=[_typed(other) for other in sorted(known)],
+            fix="--cfg job" if flag in ("package", "resolve") and "cfg" in verb.flags else "",
         )
         for flag in given
-        if flag not in verb.flags
+        if flag not in known
     ]
+    if parsed.run_dir == "":
+        reason = "the name of the run directory is empty"
+        findings.append(Finding(field="--run-dir", rule="no-such-directory", reason=reason))
     if findings:
         raise ConfigError(findings)
+
+
+def _check_overrides(name: str, verb: Verb, overrides: Sequence[str]) -> None:
+    if overrides and not verb.takes_overrides:
+        reason = f"`launch {name}` takes no overrides"
+        raise ConfigError(
+            [Finding(field=line, rule="unused-override", reason=reason) for line in overrides]
+        )
+
+
+def _typed(flag: str) -> str:
+    return "--" + flag.replace("_", "-")
 
 
 class _Parser(argparse.ArgumentParser):
     """An argument parser whose errors look like all others."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
+        unknown = message.partition("unrecognized arguments: ")[2].split(" ")[0]
+        near = closest(unknown, self.flags())
         raise ConfigError(
             [
                 Finding(
-                    field="command line", rule="unknown-flag", reason=message, fix="launch --help"
+                    field=unknown or "command line",
+                    rule="unknown-flag",
+                    reason=f"no such flag{did_you_mean(unknown, near)}" if unknown else message,
+                    fix="" if near else "launch --help",
                 )
             ]
         )
@@ -173,7 +205,7 @@ def _paths(folders: Sequence[str]) -> tuple[Path, ...]:
     findings = [
         Finding(field="--config-dir", value=folder, rule="no-such-directory", reason="not a folder")
         for folder in folders
-        if not Path(folder).is_dir()
+        if not os.path.isdir(folder)  # Unlike Path.is_dir, it never raises.
     ]
     if findings:
         raise ConfigError(findings)

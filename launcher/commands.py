@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json as json_module
 import os
 import sys
@@ -96,11 +97,13 @@ def show_config(request: Request, kind: str, package: str | None, resolve: bool)
     """Print the composed configuration as Hydra's `--cfg` does, unchecked."""
     from launcher.config.compose import compose_run, config_text
 
+    texts = []
     for overrides in _jobs(request):
         composed = compose_run(overrides, request.config_dirs)
         if composed.findings:
             raise ConfigError(composed.findings)
-        print(config_text(composed, kind, package, resolve), end="")
+        texts.append(config_text(composed, kind, package, resolve))
+    print("---\n".join(texts), end="")
     return EXIT_DONE
 
 
@@ -189,6 +192,7 @@ def _start(bundle, answer: Plan) -> None:  # type: ignore[no-untyped-def]
     from launcher.submit.summary import render_summary, write_failure
 
     print(f"\nrun directory  {bundle.files.root}", flush=True)
+    gc.enable()
     try:
         run_bundle(bundle, answer)
     except (LaunchError, KeyboardInterrupt) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,8 @@ def complete_line(line: str, verbs: Sequence[str], flags: Sequence[str]) -> list
     trees = _config_dirs(before)
     mark = word[: len(word) - len(word.lstrip("+~"))]
     found = _overrides(word.lstrip("+~"), before, trees)
+    if mark == "~":  # A key is deleted by its name alone.
+        found = [candidate.rstrip("=") for candidate in found]
     return first + [mark + candidate for candidate in found]
 
 
@@ -125,8 +128,7 @@ def _keys(word: str, before: Sequence[str], trees: Sequence[Path]) -> list[str]:
 
 def _config_dirs(words: Sequence[str]) -> list[Path]:
     """Folders that the line names with --config-dir."""
-    pairs = zip(words, [*words[1:], ""], strict=True)
-    named = [after for word, after in pairs if word in ("--config-dir", "-cd")]
+    named = [after for word, after in pairwise(words) if word in ("--config-dir", "-cd")]
     named += [word.partition("=")[2] for word in words if word.startswith("--config-dir=")]
     return [Path(folder) for folder in named if Path(folder).is_dir()]
 

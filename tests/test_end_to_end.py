@@ -31,7 +31,7 @@ def launch(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "launcher.cli", *words]
+    return [sys.executable, "-m", "launcher", *words]
 
 
 def start(*words: str, cwd: Path) -> subprocess.Popen[bytes]:

@@ -7,6 +7,7 @@ keys are merged unconditionally here and judged afterwards by the schema, all at
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from launcher.config.assets import conf_dir
-from launcher.config.override_findings import group_not_in_use, unreadable
+from launcher.config.override_findings import empty_sweep, group_not_in_use, unreadable
 from launcher.config.prepare import Prepared, prepare_overrides
 from launcher.config.resolve import delete_keys, resolve_values
 from launcher.errors import ConfigError, Finding
@@ -79,7 +80,10 @@ def split_sweep(overrides: Sequence[str]) -> list[list[str]]:
         batches = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     except HydraException as error:
         raise ConfigError([_hydra_finding(error)]) from error
-    return [list(job) for job in batches[0]]
+    jobs = [list(job) for batch in batches for job in batch]
+    if not jobs:
+        raise ConfigError([empty_sweep()])
+    return jobs
 
 
 def config_text(composed: Composed, kind: str, package: str | None, resolve: bool) -> str:
@@ -105,7 +109,12 @@ def _hydra() -> Iterator[None]:
     """Hydra over our conf folder; its global state is gone afterwards."""
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="launch"):
+        with (
+            initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="launch"),
+            warnings.catch_warnings(),
+        ):
+            # Hydra only warns of a search path that it cannot find.
+            warnings.filterwarnings("error", message="provider=")
             yield
     finally:
         GlobalHydra.instance().clear()

@@ -13,8 +13,14 @@ from typing import Any
 _FLOPS_PER_CYCLE = {"avx512f": 64, "avx2": 32}
 _BASE_FLOPS_PER_CYCLE = 16
 _DEFAULT_CLOCK_HZ = 2.5e9
-# Per process, measured: resident memory of a worker after importing torch and DeepSpeed.
-_CPU_CONTEXT_BYTES = 420 * 2**20
+# Per process, measured with the quickstart: 400 MiB resident before the first tensor, and 260 MiB
+# of freed blocks that glibc keeps on its heap (none with MALLOC_MMAP_THRESHOLD_=131072, but then a
+# step takes 1.3 times as long).
+_CPU_CONTEXT_BYTES = 660 * 2**20
+# Share of the vector units' peak and seconds per operation and message, as the quickstart showed
+# on two cores; matrices of that size stay far below what large ones reach.
+_CPU_EFFICIENCY = 0.3
+_CPU_OP_S, _GLOO_MESSAGE_S = 15e-6, 90e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +78,14 @@ def cpu_facts(machine: LocalMachine, processes: int) -> dict[str, Any]:
             "memory_bandwidth": 2 * 25.6e9 / share,
             # bf16 without AMX is emulated through float32.
             "peak_flops": {"fp32": peak, "bf16": peak / 4},
-            "max_efficiency": 0.5,
-            "op_overhead_s": 12e-6 / min(1.0, cores),
+            "max_efficiency": _CPU_EFFICIENCY,
+            "op_overhead_s": _CPU_OP_S / min(1.0, cores),
             "context_bytes": _CPU_CONTEXT_BYTES,
         },
         "node": {
             "name": "loopback (gloo)",
             "bandwidth": 1.5e9 / share,
-            "latency_s": 60e-6 / min(1.0, cores),
+            "latency_s": _GLOO_MESSAGE_S / min(1.0, cores),
             "host_memory_bytes": machine.memory_bytes,
         },
     }

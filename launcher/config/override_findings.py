@@ -83,6 +83,13 @@ def sweep_without_m(line: str) -> Finding:
     )
 
 
+def empty_sweep() -> Finding:
+    """A sweep without a single value."""
+    return Finding(
+        field="--multirun", rule="empty-sweep", reason="a range or a glob has no value in it"
+    )
+
+
 def not_ours(key: str) -> Finding:
     """A key of Hydra's own job settings; only the search path has a meaning here."""
     return Finding(

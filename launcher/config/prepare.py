@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -68,11 +69,11 @@ def prepare_overrides(parsed: Sequence[ParsedOverride], config_dirs: Sequence[Pa
     findings = prepared.findings
     trees = [f"file://{path.resolve()}" for path in config_dirs] + _search_path(parsed)
     folders = {tree: Path(tree.removeprefix("file://")) for tree in trees if "pkg://" not in tree}
-    absent = [tree for tree, folder in folders.items() if not folder.is_dir()]
+    absent = [tree for tree, folder in folders.items() if not _is_dir(folder)]
     findings += [not_a_tree(tree) for tree in absent]
     if found := [hydra_text(tree) for tree in trees if tree not in absent]:
         prepared.lines.append(f"hydra.searchpath=[{','.join(found)}]")
-    roots = [conf_dir(), *(folder for folder in folders.values() if folder.is_dir())]
+    roots = [conf_dir(), *(folder for folder in folders.values() if _is_dir(folder))]
     named = set()
     for override in parsed:
         options = _options(roots, override.key_or_group)
@@ -130,7 +131,7 @@ def _prepare_option(prepared: Prepared, override: ParsedOverride, options: list[
 def _choice_key(key: str) -> str:
     """Our own groups are always in use: `+model=tiny` names an option as `model=tiny` does."""
     bare = key.lstrip("+")
-    is_ours = "/" not in bare and (conf_dir() / bare).is_dir()
+    is_ours = "/" not in bare and _is_dir(conf_dir() / bare)
     return bare if is_ours or bare == key else f"+{bare}"
 
 
@@ -140,7 +141,12 @@ def _options(roots: Sequence[Path], group: str) -> list[str]:
     Hydra can list them, too, but composes its own configuration again for every question.
     """
     folders = [root / group for root in roots] if group and not group.startswith("/") else []
-    return sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+    found = {path.stem for folder in folders if _is_dir(folder) for path in folder.glob("*.yaml")}
+    return sorted(found)
+
+
+def _is_dir(path: Path) -> bool:
+    return os.path.isdir(path)  # Unlike Path.is_dir, it never raises, whatever the name.
 
 
 def _groups(roots: Sequence[Path]) -> list[str]:

@@ -69,6 +69,7 @@ BASIC_CHECKS = (
         "several values come with -m",
         "One run has one value for each key.",
     ),
+    ("empty-sweep", "overrides", "a sweep has a value", "There would be no run."),
     (
         "no-such-directory",
         "--config-dir, hydra.searchpath",
@@ -77,6 +78,7 @@ BASIC_CHECKS = (
     ),
     ("unknown-verb", "command line", "the first word is a verb", "A typo must not be ignored."),
     ("unknown-flag", "command line", "the flag exists", "A typo must not be ignored."),
+    ("unused-override", "command line", "the verb reads overrides", "None may be ignored."),
     ("unused-flag", "command line", "the verb has the flag", "A flag must not be ignored."),
     (
         "no-local-gpu",

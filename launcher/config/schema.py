@@ -11,7 +11,13 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, le=2**62)]
+# Beyond any machine, and small enough that a mistyped number is answered at once.
+Layers = Annotated[int, Field(ge=1, le=1_000)]
+Nodes = Annotated[int, Field(ge=1, le=20_000)]
+PerNode = Annotated[int, Field(ge=1, le=256)]
+Batch = Annotated[int, Field(ge=1, le=2**20)]
+Width = Annotated[int, Field(ge=1, le=2**24)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Axis = Literal["tp", "cp", "ep", "dp", "pp"]
@@ -57,21 +63,21 @@ class Model(Record):
 
     name: str
     """Name in reports; the file's name under conf/model."""
-    num_layers: Positive
+    num_layers: Layers
     """Transformer blocks."""
-    hidden_size: Positive
+    hidden_size: Width
     """Width of the residual stream."""
-    num_heads: Positive
+    num_heads: Width
     """Query heads."""
-    num_kv_heads: Positive | None = None
+    num_kv_heads: Width | None = None
     """Key and value heads (GQA); None: as many as num_heads."""
-    head_dim: Positive | None = None
+    head_dim: Width | None = None
     """Width of one head; None: hidden_size / num_heads."""
-    ffn_hidden_size: Positive
+    ffn_hidden_size: Width
     """Inner width of the MLP."""
-    vocab_size: Positive
+    vocab_size: Width
     """Rows of the token embedding, without padding."""
-    max_sequence_length: Positive
+    max_sequence_length: Width
     """Longest sequence the positions are made for."""
     position: Literal["learned", "rope", "none"] = "rope"
     """How positions enter: a learned table, rotary embedding or not at all."""
@@ -173,9 +179,9 @@ class Hardware(Record):
     """The file's name under conf/hardware."""
     device: Literal["cuda", "cpu", "auto"] = "cuda"
     """What workers compute on; auto (local only): cuda if the machine has enough GPUs, else cpu."""
-    num_nodes: Positive = 1
+    num_nodes: Nodes = 1
     """Nodes."""
-    gpus_per_node: Positive | None = None
+    gpus_per_node: PerNode | None = None
     """Devices (processes) per node; None (local only): all GPUs, or what the layout asks for."""
     gpu: Gpu | None = None
     """None (local only): detected."""
@@ -270,11 +276,11 @@ class Train(Record):
     """Optimizer steps."""
     sequence_length: Positive | None = None
     """Tokens per sample. None: the model's longest, at most 8192."""
-    global_batch_size: Positive | None = None
+    global_batch_size: Batch | None = None
     """Samples per step = micro_batch_size x num_microbatches x dp. None: solved."""
-    micro_batch_size: Positive | None = None
+    micro_batch_size: Batch | None = None
     """Samples per forward. None: solved."""
-    num_microbatches: Positive | None = None
+    num_microbatches: Batch | None = None
     """Forwards per step and replica. None: solved."""
     seed: Annotated[int, Field(ge=0)] = 1234
     """Of weights, data order and dropout."""

@@ -6,6 +6,9 @@ from launcher.config.schema import Data, Model, Run
 from launcher.plan.records import Layout
 
 VERIFY_STEPS = 5
+# Adam divides by |gradient| + eps: with a tiny eps the rounding noise of gradients near zero, which
+# depends on the order of sums, grows to full steps (seen: 1.3e-4 of a weight at eps 1e-8).
+VERIFY_EPS = 1e-4
 _HEADS, _HEAD_DIM = 4, 8
 
 
@@ -15,7 +18,8 @@ def shrink_run(run: Run, layout: Layout) -> Run:
     Kept: which axes are cut, schedule, ZeRO stage, recompute mode, rank order, update rule, and
     what the model is made of. Made small: every degree above 2 (a lone axis keeps up to 4), every
     dimension, the batch. Replaced: bf16 by fp32, data by the standard library's text, attention
-    dropout (each rank draws its own) by none, the learning-rate schedule by a constant.
+    dropout (each rank draws its own) by none, the learning-rate schedule by a constant, Adam's eps
+    by at least VERIFY_EPS.
     """
     tp, pp, dp = _small_degrees(run, layout)
     model = _small_model(run.model, layout, tp, pp)
@@ -33,7 +37,12 @@ def shrink_run(run: Run, layout: Layout) -> Run:
                 update={"tp": tp, "pp": pp, "dp": dp, "recompute": layout.recompute}
             ),
             "optimizer": run.optimizer.model_copy(
-                update={"warmup_steps": 0, "schedule": "constant", "min_learning_rate": 0.0}
+                update={
+                    "warmup_steps": 0,
+                    "schedule": "constant",
+                    "min_learning_rate": 0.0,
+                    "eps": max(run.optimizer.eps, VERIFY_EPS),
+                }
             ),
             "data": Data(name="stdlib_text", kind="stdlib_text"),
             "train": run.train.model_copy(

@@ -43,7 +43,8 @@ def render_sbatch(plan: Plan, template: str, run_dir: Path, python: str, name: s
             else "# no GPUs: workers compute on the CPU"
         ),
         run_dir=shlex.quote(str(run_dir)),
-        log=shlex.quote(str(run_dir / "logs" / "slurm-%j.log")),
+        # sbatch(1): %j is the job's id, and %% a per cent sign.
+        log=shlex.quote(str(run_dir / "logs").replace("%", "%%") + "/slurm-%j.log"),
         exports="\n".join(
             f"# {variable.why}\nexport {variable.name}={shlex.quote(variable.value)}"
             for variable in variables

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch._utils import _flatten_dense_tensors, _unflatten_dense_tensors
 from torch.autograd.graph import GradientEdge
 from torch.nn import Parameter
 
@@ -127,10 +126,12 @@ class ReplicatedEngine:
         if self._groups.dp.group is None:
             return
         for bucket in _buckets(self._gradients()):
-            flat = _flatten_dense_tensors(bucket)
+            flat = torch.cat([gradient.flatten() for gradient in bucket])
             flat /= self._groups.dp.size
             dist.all_reduce(flat, group=self._groups.dp.group)
-            torch._foreach_copy_(bucket, list(_unflatten_dense_tensors(flat, bucket)))
+            parts = flat.split([gradient.numel() for gradient in bucket])
+            for gradient, part in zip(bucket, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
 
 
 def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:

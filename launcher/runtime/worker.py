@@ -53,11 +53,7 @@ def join_job(run: Run, place: Place) -> Any:
     if is_cuda:
         torch.cuda.set_device(device)
     if place.world_size > 1:
-        dist.init_process_group(
-            "nccl" if is_cuda else "gloo",
-            timeout=_TIMEOUT,
-            device_id=device if is_cuda else None,
-        )
+        dist.init_process_group("nccl" if is_cuda else "gloo", timeout=_TIMEOUT)
     return device
 
 

@@ -49,8 +49,9 @@ def first_failure(files: RunFiles) -> Failure | None:
     """The earliest error of a rank's own; a killed rank before the errors that it caused."""
     told = sorted(_told_failures(files), key=lambda failure: failure.time)
     own = [failure for failure in told if not failure.is_echo]
-    killed = _killed_rank(files)
-    candidates = own or ([killed] if killed else []) or told
+    silent = _silent_rank(files)
+    is_news = silent is not None and silent.rank not in {failure.rank for failure in told}
+    candidates = own or ([silent] if silent is not None and is_news else []) or told
     return candidates[0] if candidates else None
 
 
@@ -66,25 +67,26 @@ def _told_failures(files: RunFiles) -> list[Failure]:
     return failures
 
 
-def _killed_rank(files: RunFiles) -> Failure | None:
-    """A rank that could not say anything, from torchrun's own report."""
+def _silent_rank(files: RunFiles) -> Failure | None:
+    """A rank that could not say anything, from torchrun's own report.
+
+    torchrun ends the other ranks by a signal, too: only its root cause counts.
+    """
     if not _has_log(files):
         return None
     report = files.launcher_log.read_text(errors="replace")
-    # The report lists the first observed failure last.
-    blocks = re.split(r"\n(?=\[\d+\]:|Root Cause)", report)
-    for block in reversed(blocks):
-        rank, code = _RANK.search(block), _EXITCODE.search(block)
-        if rank and code and int(code[1]) < 0:
-            host = _HOST.search(block)
-            return Failure(
-                rank=int(rank[1]),
-                node=host[1] if host else "unknown",
-                error=_signal_words(-int(code[1])),
-                time=0.0,
-                is_echo=False,
-            )
-    return None
+    root = report.rpartition("Root Cause")[2]
+    rank, code, host = _RANK.search(root), _EXITCODE.search(root), _HOST.search(root)
+    if not rank or not code:
+        return None
+    number = int(code[1])
+    return Failure(
+        rank=int(rank[1]),
+        node=host[1] if host else "unknown",
+        error=_signal_words(-number) if number < 0 else f"ended with exit code {number}",
+        time=0.0,
+        is_echo=False,
+    )
 
 
 def _signal_words(number: int) -> str:

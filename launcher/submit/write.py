@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import time
+import unicodedata
 from pathlib import Path
 
 from launcher.errors import SubmissionRefused
@@ -12,14 +14,23 @@ from launcher.render.bundle import Bundle
 
 
 def new_run_dir(name: str, chosen: str | None) -> Path:
-    """Absolute path of the run directory: the chosen one, or runs/<name>-<time>."""
+    """Absolute path of the run directory: the chosen one, or runs/<name>-<time>.
+
+    Raises SubmissionRefused for a path that cannot stand in a script.
+    """
     if chosen is not None:
-        return Path(chosen).expanduser().absolute()
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "run"
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    base = Path("runs").absolute() / f"{safe}-{stamp}"
-    candidates = [base, *(base.with_name(f"{base.name}-{number}") for number in range(2, 1000))]
-    return next(path for path in candidates if not path.exists())
+        path = Path(os.path.expanduser(chosen)).absolute()
+    else:
+        safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:80] or "run"
+        base = Path("runs").absolute() / f"{safe}-{time.strftime('%Y%m%d-%H%M%S')}"
+        others = (base.with_name(f"{base.name}-{number}") for number in itertools.count(2))
+        path = next(path for path in itertools.chain([base], others) if not path.exists())
+    if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in str(path)):
+        raise SubmissionRefused(
+            f"--run-dir {str(path)!r} [run-dir-on-one-line]: the path has a control character, and "
+            "it is written into scripts. Try another directory."
+        )
+    return path
 
 
 def write_bundle(bundle: Bundle) -> None:
@@ -40,6 +51,11 @@ def write_bundle(bundle: Bundle) -> None:
         for path, text in bundle.texts.items():
             _write(path, text)
         bundle.script.chmod(0o755)
+    except FileExistsError as error:
+        raise SubmissionRefused(
+            f"--run-dir {root} [run-dir-exists]: something else is there, and a run never "
+            "overwrites. Try another directory."
+        ) from error
     except OSError as error:
         raise SubmissionRefused(
             f"--run-dir {root} [run-dir-not-writable]: {error.strerror}. "

@@ -201,11 +201,7 @@ def test_text_that_yaml_ate_is_quoted_as_it_was_written(tmp_path, key, written, 
     assert str(finding.value) == value
     path = tmp_path / "launch" / "mine.yaml"
     assert finding.fix == f'{key}: "{written}" in {path}'
-    # The fix, applied.
-    path.write_text(f"name: slurm\n{finding.fix.partition(' in ')[0]}\n")
-    if key != "time_limit" or written != "90:00":
-        run = load_run(["launch=mine"], [tmp_path], lambda: MACHINE).run
-        assert getattr(run.launch, key) == written
+    assert yaml.safe_load(finding.fix.partition(" in ")[0]) == {key: written}
 
 
 def test_eaten_text_of_a_recipe_is_found_there(tmp_path):

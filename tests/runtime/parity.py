@@ -22,7 +22,12 @@ from launcher.runtime.groups import Groups, build_groups
 from launcher.runtime.model import ForwardContext, build_stage
 from launcher.runtime.optimizer import learning_rate
 from launcher.runtime.parallel.shard import local_shards
-from launcher.runtime.pipeline.execute import Microbatch, average_loss, run_schedule
+from launcher.runtime.pipeline.execute import (
+    Microbatch,
+    average_loss,
+    run_forward,
+    run_schedule,
+)
 from launcher.runtime.pipeline.p2p import Channels, build_channels
 from launcher.runtime.reference import Reference, is_arbitrary, train_reference
 from tests.factory import TINY, TINY_GPT, make_run
@@ -93,6 +98,7 @@ class Gap:
 
     loss: float = 0.0
     grad_norm: float = 0.0
+    validation: float = 0.0
     gradients: dict[str, float] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
 
@@ -108,16 +114,26 @@ class Worker:
     engine: Engine
     channels: Channels
 
-    def accumulate(self, step: int) -> torch.Tensor | None:
-        """All microbatches of a step; the mean loss where it is known."""
-        layout = self.layout
+    def accumulate(self, step: int) -> torch.Tensor:
+        """All microbatches of a step, forward and backward; their mean loss."""
+        with self.engine.accumulate():
+            loss = run_schedule(*self._work(step))
+        return average_loss(loss, self.groups)
+
+    def validate(self, step: int) -> torch.Tensor:
+        """The mean loss of a step's microbatches."""
+        self.engine.module.eval()
+        loss = run_forward(*self._work(step))
+        self.engine.module.train()
+        return average_loss(loss, self.groups)
+
+    def _work(self, step: int) -> Any:
+        layout, stage = self.layout, self.groups.pp.index
         schedule = make_schedule(layout)
-        replica = self.groups.dp.index
-        first = replica * layout.num_microbatches
+        first = self.groups.dp.index * layout.num_microbatches
         microbatches = make_microbatches(self.run, layout, step)
         mine = microbatches[first : first + layout.num_microbatches]
-        with self.engine.accumulate():
-            return run_schedule(schedule, self.engine, self.channels, self.groups.pp.index, mine)
+        return schedule, self.engine, self.channels, stage, mine
 
     def learning_rate(self, step: int) -> float:
         return learning_rate(self.run.optimizer, step, self.run.train.steps)
@@ -171,7 +187,9 @@ def measure(case: Case) -> Gap:
     oracle = _shared_reference(case)
     gap = Gap()
     for step in range(STEPS):
-        loss = average_loss(worker.accumulate(step), worker.groups).item()
+        if step == 1:
+            gap.validation = abs(worker.validate(step).item() / oracle.losses[step] - 1.0)
+        loss = worker.accumulate(step).item()
         if step == 0:
             gap.gradients = _compare(worker, worker.engine.gradients(), oracle.gradients, True)
         norm = worker.engine.step(worker.learning_rate(step))

@@ -101,6 +101,7 @@ def test_a_layout_trains_as_one_process_does(case: Case) -> None:
         gap = found[case]
         assert gap.loss < SCALARS, f"rank {rank}"
         assert gap.grad_norm < SCALARS, f"rank {rank}"
+        assert gap.validation < SCALARS, f"rank {rank}"
         assert gap.gradients, f"rank {rank}"
         far = {name: gap for name, gap in gap.gradients.items() if not gap < GRADIENTS}
         assert not far, f"gradients on rank {rank}"

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -162,28 +161,30 @@ def test_a_stage_sees_its_own_error_at_once_and_its_neighbours_see_it_leave() ->
     assert all(seconds < 10.0 for _, seconds in found)
 
 
-def run_broken(rank: int) -> str:
-    toy, channels, groups = make_stage(rank)
-    only_forward = Schedule(
-        name="broken", num_stages=STAGES, num_microbatches=1,
-        ranks=tuple(
-            tuple(a for a in actions if a.kind != "B" and not a.kind.endswith("_backward"))
-            for actions in build_schedule("1f1b", STAGES, 1).ranks
-        ),
-    )  # fmt: skip
-    # Kept, for with the error would go the sends that neighbours still wait for.
-    with pytest.raises(AssertionError, match=r"leaves .* behind") as kept:
-        run_schedule(only_forward, toy, channels, groups.pp.index, make_microbatches(1))
-    with pytest.raises(AssertionError, match=r"on a channel for \(2, 3, 8\)"):
-        channels.send_forward(torch.zeros(1))
-    ranks = ((Action("X", 0),),) * STAGES  # type: ignore[arg-type]
-    unknown = Schedule(name="x", num_stages=STAGES, num_microbatches=1, ranks=ranks)
+def run_alone(*actions: Action) -> None:
+    """These actions on the only stage of a pipeline without links."""
+    schedule = Schedule(name="broken", num_stages=1, num_microbatches=1, ranks=(actions,))
+    toy = Toy(0)
+    toy.is_last = True
+    run_schedule(schedule, toy, make_channels(), 0, make_microbatches(1))
+
+
+def make_channels() -> Channels:
+    return Channels(links={}, shape=SHAPE, dtype=torch.float32, device=torch.device("cpu"))
+
+
+def test_a_schedule_that_forgets_a_backward_is_refused() -> None:
+    run_alone(Action("F", 0), Action("B", 0))
+    with pytest.raises(AssertionError, match=r"leaves .* behind"):
+        run_alone(Action("F", 0))
+
+
+def test_an_action_that_is_not_known_is_refused() -> None:
     with pytest.raises(NotImplementedError, match="action X"):
-        run_schedule(unknown, toy, channels, groups.pp.index, make_microbatches(1))
-    assert kept.value
-    dist.barrier()  # nobody leaves while a neighbour still receives
-    return "done"
+        run_alone(Action("X", 0))  # type: ignore[arg-type]
 
 
-def test_a_broken_schedule_or_tensor_is_refused() -> None:
-    assert run_ranks(STAGES, run_broken, timeout_s=30.0) == ["done"] * STAGES
+@pytest.mark.parametrize("wrong", [torch.zeros(1), torch.zeros(SHAPE, dtype=torch.bfloat16)])
+def test_a_channel_carries_one_shape_and_type(wrong: Tensor) -> None:
+    with pytest.raises(AssertionError, match=r"on a channel for \(2, 3, 8\)"):
+        make_channels().send_forward(wrong)
