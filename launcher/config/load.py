@@ -13,7 +13,7 @@ from launcher.config.compose import compose_run
 from launcher.config.local_hardware import LocalMachine, cpu_facts, detect_machine, gpu_option
 from launcher.config.partial import check_partial
 from launcher.config.rules import check_run
-from launcher.config.schedule_text import with_schedule_text
+from launcher.config.schedule_lines import with_schedule_lines
 from launcher.config.schema import Run
 from launcher.config.validate import validate_run
 from launcher.config.written import find_written
@@ -52,7 +52,7 @@ def load_run(
         decisions.append(f"model={name}: suits {_hardware_words(values)}")
     if local:
         decisions.append(local.decision)
-    values, unreadable = with_schedule_text(values)
+    values, unreadable = with_schedule_lines(values)
     # 4. The schema, then the rules.
     run, refused = validate_run(
         values,

@@ -215,8 +215,8 @@ class Parallelism(Record):
     """ZeRO: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters sharded over dp."""
     schedule: Annotated[ScheduleName | str, BeforeValidator(_known_schedule)] = "1f1b"
     """Order of the microbatches in the pipeline: a name, or a .csv or .json file that has it."""
-    schedule_text: str | None = None
-    """What stands in that file; read when the run is composed."""
+    schedule_lines: Annotated[tuple[str, ...], Field(strict=False)] | None = None
+    """What stands in that file, line by line; read when the run is composed."""
     recompute: Literal["none", "selective", "full"] | None = "none"
     """Activations computed again in backward: none, attention only, whole blocks. None: filled."""
     sequence_parallel: bool = False

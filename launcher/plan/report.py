@@ -100,6 +100,8 @@ def _stages(plan: Plan) -> Iterator[str]:
         layers = "none"
         if stage.end_layer > stage.first_layer:
             layers = ",".join(f"{p.first_layer}-{p.end_layer - 1}" for p in stage.pieces)
+        if len(layers) > 9:
+            layers = f"{len(stage.pieces)} chunks"
         yield f"{stage.stage:<7}{layers:>9}{stage.parameters:>17,}{_kinds(used, unit)}"
     verdict = "fits" if memory.fits else "DOES NOT FIT"
     peak, usable = _gib(memory.peak_bytes), _gib(memory.usable_bytes)

@@ -13,14 +13,14 @@ from launcher.plan.simulate import check_schedule, peak_in_flight
 
 def plan_schedule(run: Run, layout: Layout) -> Schedule:
     """The schedule that plan, dry run and workers read alike; the run has passed every rule."""
-    if run.parallelism.schedule_text is not None:
-        return parse_schedule(layout.schedule, run.parallelism.schedule_text)
+    if run.parallelism.schedule_lines is not None:
+        return _parse(run)
     return build_schedule(layout.schedule, layout.pp, layout.num_microbatches, layout.vpp)
 
 
 def plan_chain(run: Run, layout: Layout) -> Chain:
     """Where the parts of the model sit; cheaper than the schedule."""
-    if run.parallelism.schedule_text is not None:
+    if run.parallelism.schedule_lines is not None:
         return plan_schedule(run, layout).chain
     placement = SCHEDULES[layout.schedule].placement
     return Chain(num_stages=layout.pp, num_chunks=layout.vpp, placement=placement)
@@ -28,7 +28,7 @@ def plan_chain(run: Run, layout: Layout) -> Chain:
 
 def plan_peaks(run: Run, layout: Layout) -> tuple[int, ...]:
     """Most microbatches times chunks that each stage holds; cheaper than a simulation."""
-    if run.parallelism.schedule_text is not None:
+    if run.parallelism.schedule_lines is not None:
         return check_schedule(plan_schedule(run, layout))
     return peak_in_flight(layout.schedule, layout.pp, layout.num_microbatches, layout.vpp)
 
@@ -39,7 +39,7 @@ def check_schedule_file(run: Run) -> list[Finding]:
     if not is_schedule_file(degrees.schedule):
         return []
     try:
-        schedule = parse_schedule(degrees.schedule, degrees.schedule_text or "")
+        schedule = _parse(run)
     except ScheduleError as error:
         return [
             Finding(
@@ -67,3 +67,8 @@ def check_schedule_file(run: Run) -> list[Finding]:
         for field, given, has, what in wanted
         if given != has
     ]
+
+
+def _parse(run: Run) -> Schedule:
+    lines = run.parallelism.schedule_lines or ()
+    return parse_schedule(run.parallelism.schedule, "\n".join(lines))

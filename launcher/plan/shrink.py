@@ -24,7 +24,7 @@ def shrink_run(run: Run, layout: Layout) -> Run:
     tp, pp, dp = _small_degrees(run, layout)
     model = _small_model(run.model, layout, tp, pp)
     microbatches = layout.num_microbatches
-    if run.parallelism.schedule_text is None:  # a schedule from a file is made for its own number
+    if run.parallelism.schedule_lines is None:  # a schedule from a file is made for its own number
         microbatches = min(microbatches, 2 * pp + 1)
     micro = min(layout.micro_batch_size, 2)
     return run.model_copy(
@@ -72,7 +72,7 @@ def _small_degrees(run: Run, layout: Layout) -> tuple[int, int, int]:
     degrees = (layout.tp, layout.pp, layout.dp)
     limit = 4 if sum(degree > 1 for degree in degrees) == 1 else 2
     tp, pp, dp = (min(degree, limit) for degree in degrees)
-    if run.parallelism.schedule_text is not None:
+    if run.parallelism.schedule_lines is not None:
         pp = layout.pp
     return (2 if tp == 3 else tp), pp, dp
 

@@ -11,13 +11,13 @@ from launcher.errors import Finding
 LIMIT_BYTES = 64 * 2**20
 
 
-def with_schedule_text(values: dict[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
-    """Composed values with the text of `parallelism.schedule` where that names a file."""
+def with_schedule_lines(values: dict[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
+    """Composed values with the lines of `parallelism.schedule` where that names a file."""
     parallelism = values.get("parallelism")
     name = parallelism.get("schedule") if isinstance(parallelism, dict) else None
     if not isinstance(parallelism, dict) or not is_schedule_file(name):
         return values, []
-    if parallelism.get("schedule_text") is not None:
+    if parallelism.get("schedule_lines") is not None:
         return values, []
     path = Path(str(name)).expanduser()
     try:
@@ -35,4 +35,5 @@ def with_schedule_text(values: dict[str, Any]) -> tuple[dict[str, Any], list[Fin
                 fix="a path to a .csv or .json file, absolute or from the current directory",
             )
         ]
-    return values | {"parallelism": parallelism | {"schedule_text": text}}, []
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    return values | {"parallelism": parallelism | {"schedule_lines": lines}}, []
