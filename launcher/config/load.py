@@ -13,6 +13,7 @@ from launcher.config.compose import compose_run
 from launcher.config.local_hardware import LocalMachine, cpu_facts, detect_machine, gpu_option
 from launcher.config.partial import check_partial
 from launcher.config.rules import check_run
+from launcher.config.schedule_lines import with_schedule_lines
 from launcher.config.schema import Run
 from launcher.config.validate import validate_run
 from launcher.config.written import find_written
@@ -51,12 +52,13 @@ def load_run(
         decisions.append(f"model={name}: suits {_hardware_words(values)}")
     if local:
         decisions.append(local.decision)
+    values, unreadable = with_schedule_lines(values)
     # 4. The schema, then the rules.
     run, refused = validate_run(
         values,
         lambda field, given: find_written(field, given, overrides, composed.choices, config_dirs),
     )
-    findings = [*composed.findings, *(local.findings if local else ()), *refused]
+    findings = [*composed.findings, *(local.findings if local else ()), *unreadable, *refused]
     if run is not None and not composed.unknown_groups:
         findings += check_run(run)
     else:

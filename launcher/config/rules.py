@@ -11,11 +11,12 @@ from typing import Any
 from launcher.config.rule import Rule
 from launcher.config.rules_layout import LAYOUT_RULES
 from launcher.config.rules_model import MODEL_RULES
+from launcher.config.rules_pipeline import PIPELINE_RULES
 from launcher.config.rules_run import RUN_RULES
 from launcher.config.schema import Record, Run
 from launcher.errors import Finding
 
-RULES: tuple[Rule, ...] = MODEL_RULES + LAYOUT_RULES + RUN_RULES
+RULES: tuple[Rule, ...] = MODEL_RULES + LAYOUT_RULES + PIPELINE_RULES + RUN_RULES
 """Every rule, in the order in which findings are reported."""
 
 

@@ -210,6 +210,5 @@ LAYOUT_RULES = (
     ),
     _only("cp", 1, "context parallelism is not in this version"),
     _only("ep", 1, "expert parallelism is not in this version"),
-    _only("vpp", 1, "interleaved stages are not in this version"),
     _only("sequence_parallel", False, "sequence parallelism is not in this version"),
 )

@@ -16,6 +16,18 @@ BASIC_CHECKS = (
     ("out-of-range", "any key", "the value is within the key's bounds", "Degrees start at 1."),
     ("missing-key", "any key", "keys without a default have a value", "Nothing is guessed."),
     (
+        "schedule-file-readable",
+        "parallelism.schedule",
+        "the file of a schedule can be read",
+        "Workers never read it: run.yaml carries its text.",
+    ),
+    (
+        "schedule-file-fits",
+        "parallelism.schedule",
+        "the schedule in the file can run, and pp, vpp and num_microbatches are its own",
+        "It is checked for lost, doubled and misplaced actions and walked once for deadlocks.",
+    ),
+    (
         "yaml-eaten",
         "text keys",
         "text stays text",

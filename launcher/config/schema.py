@@ -6,9 +6,10 @@ the workers read is open any more.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 Positive = Annotated[int, Field(ge=1, le=2**62)]
 # Beyond any machine, and small enough that a mistyped number is answered at once.
@@ -20,6 +21,22 @@ Width = Annotated[int, Field(ge=1, le=2**24)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Axis = Literal["tp", "cp", "ep", "dp", "pp"]
+
+
+ScheduleName = Literal[
+    "naive", "gpipe", "1f1b", "interleaved_1f1b", "zb_h1", "zb_h2", "zb_v", "dualpipev"
+]
+
+
+def is_schedule_file(value: object) -> bool:
+    """Whether a schedule is named by its file."""
+    return isinstance(value, str) and value.endswith((".csv", ".json"))
+
+
+def _known_schedule(value: object) -> object:
+    if value in get_args(ScheduleName) or is_schedule_file(value):
+        return value
+    raise PydanticCustomError("literal_error", "no such schedule")
 
 
 class Record(BaseModel):
@@ -196,8 +213,10 @@ class Parallelism(Record):
     node; pp: stages fill the node. dp takes the rest."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     """ZeRO: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters sharded over dp."""
-    schedule: Literal["gpipe", "1f1b"] = "1f1b"
-    """Order of the microbatches in the pipeline."""
+    schedule: Annotated[ScheduleName | str, BeforeValidator(_known_schedule)] = "1f1b"
+    """Order of the microbatches in the pipeline: a name, or a .csv or .json file that has it."""
+    schedule_lines: Annotated[tuple[str, ...], Field(strict=False)] | None = None
+    """What stands in that file, line by line; read when the run is composed."""
     recompute: Literal["none", "selective", "full"] | None = "none"
     """Activations computed again in backward: none, attention only, whole blocks. None: filled."""
     sequence_parallel: bool = False

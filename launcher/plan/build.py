@@ -12,7 +12,7 @@ from launcher.plan.memory import build_shape, estimate_memory
 from launcher.plan.mesh import build_mesh
 from launcher.plan.records import Layout, Plan, Stage
 from launcher.plan.roofline import estimate_parts
-from launcher.plan.schedule import build_schedule
+from launcher.plan.schedule_choice import check_schedule_file, plan_chain, plan_schedule
 from launcher.plan.stages import split_stages
 from launcher.plan.step_time import estimate_step
 
@@ -22,6 +22,9 @@ def build_plan(run: Run) -> Plan:
 
     The hardware's gpu and node must be known (the command detects those of a local machine).
     """
+    # 0. A schedule from a file can run, and is for this layout.
+    if findings := check_schedule_file(run):
+        raise ConfigError(findings)
     # 1. What the user left open: layout, batch, sequence.
     filled = fill_run(run)
     run, layout = filled.run, filled.layout
@@ -32,7 +35,7 @@ def build_plan(run: Run) -> Plan:
     mesh = build_mesh(layout)
     stages = plan_stages(run, layout)
     # 4. The schedule that will run, simulated: step time and microbatches in flight.
-    schedule = build_schedule(layout.schedule, layout.pp, layout.num_microbatches)
+    schedule = plan_schedule(run, layout)
     step = estimate_step(run, layout, stages, schedule, mesh)
     # 5. Memory of every stage, from that same simulation.
     memory = estimate_memory(run, layout, stages, step.simulation.peak_in_flight)
@@ -58,7 +61,7 @@ def plan_stages(run: Run, layout: Layout) -> tuple[Stage, ...]:
     assert run.hardware.gpu is not None
     shape = build_shape(run, layout)
     parts = estimate_parts(run.model, shape, layout.recompute, run.hardware.gpu, run.precision)
-    return split_stages(run.model, layout.pp, parts)
+    return split_stages(run.model, layout.pp, parts, plan_chain(run, layout))
 
 
 def _checkpoint_bytes_per_parameter(optimizer: Optimizer) -> int:

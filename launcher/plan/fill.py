@@ -26,8 +26,7 @@ from launcher.plan.memory import build_shape, estimate_memory
 from launcher.plan.mesh import build_mesh
 from launcher.plan.records import Layout, Memory, Stage
 from launcher.plan.roofline import estimate_parts
-from launcher.plan.schedule import build_schedule
-from launcher.plan.simulate import peak_in_flight
+from launcher.plan.schedule_choice import plan_chain, plan_peaks, plan_schedule
 from launcher.plan.stages import split_stages
 from launcher.plan.step_time import estimate_step
 
@@ -100,7 +99,7 @@ def _prefer_longer_pipeline(fit: _Tried, attempts: Iterator[_Tried]) -> _Tried:
 
 def _tokens_per_s(tried: _Tried) -> float:
     layout = tried.layout
-    schedule = build_schedule(layout.schedule, layout.pp, layout.num_microbatches)
+    schedule = plan_schedule(tried.run, layout)
     step = estimate_step(tried.run, layout, tried.stages, schedule, build_mesh(layout))
     return step.time.tokens_per_s
 
@@ -235,8 +234,8 @@ def _try(run: Run, recompute: str) -> _Tried:
     parts = estimate_parts(
         run.model, build_shape(run, layout), recompute, run.hardware.gpu, run.precision
     )
-    stages = split_stages(run.model, layout.pp, parts)
-    in_flight = peak_in_flight(layout.schedule, layout.pp, layout.num_microbatches)
+    stages = split_stages(run.model, layout.pp, parts, plan_chain(run, layout))
+    in_flight = plan_peaks(run, layout)
     memory = estimate_memory(run, layout, stages, in_flight)
     return _Tried(run=run, layout=layout, stages=stages, memory=memory)
 

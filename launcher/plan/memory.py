@@ -39,7 +39,10 @@ HOST_BYTES_PER_PROCESS = 3 * 2**30
 def estimate_memory(
     run: Run, layout: Layout, stages: Sequence[Stage], peak_in_flight: Sequence[int]
 ) -> Memory:
-    """Peak memory per stage; `peak_in_flight` comes from the schedule that will run."""
+    """Peak memory per stage; `peak_in_flight` comes from the schedule that will run.
+
+    It counts microbatches times chunks. What W needs after B is counted whole until then.
+    """
     assert run.hardware.gpu is not None
     per_stage = tuple(
         _stage_memory(run, layout, stage, in_flight, run.hardware.gpu)
@@ -101,14 +104,14 @@ def build_shape(run: Run, layout: Layout) -> Shape:
 
 
 def _stage_memory(run: Run, layout: Layout, stage: Stage, in_flight: int, gpu: Gpu) -> StageMemory:
-    num_layers = stage.end_layer - stage.first_layer
+    num_layers = stage.num_layers
     size = count_stage_parameters(run.model, num_layers, stage.is_first, stage.is_last, layout.tp)
     share = -(-size // layout.dp)
     element_bytes = ELEMENT_BYTES[run.precision.compute]
     state_bytes = optimizer_bytes_per_parameter(
         run.optimizer, run.precision.compute, layout.zero_stage
     )
-    activations = in_flight * _kept_bytes(run, layout, stage)
+    activations = -(-in_flight * _kept_bytes(run, layout, stage) // layout.vpp)
     # The reduction's buckets come when the activations are gone: only what is beyond them counts.
     buffers = max(
         _pass_buffers(run, layout, stage), _step_buffers(run, layout, size, share) - activations
@@ -127,7 +130,7 @@ def _stage_memory(run: Run, layout: Layout, stage: Stage, in_flight: int, gpu: G
 def _kept_bytes(run: Run, layout: Layout, stage: Stage) -> int:
     """What the stage keeps of one microbatch between its forward and its backward."""
     shape = build_shape(run, layout)
-    num_layers = stage.end_layer - stage.first_layer
+    num_layers = stage.num_layers
     kept = num_layers * block_activation_bytes(run.model, shape, layout.recompute)
     if stage.is_first:
         kept += embedding_activation_bytes(run.model, shape)

@@ -38,7 +38,11 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One pipeline stage: blocks `first_layer` up to, not including, `end_layer`."""
+    """One pipeline stage: blocks `first_layer` up to, not including, `end_layer`.
+
+    With several model chunks, these are the lowest and the highest of its blocks, and `chunks`
+    says which it has in between.
+    """
 
     stage: int
     first_layer: int
@@ -46,7 +50,35 @@ class Stage:
     parameters: int
     """Parameters of the whole stage, over all its tp ranks, tied copies included."""
     is_first: bool
+    """It has the embedding."""
     is_last: bool
+    """It has the head."""
+    chunks: tuple[tuple[int, int], ...] = ()
+    """First block and the one behind the last, chunk by chunk; empty: one chunk."""
+
+    @property
+    def num_layers(self) -> int:
+        """Blocks of the stage."""
+        ranges = self.chunks or ((self.first_layer, self.end_layer),)
+        return sum(end - start for start, end in ranges)
+
+    @property
+    def pieces(self) -> tuple[Stage, ...]:
+        """The stage's chunks as stages of their own, without counted parameters."""
+        if not self.chunks:
+            return (self,)
+        last = len(self.chunks) - 1
+        return tuple(
+            Stage(
+                stage=self.stage,
+                first_layer=start,
+                end_layer=end,
+                parameters=0,
+                is_first=self.is_first and chunk == 0,
+                is_last=self.is_last and chunk == last,
+            )
+            for chunk, (start, end) in enumerate(self.chunks)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,15 +207,27 @@ class Plan:
 
 
 def _stage_json(stage: Stage) -> dict[str, Any]:
-    """`layers` holds the first and the last block, both included; None for a stage without any."""
-    has_layers = stage.end_layer > stage.first_layer
+    """`layers` holds the first and the last block, both included; None for a stage without any.
+
+    `chunks`, where there are several, holds the same for each of them.
+    """
+    chunks = {"chunks": [_span(*chunk) for chunk in stage.chunks]} if stage.chunks else {}
     return {
         "stage": stage.stage,
-        "layers": [stage.first_layer, stage.end_layer - 1] if has_layers else None,
+        "layers": _span(stage.first_layer, stage.end_layer),
+        **chunks,
         "parameters": stage.parameters,
         "is_first": stage.is_first,
         "is_last": stage.is_last,
     }
+
+
+def _span(start: int, end: int) -> list[int] | None:
+    return [start, end - 1] if end > start else None
+
+
+def _range(span: list[int] | None) -> tuple[int, int]:
+    return (span[0], span[1] + 1) if span else (0, 0)
 
 
 def layout_from_json(document: dict[str, Any]) -> Layout:
@@ -198,8 +242,9 @@ def stages_from_json(document: dict[str, Any]) -> tuple[Stage, ...]:
     return tuple(
         Stage(
             stage=entry["stage"],
-            first_layer=entry["layers"][0] if entry["layers"] else 0,
-            end_layer=entry["layers"][1] + 1 if entry["layers"] else 0,
+            first_layer=_range(entry["layers"])[0],
+            end_layer=_range(entry["layers"])[1],
+            chunks=tuple(_range(span) for span in entry.get("chunks", ())),
             parameters=entry["parameters"],
             is_first=entry["is_first"],
             is_last=entry["is_last"],

@@ -99,7 +99,9 @@ def _stages(plan: Plan) -> Iterator[str]:
             continue
         layers = "none"
         if stage.end_layer > stage.first_layer:
-            layers = f"{stage.first_layer}-{stage.end_layer - 1}"
+            layers = ",".join(f"{p.first_layer}-{p.end_layer - 1}" for p in stage.pieces)
+        if len(layers) > 9:
+            layers = f"{len(stage.pieces)} chunks"
         yield f"{stage.stage:<7}{layers:>9}{stage.parameters:>17,}{_kinds(used, unit)}"
     verdict = "fits" if memory.fits else "DOES NOT FIT"
     peak, usable = _gib(memory.peak_bytes), _gib(memory.usable_bytes)

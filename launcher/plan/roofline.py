@@ -27,6 +27,9 @@ class PartTimes:
     embedding_backward_s: float
     head_forward_s: float
     head_backward_s: float
+    block_weight_s: float = 0.0
+    """Of the weights' gradients, a part of block_backward_s."""
+    head_weight_s: float = 0.0
 
 
 def estimate_parts(
@@ -44,6 +47,8 @@ def estimate_parts(
         embedding_backward_s=_backward_s(embedding, peak, gpu),
         head_forward_s=_forward_s(head, peak, gpu),
         head_backward_s=_backward_s(head, peak, gpu),
+        block_weight_s=_weight_s(block, peak, gpu),
+        head_weight_s=_weight_s(head, peak, gpu),
     )
 
 
@@ -64,3 +69,9 @@ def _backward_s(operators: Iterable[Operator], peak: float, gpu: Gpu) -> float:
         )
         for op in operators
     )
+
+
+def _weight_s(operators: Iterable[Operator], peak: float, gpu: Gpu) -> float:
+    """Of matrix products with a weight, half of the backward pass: it has two products alike."""
+    products = [op for op in operators if op.backward_kernels == 2]
+    return _backward_s(products, peak, gpu) / 2

@@ -21,9 +21,11 @@ def shrink_run(run: Run, layout: Layout) -> Run:
     dropout (each rank draws its own) by none, the learning-rate schedule by a constant, Adam's eps
     by at least VERIFY_EPS.
     """
-    tp, pp, dp = _small_degrees(layout)
+    tp, pp, dp = _small_degrees(run, layout)
     model = _small_model(run.model, layout, tp, pp)
-    microbatches = min(layout.num_microbatches, 2 * pp + 1)
+    microbatches = layout.num_microbatches
+    if run.parallelism.schedule_lines is None:  # a schedule from a file is made for its own number
+        microbatches = min(microbatches, 2 * pp + 1)
     micro = min(layout.micro_batch_size, 2)
     return run.model_copy(
         update={
@@ -62,21 +64,26 @@ def shrink_run(run: Run, layout: Layout) -> Run:
     )
 
 
-def _small_degrees(layout: Layout) -> tuple[int, int, int]:
-    """tp, pp and dp: at most 2 each; an axis that is alone keeps up to 4."""
+def _small_degrees(run: Run, layout: Layout) -> tuple[int, int, int]:
+    """tp, pp and dp: at most 2 each; an axis that is alone keeps up to 4.
+
+    A schedule from a file keeps its stages, however many.
+    """
     degrees = (layout.tp, layout.pp, layout.dp)
     limit = 4 if sum(degree > 1 for degree in degrees) == 1 else 2
     tp, pp, dp = (min(degree, limit) for degree in degrees)
+    if run.parallelism.schedule_lines is not None:
+        pp = layout.pp
     return (2 if tp == 3 else tp), pp, dp
 
 
 def _small_model(model: Model, layout: Layout, tp: int, pp: int) -> Model:
     """The same architecture with every dimension small and the same divisibility."""
-    is_uneven = layout.pp > 1 and model.num_layers % layout.pp > 0
+    is_uneven = layout.pp > 1 and model.num_layers % (layout.pp * layout.vpp) > 0
     scaling = model.rope_scaling
     return model.model_copy(
         update={
-            "num_layers": 2 * pp + is_uneven,
+            "num_layers": 2 * pp * layout.vpp + is_uneven,
             "hidden_size": _HEADS * _HEAD_DIM,
             "num_heads": _HEADS,
             "num_kv_heads": _small_kv_heads(model, layout, tp),

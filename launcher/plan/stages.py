@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 from launcher.config.schema import Model
 from launcher.plan.costs import (
@@ -14,27 +15,42 @@ from launcher.plan.costs import (
 )
 from launcher.plan.records import Stage
 from launcher.plan.roofline import PartTimes
+from launcher.plan.schedule_records import Chain
 
 
-def split_stages(model: Model, pp: int, parts: PartTimes) -> tuple[Stage, ...]:
-    """The stages of a model, split by the time of blocks, embedding and head."""
+def split_stages(
+    model: Model, pp: int, parts: PartTimes, chain: Chain | None = None
+) -> tuple[Stage, ...]:
+    """The stages of a model, split by the time of blocks, embedding and head.
+
+    `chain` says which parts of the model a stage has; without it, stage s has part s.
+    """
+    chain = chain or Chain(num_stages=pp)
     bounds = split_layers(
         model.num_layers,
-        pp,
+        chain.num_parts,
         block_cost=parts.block_forward_s + parts.block_backward_s,
         first_cost=parts.embedding_forward_s + parts.embedding_backward_s,
         last_cost=parts.head_forward_s + parts.head_backward_s,
     )
-    return tuple(
-        Stage(
-            stage=index,
-            first_layer=start,
-            end_layer=end,
-            parameters=count_stage_parameters(model, end - start, index == 0, index == pp - 1),
-            is_first=index == 0,
-            is_last=index == pp - 1,
-        )
-        for index, (start, end) in enumerate(bounds)
+    return tuple(_build_stage(model, chain, stage, bounds) for stage in range(pp))
+
+
+def _build_stage(
+    model: Model, chain: Chain, stage: int, bounds: Sequence[tuple[int, int]]
+) -> Stage:
+    parts = [chain.part(stage, chunk) for chunk in range(chain.num_chunks)]
+    chunks = tuple(bounds[part] for part in parts)
+    is_first, is_last = parts[0] == 0, parts[-1] == chain.num_parts - 1
+    num_layers = sum(end - start for start, end in chunks)
+    return Stage(
+        stage=stage,
+        first_layer=min(start for start, _ in chunks),
+        end_layer=max(end for _, end in chunks),
+        parameters=count_stage_parameters(model, num_layers, is_first, is_last),
+        is_first=is_first,
+        is_last=is_last,
+        chunks=chunks if len(chunks) > 1 else (),
     )
 
 

@@ -11,7 +11,7 @@ from launcher.plan.memory import build_shape, optimizer_bytes_per_parameter
 from launcher.plan.mesh import Mesh
 from launcher.plan.records import Communication, Layout, Stage, Time
 from launcher.plan.roofline import PartTimes, estimate_parts
-from launcher.plan.schedule import Schedule
+from launcher.plan.schedule_records import Schedule, has_weight_actions
 from launcher.plan.simulate import Simulation, StageTimes, simulate
 from launcher.plan.stages import count_stage_parameters
 from launcher.plan.traffic import (
@@ -44,18 +44,26 @@ def estimate_step(
     parts = estimate_parts(
         run.model, build_shape(run, layout), layout.recompute, run.hardware.gpu, run.precision
     )
-    compute = [_compute_times(stage, parts) for stage in stages]
-    tp = [_tp_times(run, layout, stage, links) for stage in stages]
+    pieces = _pieces(schedule, stages)
+    splits = has_weight_actions(schedule.ranks)
+    compute = [_compute_times(piece, parts, splits) for piece in pieces]
+    tp = [_tp_times(run, layout, piece, links) for piece in pieces]
     both = [
         StageTimes(
-            forward_s=one.forward_s + other.forward_s, backward_s=one.backward_s + other.backward_s
+            forward_s=one.forward_s + other.forward_s,
+            backward_s=one.backward_s + other.backward_s,
+            weight_s=one.weight_s,
         )
         for one, other in zip(compute, tp, strict=True)
     ]
     simulation = simulate(schedule, both, p2p_s(run.model, build_shape(run, layout), links))
     slowest = max(range(layout.pp), key=lambda stage: simulation.busy_s[stage])
     busy_s = simulation.busy_s[slowest]
-    tp_s = layout.num_microbatches * (tp[slowest].forward_s + tp[slowest].backward_s)
+    tp_s = layout.num_microbatches * sum(
+        times.forward_s + times.backward_s
+        for part, times in enumerate(tp)
+        if schedule.chain.home(part)[0] == slowest
+    )
     exposed_s = tp_s + _exposed_reduction_s(communication, layout, busy_s - tp_s)
     return StepEstimate(
         time=_summarise(
@@ -72,16 +80,26 @@ def estimate_step(
     )
 
 
-def _compute_times(stage: Stage, parts: PartTimes) -> StageTimes:
-    """One microbatch on one stage, communication aside."""
-    num_layers = stage.end_layer - stage.first_layer
+def _pieces(schedule: Schedule, stages: Sequence[Stage]) -> list[Stage]:
+    """The parts of the model, in its order."""
+    homes = [schedule.chain.home(part) for part in range(schedule.chain.num_parts)]
+    return [stages[stage].pieces[chunk] for stage, chunk in homes]
+
+
+def _compute_times(stage: Stage, parts: PartTimes, splits: bool) -> StageTimes:
+    """One microbatch on one part of the model, communication aside."""
+    num_layers = stage.num_layers
+    weight_s = num_layers * parts.block_weight_s + stage.is_last * parts.head_weight_s
+    weight_s = weight_s if splits else 0.0
     return StageTimes(
         forward_s=num_layers * parts.block_forward_s
         + stage.is_first * parts.embedding_forward_s
         + stage.is_last * parts.head_forward_s,
         backward_s=num_layers * parts.block_backward_s
         + stage.is_first * parts.embedding_backward_s
-        + stage.is_last * parts.head_backward_s,
+        + stage.is_last * parts.head_backward_s
+        - weight_s,
+        weight_s=weight_s,
     )
 
 
@@ -110,7 +128,7 @@ def _exposed_reduction_s(
 def _optimizer_s(run: Run, layout: Layout, stage: Stage) -> float:
     """Bound by memory: state read and written, gradients read for the norm and the update."""
     assert run.hardware.gpu is not None
-    num_layers = stage.end_layer - stage.first_layer
+    num_layers = stage.num_layers
     size = count_stage_parameters(run.model, num_layers, stage.is_first, stage.is_last, layout.tp)
     share = size / layout.dp if layout.zero_stage >= 1 else size
     state = optimizer_bytes_per_parameter(run.optimizer, run.precision.compute, layout.zero_stage)

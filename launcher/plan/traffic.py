@@ -50,7 +50,7 @@ def tp_all_reduces(stage: Stage, recompute: str) -> tuple[int, int]:
     Two per block and pass (Megatron-LM, arXiv:1909.08053, fig. 4), one more where the block is
     recomputed (its last one is not needed again), one for the embedding, one for the head's input.
     """
-    num_layers = stage.end_layer - stage.first_layer
+    num_layers = stage.num_layers
     again = num_layers if recompute == "full" else 0
     return 2 * num_layers + stage.is_first, 2 * num_layers + again + stage.is_last
 
@@ -68,9 +68,10 @@ def list_communication(
             _entry("tp", "all_reduce", payload, most * layout.num_microbatches, links.tp)
         )
     if layout.pp > 1:
-        directions = 2 if layout.pp > 2 else 1
+        # With chunks, the outer stages are neighbours too, or one in the middle talks both ways.
+        directions = 2 if layout.pp > 2 or layout.vpp > 1 else 1
         payload = boundary_bytes(run.model, shape)
-        count = directions * layout.num_microbatches
+        count = directions * layout.num_microbatches * layout.vpp
         entries.append(_entry("pp", "send_recv", payload, count, links.pp))
     if layout.dp > 1:
         entries += _data_parallel(run, layout, stages, links.dp)
@@ -88,7 +89,7 @@ def _data_parallel(
     """
     size = max(
         count_stage_parameters(
-            run.model, stage.end_layer - stage.first_layer, stage.is_first, stage.is_last, layout.tp
+            run.model, stage.num_layers, stage.is_first, stage.is_last, layout.tp
         )
         for stage in stages
     )

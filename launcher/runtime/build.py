@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from launcher.plan.mesh import build_mesh
+from launcher.plan.schedule_records import has_weight_actions
 from launcher.runtime.data import Datasets, open_datasets
 from launcher.runtime.engine import Engine, build_engine
 from launcher.runtime.frozen import Frozen
@@ -44,11 +45,13 @@ def build_trainer(frozen: Frozen, device: torch.device, data_folder: Path, place
         layout, build_mesh(layout), device, run.model.tie_embeddings, run.model.kv_heads
     )
     # 3. This rank's share of the model, and who updates it.
-    module = build_stage(run, layout, frozen.stages[groups.pp.index], groups)
+    schedule = frozen.schedule
+    splits = has_weight_actions(schedule.ranks)
+    module = build_stage(run, layout, frozen.stages[groups.pp.index], groups, splits)
     engine = build_engine(module, run, layout, groups, frozen.ds_config)
     # 4. Links to the neighbouring stages.
     shape = (layout.micro_batch_size, layout.sequence_length, run.model.hidden_size)
-    channels = build_channels(groups, shape, DTYPES[run.precision.compute])
+    channels = build_channels(groups, shape, DTYPES[run.precision.compute], schedule.chain)
     return Trainer(frozen=frozen, groups=groups, engine=engine, channels=channels, data=data)
 
 

@@ -48,6 +48,7 @@ class DeepSpeedEngine:
         self.module = module
         self._groups = groups
         self._num_microbatches = layout.num_microbatches
+        self._num_expected = layout.num_microbatches * layout.vpp
         self._num_backwards = 0
         self._loss_share = torch.tensor(1.0 / layout.num_microbatches, device=groups.device)
         self._streams = layout.zero_stage == 3 or (layout.zero_stage == 2 and layout.pp == 1)
@@ -99,7 +100,7 @@ class DeepSpeedEngine:
             yield
         else:
             yield from self._gather()
-        assert self._num_backwards == self._num_microbatches
+        assert self._num_backwards == self._num_expected
 
     def step(self, learning_rate: float) -> float:
         """See `Engine`."""

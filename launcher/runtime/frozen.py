@@ -11,7 +11,8 @@ import yaml
 from launcher.config.schema import Run
 from launcher.plan.records import Layout, Stage, layout_from_json, stages_from_json
 from launcher.plan.run_files import RunFiles
-from launcher.plan.schedule import Schedule, build_schedule
+from launcher.plan.schedule_choice import plan_schedule
+from launcher.plan.schedule_records import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +32,12 @@ def read_frozen(files: RunFiles) -> Frozen:
     """Run, plan and engine configuration of a run directory; nothing is composed again."""
     plan = json.loads(files.plan.read_text())
     layout = layout_from_json(plan)
+    run = Run.model_validate(yaml.safe_load(files.run.read_text()))
     return Frozen(
-        run=Run.model_validate(yaml.safe_load(files.run.read_text())),
+        run=run,
         layout=layout,
         stages=stages_from_json(plan),
-        schedule=build_schedule(layout.schedule, layout.pp, layout.num_microbatches),
+        schedule=plan_schedule(run, layout),
         plan=plan,
         ds_config=json.loads(files.deepspeed.read_text()),
     )

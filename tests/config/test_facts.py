@@ -125,7 +125,8 @@ def test_every_option_is_valid_by_itself(section: str, path: Path) -> None:
     ids=[f"{section}-{path.stem}" for section, path in [*FACTS, ("model", PLACEHOLDER)]],
 )
 def test_every_field_is_written_out_so_that_hydra_can_override_it(section: str, path: Path) -> None:
-    assert set(load(path)) == set(SECTIONS[section].model_fields)
+    made_later = {"schedule_lines"}  # read from a schedule's file at composition
+    assert set(load(path)) == set(SECTIONS[section].model_fields) - made_later
 
 
 def test_the_placeholder_model_decides_nothing() -> None:

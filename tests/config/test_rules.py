@@ -82,8 +82,26 @@ EXAMPLES: dict[str, list[Callable[[], Run]]] = {
     ],
     "cp-not-available": [lambda: eight(cp=2)],
     "ep-not-available": [lambda: eight(ep=2)],
-    "vpp-not-available": [lambda: eight(vpp=2)],
     "sequence-parallel-not-available": [lambda: eight(sequence_parallel=True)],
+    "vpp-suits-schedule": [
+        lambda: eight(vpp=2),
+        lambda: eight(schedule="zb_v"),
+        lambda: eight(schedule="dualpipev", vpp=3),
+    ],
+    "chunks-at-most-layers": [lambda: eight(pp=2, vpp=3, schedule="interleaved_1f1b")],
+    "microbatches-suit-schedule": [
+        lambda: make_run(
+            hardware=h100(1), parallelism={**OPEN, "pp": 2, "vpp": 2, "schedule": "dualpipev"},
+            train={"num_microbatches": 3},
+        )
+    ],
+    "schedule-needs-pipeline": [lambda: eight(pp=1, schedule="zb_h1")],
+    "split-backward-without-compile": [
+        lambda: make_run(
+            hardware=h100(1), parallelism={**OPEN, "pp": 2, "schedule": "zb_h1"},
+            train={"compile": True},
+        )
+    ],
     "hardware-complete": [
         lambda: make_run(hardware={"name": "mine", "gpus_per_node": 1}),
         lambda: make_run(hardware={**h100(1, 1), "node": None}),

@@ -274,7 +274,7 @@ WANTED = [
     ("oops", "unknown-key"),
     ("parallelism.tp", "tp-divides-heads"),
     ("parallelism.tp", "tp-fits-kv-heads"),
-    ("parallelism.vpp", "vpp-not-available"),
+    ("parallelism.vpp", "vpp-suits-schedule"),
     ("launch.time_limit", "time-limit-readable"),
     ("checkpoint.keep", "checkpoint-keep-not-available"),
 ]
@@ -302,4 +302,4 @@ def test_a_refused_value_is_not_judged_by_the_rules_that_read_it():
 
 def test_an_unknown_model_is_not_judged_by_rules_on_models():
     findings = refused("model=zzz", "parallelism.tp=7", "parallelism.vpp=2")
-    assert [finding.rule for finding in findings] == ["unknown-option", "vpp-not-available"]
+    assert [finding.rule for finding in findings] == ["unknown-option", "vpp-suits-schedule"]

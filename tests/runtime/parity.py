@@ -15,6 +15,7 @@ from launcher.config.schema import Run
 from launcher.plan.mesh import build_mesh
 from launcher.plan.records import Layout
 from launcher.plan.schedule import build_schedule
+from launcher.plan.schedule_records import Schedule, has_weight_actions
 from launcher.render.deepspeed import render_deepspeed_config
 from launcher.runtime.engine import Engine, build_engine
 from launcher.runtime.groups import Groups, build_groups
@@ -38,6 +39,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "tied": TINY_GPT | {"vocab_size": 97},
     "one_kv_head": TINY | {"vocab_size": 97, "num_kv_heads": 1, "bias": True},
     "small": TINY | {"vocab_size": 97, "num_layers": 2},
+    "deep": TINY_GPT | {"vocab_size": 97, "num_layers": 9},
     "tied_llama": TINY | {"vocab_size": 97, "tie_embeddings": True},
 }
 OVERRIDES: dict[str, Any] = {
@@ -64,10 +66,14 @@ class Case:
     num_microbatches: int = 3
     model: str = "tied"
     precision: str = "fp32"
+    vpp: int = 1
+    recompute: str = "none"
 
     def __str__(self) -> str:
         axes = "".join(f"{axis}{getattr(self, axis)}" for axis in ("tp", "pp", "dp"))
         rest = f"zero{self.zero}-{self.schedule}-m{self.num_microbatches}-{self.model}"
+        rest += f"-vpp{self.vpp}" if self.vpp > 1 else ""
+        rest += f"-{self.recompute}" if self.recompute != "none" else ""
         return f"{axes}-{rest}-{self.precision}"
 
     @property
@@ -77,6 +83,7 @@ class Case:
     def layout(self) -> Layout:
         return make_layout(
             tp=self.tp, pp=self.pp, dp=self.dp, zero_stage=self.zero, schedule=self.schedule,
+            vpp=self.vpp, recompute=self.recompute,
             num_microbatches=self.num_microbatches, micro_batch_size=1,
         )  # fmt: skip
 
@@ -122,7 +129,7 @@ class Worker:
 
     def _work(self, step: int) -> Any:
         layout, stage = self.layout, self.groups.pp.index
-        schedule = build_schedule(layout.schedule, layout.pp, layout.num_microbatches)
+        schedule = make_schedule(layout)
         first = self.groups.dp.index * layout.num_microbatches
         microbatches = make_microbatches(self.run, layout, step)
         mine = microbatches[first : first + layout.num_microbatches]
@@ -132,17 +139,23 @@ class Worker:
         return learning_rate(self.run.optimizer, step, self.run.train.steps)
 
 
+def make_schedule(layout: Layout) -> Schedule:
+    return build_schedule(layout.schedule, layout.pp, layout.num_microbatches, layout.vpp)
+
+
 def build_worker(case: Case, **overrides: Any) -> Worker:
     run, layout = case.run(**overrides), case.layout()
     tied = run.model.tie_embeddings
     groups = build_groups(
         layout, build_mesh(layout), torch.device("cpu"), tied, kv_heads=run.model.kv_heads
     )
-    stage = make_stage(run.model.num_layers, groups.pp.index, layout.pp)
-    module = build_stage(run, layout, stage, groups)
+    schedule = make_schedule(layout)
+    chain = schedule.chain
+    stage = make_stage(run.model.num_layers, groups.pp.index, layout.pp, chain)
+    module = build_stage(run, layout, stage, groups, has_weight_actions(schedule.ranks))
     shape = (layout.micro_batch_size, layout.sequence_length, run.model.hidden_size)
     dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
-    channels = build_channels(groups, shape, dtype)
+    channels = build_channels(groups, shape, dtype, chain)
     engine = build_engine(module, run, layout, groups, render_deepspeed_config(run, layout))
     return Worker(
         case=case, run=run, layout=layout, groups=groups, engine=engine, channels=channels

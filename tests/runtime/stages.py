@@ -9,6 +9,7 @@ import torch
 from launcher.config.schema import Run
 from launcher.plan.mesh import build_mesh
 from launcher.plan.records import Layout, Stage
+from launcher.plan.schedule_records import Chain
 from launcher.runtime.groups import Groups, build_groups
 from launcher.runtime.model import ForwardContext, StageModule, build_stage
 from launcher.runtime.parallel.shard import Shard, local_shards
@@ -43,12 +44,18 @@ def make_groups(run: Run, layout: Layout) -> Groups:
     )  # fmt: skip
 
 
-def make_stage(num_layers: int, stage: int = 0, num_stages: int = 1) -> Stage:
+def make_stage(
+    num_layers: int, stage: int = 0, num_stages: int = 1, chain: Chain | None = None
+) -> Stage:
     """An even split."""
-    cut = [num_layers * index // num_stages for index in range(num_stages + 1)]
+    chain = chain or Chain(num_stages=num_stages)
+    cut = [num_layers * index // chain.num_parts for index in range(chain.num_parts + 1)]
+    parts = [chain.part(stage, chunk) for chunk in range(chain.num_chunks)]
+    chunks = tuple((cut[part], cut[part + 1]) for part in parts)
     return Stage(
-        stage=stage, first_layer=cut[stage], end_layer=cut[stage + 1], parameters=0,
-        is_first=stage == 0, is_last=stage == num_stages - 1,
+        stage=stage, first_layer=min(chunks)[0], end_layer=max(chunks)[1], parameters=0,
+        is_first=parts[0] == 0, is_last=parts[-1] == chain.num_parts - 1,
+        chunks=chunks if len(chunks) > 1 else (),
     )  # fmt: skip
 
 

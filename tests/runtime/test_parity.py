@@ -54,6 +54,30 @@ EXTRA = [
     Case(tp=2, dp=2, zero=2, model="tied", schedule="gpipe"),
     Case(pp=2, dp=2, zero=2, model="tied_llama"),
     Case(pp=2, dp=2, zero=1, model="tied", num_microbatches=5),
+    # Schedules with chunks, a split backward, or both; gradients that wait under every ZeRO stage.
+    Case(pp=2, schedule="naive", model="untied"),
+    *(
+        Case(pp=2, zero=zero, schedule="interleaved_1f1b", vpp=2, num_microbatches=5)
+        for zero in (0, 1, 2)
+    ),
+    *(Case(pp=2, zero=zero, schedule="zb_h1", num_microbatches=4) for zero in (0, 1, 2)),
+    Case(pp=2, zero=1, schedule="zb_h1", vpp=2, model="untied"),
+    Case(pp=2, zero=0, schedule="zb_h2", num_microbatches=1),
+    *(
+        Case(pp=2, zero=zero, schedule="zb_v", vpp=2, model=model)
+        for zero, model in ((0, "tied"), (1, "untied"), (2, "tied_llama"))
+    ),
+    Case(pp=2, zero=1, schedule="dualpipev", vpp=2, num_microbatches=5, recompute="full"),
+    Case(pp=2, zero=0, schedule="zb_h1", recompute="full", model="untied"),
+    Case(pp=2, dp=2, zero=1, schedule="zb_v", vpp=2),
+    Case(tp=2, pp=2, zero=0, schedule="zb_h1", model="one_kv_head"),
+    Case(tp=2, pp=2, zero=1, schedule="zb_v", vpp=2, model="untied"),
+    Case(pp=4, zero=1, schedule="zb_h2", num_microbatches=9, model="tied"),
+    Case(pp=4, zero=0, schedule="zb_v", vpp=2, num_microbatches=3, model="deep"),
+    Case(pp=4, zero=2, schedule="dualpipev", vpp=2, num_microbatches=8, model="deep"),
+    Case(pp=4, zero=1, schedule="interleaved_1f1b", vpp=2, num_microbatches=6, model="deep"),
+    Case(pp=4, zero=1, schedule="zb_h1", vpp=2, num_microbatches=5, model="deep"),
+    Case(tp=2, pp=2, dp=2, zero=1, schedule="dualpipev", vpp=2, num_microbatches=4),
     # One process: the engines alone.
     *(Case(zero=zero, model="tied") for zero in (0, 1, 2, 3)),
 ]

@@ -17,3 +17,5 @@ class ForwardContext:
     """Optimizer step, from 0."""
     first_sample: int
     """Global index of the microbatch's first sample within the run."""
+    chunk: int = 0
+    """Which of the stage's model chunks it goes through."""

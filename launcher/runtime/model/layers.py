@@ -110,8 +110,10 @@ class Head(nn.Module):
         self.weight = nn.Parameter(torch.empty(shape, device="meta", dtype=dtype))
         self.vocabulary: VocabularyShard | None = None
         """Which rows are here; None: all."""
+        self.product: Callable[[Tensor, Tensor], Tensor] = F.linear
+        """How logits are made; `parallel/split_backward.py` puts another way in its place."""
 
     def forward(self, x_BSH: Tensor, labels_BS: Tensor) -> Tensor:
         """hidden_BSH in, mean loss in nats per token out."""
-        logits_NV = F.linear(x_BSH.flatten(0, 1), self.weight)
+        logits_NV = self.product(x_BSH.flatten(0, 1), self.weight)
         return cross_entropy(logits_NV, labels_BS.flatten(), self.vocabulary)

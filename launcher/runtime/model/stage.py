@@ -17,13 +17,16 @@ from launcher.runtime.model.dropout import Dropout, drop
 from launcher.runtime.model.initial import materialise
 from launcher.runtime.model.layers import Block, Embedding, Head, build_norm
 from launcher.runtime.parallel.apply import apply_compile, apply_recompute
+from launcher.runtime.parallel.split_backward import WeightQueue, split_backward
 from launcher.runtime.parallel.tensor import apply_tensor_parallel
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """Storage of parameters and activations by `precision.compute`."""
 
 
-def build_stage(run: Run, layout: Layout, stage: Stage, groups: Groups) -> StageModule:
+def build_stage(
+    run: Run, layout: Layout, stage: Stage, groups: Groups, splits_backward: bool = False
+) -> StageModule:
     """The module of one rank, with its initial weights, on the rank's device."""
     model, dtype = run.model, DTYPES[run.precision.compute]
     # 1. Plain modules on the meta device: names and full shapes, no memory.
@@ -38,6 +41,8 @@ def build_stage(run: Run, layout: Layout, stage: Stage, groups: Groups) -> Stage
     # 4. What does not change the numbers.
     module.dropout = _build_dropout(run, groups)
     apply_recompute(module, layout.recompute)
+    if splits_backward:
+        module.weight_queue = split_backward(module)
     if run.train.compile:
         apply_compile(module)
     return module
@@ -67,12 +72,20 @@ class StageModule(nn.Module):
         self.is_first, self.is_last, self.is_tied = (
             stage.is_first, stage.is_last, model.tie_embeddings,
         )  # fmt: skip
+        self.pieces = stage.pieces
+        self.weight_queue: WeightQueue | None = None
+        """Where weight gradients wait; None: they never do."""
         self.dropout: Dropout | None = None
         """None: the model has no dropout anywhere."""
         if self.is_first:
             self.embedding = Embedding(model, dtype)
-        layers = range(stage.first_layer, stage.end_layer)
-        self.layers = nn.ModuleDict({str(layer): Block(model, tables, dtype) for layer in layers})
+        self.layers = nn.ModuleDict(
+            {
+                str(layer): Block(model, tables, dtype)
+                for piece in self.pieces
+                for layer in range(piece.first_layer, piece.end_layer)
+            }
+        )
         if self.is_last:
             self.final_norm = build_norm(model, dtype)
             self.head = Head(model, dtype)
@@ -80,12 +93,13 @@ class StageModule(nn.Module):
             self.head.register_parameter("weight", self.embedding.tokens.weight)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
-        """tokens_BS or hidden_BSH in; hidden_BSH out, on the last stage the mean loss instead."""
-        if self.is_first:
+        """tokens_BS or hidden_BSH in; hidden_BSH out, at the model's end the mean loss instead."""
+        piece = self.pieces[context.chunk]
+        if piece.is_first:
             x = self._embed(x, context)
-        for layer, block in self.layers.items():
-            x = self.run_block(block, x, layer, context)
-        if not self.is_last:
+        for layer in map(str, range(piece.first_layer, piece.end_layer)):
+            x = self.run_block(self.layers[layer], x, layer, context)
+        if not piece.is_last:
             return x
         assert context.labels_BS is not None, "the last stage needs labels"
         return self.head(self.final_norm(x), context.labels_BS)  # type: ignore[no-any-return]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from launcher.plan.schedule import Schedule
+from launcher.plan.schedule_records import Action, Schedule, has_weight_actions
 from launcher.runtime.engine import Engine
 from launcher.runtime.groups import Groups
 from launcher.runtime.model.context import ForwardContext
+from launcher.runtime.parallel.split_backward import WeightQueue
 from launcher.runtime.pipeline.p2p import Channels, Receive
 
 FORWARD_ONLY = frozenset({"F", "send_forward", "recv_forward"})
@@ -42,9 +44,9 @@ def run_schedule(
 
     Call it inside `engine.accumulate()`. All sends are over when it returns.
     """
-    execution = _Execution(engine, channels, microbatches)
+    execution = _Execution(schedule, engine, channels, stage, microbatches)
     for action in schedule.ranks[stage]:
-        execution.perform(action.kind, action.microbatch)
+        execution.perform(action)
     return execution.finish()
 
 
@@ -57,10 +59,10 @@ def run_forward(
     microbatches: Sequence[Microbatch],
 ) -> Tensor | None:
     """Forward of all microbatches, nothing else; the mean of their losses on the last stage."""
-    execution = _Execution(engine, channels, microbatches)
+    execution = _Execution(schedule, engine, channels, stage, microbatches)
     for action in schedule.ranks[stage]:
         if action.kind in FORWARD_ONLY:
-            execution.perform(action.kind, action.microbatch)
+            execution.perform(action)
     return execution.finish()
 
 
@@ -74,87 +76,127 @@ def average_loss(loss: Tensor | None, groups: Groups) -> Tensor:
     return total / groups.dp.size
 
 
+Place = tuple[int, int]
+"""(microbatch, chunk)"""
+
+
 class _Execution:
-    """What is alive on one stage in the middle of a step, by microbatch."""
+    """What is alive on one stage in the middle of a step, by microbatch and chunk."""
 
     def __init__(
-        self, engine: Engine, channels: Channels, microbatches: Sequence[Microbatch]
+        self,
+        schedule: Schedule,
+        engine: Engine,
+        channels: Channels,
+        stage: int,
+        microbatches: Sequence[Microbatch],
     ) -> None:
         self.engine = engine
         self.channels = channels
         self.microbatches = microbatches
-        self.receives: dict[tuple[str, int], Receive] = {}
-        self.inputs: dict[int, Tensor] = {}
-        self.outputs: dict[int, Tensor | GradientEdge] = {}
-        self.outgoing: dict[tuple[str, int], Tensor] = {}
-        self.sends: dict[tuple[str, int], tuple[Any, Tensor]] = {}
+        neighbour, chunks = schedule.chain.neighbour, range(schedule.num_chunks)
+        self.before = [neighbour(stage, chunk, -1) for chunk in chunks]
+        self.behind = [neighbour(stage, chunk, 1) for chunk in chunks]
+        self.stage = stage
+        self.queue: WeightQueue | None = None
+        if has_weight_actions(schedule.ranks):
+            self.queue = engine.module.weight_queue  # type: ignore[assignment]
+            assert self.queue is not None, "the stage was not built for a split backward"
+        self.arriving: dict[tuple[str, Place], Receive | Tensor] = {}
+        self.inputs: dict[Place, Tensor] = {}
+        self.outputs: dict[Place, Tensor | GradientEdge] = {}
+        self.outgoing: dict[tuple[str, Place], Tensor] = {}
+        self.sends: dict[tuple[str, Place], tuple[Any, Tensor]] = {}
         self.losses: list[Tensor] = []
 
-    def perform(self, kind: str, microbatch: int) -> None:
-        match kind:
+    def perform(self, action: Action) -> None:
+        place, chunk = (action.microbatch, action.chunk), action.chunk
+        match action.kind:
             case "F":
-                self._forward(microbatch)
+                self._forward(place)
             case "B":
-                self._backward(microbatch)
+                self._backward(place)
+            case "W":
+                assert self.queue is not None
+                self.queue.compute(place)
             case "recv_forward":
-                self.receives["F", microbatch] = self.channels.receive_forward()
+                self.arriving["F", place] = self.channels.receive_forward(chunk)
             case "recv_backward":
-                self.receives["B", microbatch] = self.channels.receive_backward()
+                self.arriving["B", place] = self.channels.receive_backward(chunk)
             case "send_forward":
-                self._send("F", microbatch, self.channels.send_forward)
+                self._send("F", place, self.channels.send_forward)
             case "send_backward":
-                self._send("B", microbatch, self.channels.send_backward)
+                self._send("B", place, self.channels.send_backward)
             case _:
-                raise NotImplementedError(f"action {kind}")
+                raise NotImplementedError(f"action {action.kind}")
 
     def finish(self) -> Tensor | None:
         """Wait for the sends that are still under way."""
-        left = [self.receives, self.inputs, self.outputs, self.outgoing]
+        left = [list(kept) for kept in (self.arriving, self.inputs, self.outputs, self.outgoing)]
         assert not any(left), f"the schedule leaves {left} behind"
+        assert not self.queue, (
+            f"the schedule leaves {len(self.queue or ())} weight gradients behind"
+        )
         for work, _ in self.sends.values():
             work.wait()
         return torch.stack(self.losses).mean() if self.losses else None
 
-    def _forward(self, microbatch: int) -> None:
-        data = self.microbatches[microbatch]
-        if self.channels.previous is None:
+    def _forward(self, place: Place) -> None:
+        microbatch, chunk = place
+        data, before, behind = self.microbatches[microbatch], self.before[chunk], self.behind[chunk]
+        context = replace(data.context, chunk=chunk) if chunk else data.context
+        if before is None:
             assert data.tokens_BS is not None
             x = data.tokens_BS
         else:
-            x = self.receives.pop(("F", microbatch)).wait()
+            x = self._take("F", place)
         trains = torch.is_grad_enabled()
-        if trains and self.channels.previous is not None:
-            self.inputs[microbatch] = x.requires_grad_()
-        output = self.engine.forward(x, data.context)
-        if self.channels.next is None:
+        if trains and before is not None:
+            self.inputs[place] = x.requires_grad_()
+        output = self.engine.forward(x, context)
+        if behind is None:
             self.losses.append(output.detach())
             if trains:
-                self.outputs[microbatch] = output
+                self.outputs[place] = output
             return
-        self.outgoing["F", microbatch] = output.detach().contiguous()
+        self._hand_over("F", place, behind, output.detach().contiguous())
         if trains:
             # The edge leads into the graph without holding the output, which so dies when sent.
-            self.outputs[microbatch] = get_gradient_edge(output)
+            self.outputs[place] = get_gradient_edge(output)
 
-    def _backward(self, microbatch: int) -> None:
-        gradient = None
-        if self.channels.next is not None:
-            gradient = self.receives.pop(("B", microbatch)).wait()
-            # Its gradient is here, so the activation must have arrived: this does not block.
-            self.sends.pop(("F", microbatch))[0].wait()
-        self.engine.backward(self.outputs.pop(microbatch), gradient)
-        if self.channels.previous is not None:
-            gradient = self.inputs.pop(microbatch).grad
+    def _backward(self, place: Place) -> None:
+        gradient, before = None, self.before[place[1]]
+        if self.behind[place[1]] is not None:
+            gradient = self._take("B", place)
+            if ("F", place) in self.sends:
+                # Its gradient is here, so the activation must have arrived: this does not block.
+                self.sends.pop(("F", place))[0].wait()
+        with nullcontext() if self.queue is None else self.queue.collect(place):
+            self.engine.backward(self.outputs.pop(place), gradient)
+        if before is not None:
+            gradient = self.inputs.pop(place).grad
             assert gradient is not None
-            self.outgoing["B", microbatch] = gradient.contiguous()
+            self._hand_over("B", place, before, gradient.contiguous())
 
-    def _send(self, kind: str, microbatch: int, send: Callable[[Tensor], Any]) -> None:
+    def _take(self, kind: str, place: Place) -> Tensor:
+        """The input of a pass, once it is there."""
+        arriving = self.arriving.pop((kind, place))
+        return arriving if isinstance(arriving, Tensor) else arriving.wait()
+
+    def _hand_over(self, kind: str, place: Place, target: tuple[int, int], tensor: Tensor) -> None:
+        """Lay a result out for its send, or give it to the neighbouring part on this stage."""
+        if target[0] == self.stage:
+            self.arriving[kind, (place[0], target[1])] = tensor
+        else:
+            self.outgoing[kind, place] = tensor
+
+    def _send(self, kind: str, place: Place, send: Callable[[Tensor, int], Any]) -> None:
         """Start a send, hold on to its tensor, and let go of gradients that have arrived.
 
         NCCL tells when they have; gloo does not before one waits, which is left to the end.
         """
-        tensor = self.outgoing.pop((kind, microbatch))
-        self.sends[kind, microbatch] = (send(tensor), tensor)
+        tensor = self.outgoing.pop((kind, place))
+        self.sends[kind, place] = (send(tensor, place[1]), tensor)
         for key, (work, _) in list(self.sends.items()):
             if key[0] == "B" and work.is_completed():
                 self.sends.pop(key)[0].wait()

@@ -1,4 +1,4 @@
-"""How neighbouring stages talk: one first-in-first-out channel per direction, without blocking."""
+"""How stages talk: one first-in-first-out channel per pair and direction, without blocking."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from launcher.plan.schedule_records import Chain
 from launcher.runtime.groups import Groups
 
 
@@ -26,83 +27,117 @@ class Receive:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Channels:
-    """Links of one stage with the stage before it and the stage behind it.
+class Link:
+    """One end of a channel."""
 
-    Activations and gradients have a process group each: NCCL runs the transfers of a pair in the
-    order of their posting, and a stage posts the receive of a gradient before it sends the
-    activation that this gradient waits for.
+    peer: int
+    """Global rank of the other end."""
+    group: dist.ProcessGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Channels:
+    """Links of one stage with those that have the parts of the model before and behind its own.
+
+    Activations and gradients, and either way along the ranks, have a process group each: NCCL runs
+    the transfers of a pair in the order of their posting, and a stage posts the receive of a
+    gradient before it sends the activation that this gradient waits for.
     """
 
-    previous: int | None
-    """Global rank of the stage before; None on the first."""
-    next: int | None
-    """Global rank of the stage behind; None on the last."""
-    forward: dist.ProcessGroup | None
-    backward: dist.ProcessGroup | None
+    links: dict[tuple[str, int], Link]
+    """By kind of transfer and chunk; absent where there is no such neighbour on another stage."""
     shape: tuple[int, int, int]
     """Micro batch, sequence, hidden: the same for all activations and their gradients."""
     dtype: torch.dtype
     device: torch.device
 
-    def receive_forward(self) -> Receive:
-        """Post the receive of the next activation."""
-        return self._receive(self.previous, self.forward)
+    def receive_forward(self, chunk: int = 0) -> Receive:
+        """Post the receive of the next activation for a chunk."""
+        return self._receive(self.links["recv_forward", chunk])
 
-    def receive_backward(self) -> Receive:
-        """Post the receive of the next gradient."""
-        return self._receive(self.next, self.backward)
+    def receive_backward(self, chunk: int = 0) -> Receive:
+        """Post the receive of the next gradient for a chunk."""
+        return self._receive(self.links["recv_backward", chunk])
 
-    def send_forward(self, activation: Tensor) -> Any:
+    def send_forward(self, activation: Tensor, chunk: int = 0) -> Any:
         """Start to send an activation, which must stay alive until the returned work is done."""
-        return self._send(activation, self.next, self.forward)
+        return self._send(activation, "send_forward", chunk)
 
-    def send_backward(self, gradient: Tensor) -> Any:
+    def send_backward(self, gradient: Tensor, chunk: int = 0) -> Any:
         """Start to send a gradient, which must stay alive until the returned work is done."""
-        return self._send(gradient, self.previous, self.backward)
+        return self._send(gradient, "send_backward", chunk)
 
-    def _receive(self, source: int | None, group: dist.ProcessGroup | None) -> Receive:
+    def _receive(self, link: Link) -> Receive:
         buffer = torch.empty(self.shape, dtype=self.dtype, device=self.device)
-        return Receive(buffer=buffer, work=dist.irecv(buffer, source, group=group))
+        return Receive(buffer=buffer, work=dist.irecv(buffer, link.peer, group=link.group))
 
-    def _send(self, tensor: Tensor, target: int | None, group: dist.ProcessGroup | None) -> Any:
+    def _send(self, tensor: Tensor, kind: str, chunk: int) -> Any:
         assert (tensor.shape, tensor.dtype) == (self.shape, self.dtype), (
             f"{tuple(tensor.shape)} {tensor.dtype} on a channel for {self.shape} {self.dtype}"
         )
-        assert target is not None
-        return dist.isend(tensor, target, group=group)
+        link = self.links[kind, chunk]
+        return dist.isend(tensor, link.peer, group=link.group)
 
 
-def build_channels(groups: Groups, shape: tuple[int, int, int], dtype: torch.dtype) -> Channels:
+Wire = tuple[str, int, int]
+"""forward or backward, stage that sends, stage that receives."""
+
+
+def build_channels(
+    groups: Groups, shape: tuple[int, int, int], dtype: torch.dtype, chain: Chain | None = None
+) -> Channels:
     """The channels of this rank's stage; every rank must call it, at the same place."""
-    stage, ranks = groups.pp.index, groups.pp.ranks
-    forward = backward = None
-    if groups.pp.size > 1:
-        forward = dist.new_group(list(ranks), use_local_synchronization=True)
-        backward = dist.new_group(list(ranks), use_local_synchronization=True)
-    channels = Channels(
-        previous=ranks[stage - 1] if stage > 0 else None,
-        next=ranks[stage + 1] if stage + 1 < len(ranks) else None,
-        forward=forward,
-        backward=backward,
-        shape=shape,
-        dtype=dtype,
-        device=groups.device,
-    )
-    _connect(channels)
-    return channels
+    chain = chain or Chain(num_stages=groups.pp.size)
+    wires = _list_wires(chain)
+    made = {
+        way: dist.new_group(list(groups.pp.ranks), use_local_synchronization=True)
+        for way in sorted({_way(wire) for wire in wires})
+    }
+    links = {}
+    for (kind, chunk), wire in _ends(chain, groups.pp.index).items():
+        other = wire[1] if kind.startswith("recv") else wire[2]
+        links[kind, chunk] = Link(peer=groups.pp.ranks[other], group=made[_way(wire)])
+    _connect(wires, made, groups)
+    return Channels(links=links, shape=shape, dtype=dtype, device=groups.device)
 
 
-def _connect(channels: Channels) -> None:
-    """Use every link once, from the first stage to the last.
+def _way(wire: Wire) -> tuple[str, bool]:
+    """Transfers that may share a process group: of one direction, up or down the ranks."""
+    direction, source, target = wire
+    return direction, source < target
+
+
+def _ends(chain: Chain, stage: int) -> dict[tuple[str, int], Wire]:
+    """Every transfer of a stage, by kind and chunk, with the wire that it goes over."""
+    ends: dict[tuple[str, int], Wire] = {}
+    for chunk in range(chain.num_chunks):
+        before, behind = (chain.neighbour(stage, chunk, step) for step in (-1, 1))
+        if before is not None and before[0] != stage:
+            ends["recv_forward", chunk] = ("forward", before[0], stage)
+            ends["send_backward", chunk] = ("backward", stage, before[0])
+        if behind is not None and behind[0] != stage:
+            ends["send_forward", chunk] = ("forward", stage, behind[0])
+            ends["recv_backward", chunk] = ("backward", behind[0], stage)
+    return ends
+
+
+def _list_wires(chain: Chain) -> list[Wire]:
+    """All wires of the pipeline, in the order that every rank agrees on."""
+    wires = {wire for stage in range(chain.num_stages) for wire in _ends(chain, stage).values()}
+    return sorted(wires)
+
+
+def _connect(wires: list[Wire], made: dict[tuple[str, bool], Any], groups: Groups) -> None:
+    """Use every wire once, in one order.
 
     NCCL joins a pair at its first transfer, and the join blocks until both have called it: in a
-    schedule's order that can deadlock, in this order it cannot.
+    schedule's order that can deadlock, in an order that all agree on it cannot.
     """
-    token = torch.zeros(1, device=channels.device)
-    if channels.previous is not None:
-        dist.recv(token, channels.previous, group=channels.forward)
-        dist.send(token, channels.previous, group=channels.backward)
-    if channels.next is not None:
-        dist.send(token, channels.next, group=channels.forward)
-        dist.recv(token, channels.next, group=channels.backward)
+    token = torch.zeros(1, device=groups.device)
+    stage, ranks = groups.pp.index, groups.pp.ranks
+    for wire in wires:
+        _, source, target = wire
+        if stage == source:
+            dist.send(token, ranks[target], group=made[_way(wire)])
+        elif stage == target:
+            dist.recv(token, ranks[source], group=made[_way(wire)])

@@ -1,0 +1,136 @@
+"""Rules on pipeline schedules: chunks, microbatches, and what they cannot be combined with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launcher.config.rule import Rule
+from launcher.config.schema import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleFacts:
+    """What the rules know about a schedule; a test compares it with plan/schedule.py."""
+
+    chunks: int | None = 1
+    """Model chunks per stage; None: any number."""
+    splits_backward: bool = False
+    microbatches_per_stage: int = 0
+    """At least this many times pp."""
+
+
+SCHEDULE_FACTS = {
+    "naive": ScheduleFacts(),
+    "gpipe": ScheduleFacts(),
+    "1f1b": ScheduleFacts(),
+    "interleaved_1f1b": ScheduleFacts(chunks=None),
+    "zb_h1": ScheduleFacts(chunks=None, splits_backward=True),
+    "zb_h2": ScheduleFacts(splits_backward=True),
+    "zb_v": ScheduleFacts(chunks=2, splits_backward=True),
+    "dualpipev": ScheduleFacts(chunks=2, splits_backward=True, microbatches_per_stage=2),
+}
+"""By name; a schedule from a file is checked by the plan, which reads it."""
+
+
+def _facts(run: Run) -> ScheduleFacts | None:
+    return SCHEDULE_FACTS.get(run.parallelism.schedule)
+
+
+def _splits(run: Run) -> bool:
+    facts = _facts(run)
+    return facts is None or facts.splits_backward
+
+
+def _vpp_schedule(run: Run) -> str | None:
+    facts, vpp = _facts(run), run.parallelism.vpp
+    if facts is None or facts.chunks in (None, vpp):
+        return None
+    name = run.parallelism.schedule
+    if facts.chunks == 1:
+        return f"{name} has one chunk per stage; interleaved_1f1b and zb_h1 take several"
+    return f"{name} has {facts.chunks} chunks per stage"
+
+
+def _vpp_candidates(run: Run) -> tuple[int, ...]:
+    facts = _facts(run)
+    if facts is not None and facts.chunks is not None:
+        return (facts.chunks,)
+    return tuple(range(1, run.model.num_layers // (run.parallelism.pp or 1) + 1))
+
+
+def _vpp_layers(run: Run) -> str | None:
+    pp, vpp, layers = run.parallelism.pp, run.parallelism.vpp, run.model.num_layers
+    if pp and vpp > 1 and pp * vpp > layers:
+        return f"{pp} stages x {vpp} chunks for model.num_layers={layers} leave a chunk empty"
+    return None
+
+
+def _least_microbatches(run: Run) -> int:
+    facts, pp = _facts(run), run.parallelism.pp
+    return facts.microbatches_per_stage * pp if facts and pp else 0
+
+
+def _microbatches(run: Run) -> str | None:
+    count, least = run.train.num_microbatches, _least_microbatches(run)
+    if count and count < least:
+        return (
+            f"{run.parallelism.schedule} on {run.parallelism.pp} stages needs at least {least} "
+            "microbatches"
+        )
+    return None
+
+
+def _needs_pipeline(run: Run) -> str | None:
+    if run.parallelism.pp == 1 and (_splits(run) or run.parallelism.vpp > 1):
+        return f"{run.parallelism.schedule} orders the work of several stages, and pp is 1"
+    return None
+
+
+def _no_compile(run: Run) -> str | None:
+    if run.train.compile and _splits(run):
+        return f"{run.parallelism.schedule} puts weight gradients off, which compiled blocks cannot"
+    return None
+
+
+PIPELINE_RULES = (
+    Rule(
+        id="vpp-suits-schedule",
+        field="parallelism.vpp",
+        says="vpp is the number of chunks that the schedule has",
+        why="1f1b, gpipe, naive and zb_h2 have one model chunk per stage, zb_v and dualpipev two.",
+        broken=_vpp_schedule,
+        candidates=_vpp_candidates,
+    ),
+    Rule(
+        id="chunks-at-most-layers",
+        field="parallelism.vpp",
+        says="pp x vpp is at most model.num_layers",
+        why="A chunk without a block only adds a hop.",
+        broken=_vpp_layers,
+        candidates=_vpp_candidates,
+    ),
+    Rule(
+        id="microbatches-suit-schedule",
+        field="train.num_microbatches",
+        says="dualpipev has at least 2 x pp microbatches",
+        why="It fills the pipeline from both ends of the V before it drains it.",
+        broken=_microbatches,
+        candidates=lambda run: (_least_microbatches(run),),
+    ),
+    Rule(
+        id="schedule-needs-pipeline",
+        field="parallelism.schedule",
+        says="schedules with chunks or a split backward need pp > 1",
+        why="On one stage they only cost: nothing waits.",
+        broken=_needs_pipeline,
+        candidates=lambda run: ("1f1b", "gpipe", "naive"),
+    ),
+    Rule(
+        id="split-backward-without-compile",
+        field="train.compile",
+        says="schedules with a split backward (zb_h1, zb_h2, zb_v, dualpipev) are not compiled",
+        why="torch.compile makes one graph of a block's backward, both kinds of gradients in it.",
+        broken=_no_compile,
+        candidates=lambda run: (False,),
+    ),
+)

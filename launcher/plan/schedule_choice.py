@@ -1,0 +1,74 @@
+"""Which schedule a run gets: the one of its name, or the one of its file."""
+
+from __future__ import annotations
+
+from launcher.config.schema import Run, is_schedule_file
+from launcher.errors import Finding
+from launcher.plan.records import Layout
+from launcher.plan.schedule import SCHEDULES, build_schedule
+from launcher.plan.schedule_file import parse_schedule
+from launcher.plan.schedule_records import Chain, Schedule, ScheduleError
+from launcher.plan.simulate import check_schedule, peak_in_flight
+
+
+def plan_schedule(run: Run, layout: Layout) -> Schedule:
+    """The schedule that plan, dry run and workers read alike; the run has passed every rule."""
+    if run.parallelism.schedule_lines is not None:
+        return _parse(run)
+    return build_schedule(layout.schedule, layout.pp, layout.num_microbatches, layout.vpp)
+
+
+def plan_chain(run: Run, layout: Layout) -> Chain:
+    """Where the parts of the model sit; cheaper than the schedule."""
+    if run.parallelism.schedule_lines is not None:
+        return plan_schedule(run, layout).chain
+    placement = SCHEDULES[layout.schedule].placement
+    return Chain(num_stages=layout.pp, num_chunks=layout.vpp, placement=placement)
+
+
+def plan_peaks(run: Run, layout: Layout) -> tuple[int, ...]:
+    """Most microbatches times chunks that each stage holds; cheaper than a simulation."""
+    if run.parallelism.schedule_lines is not None:
+        return check_schedule(plan_schedule(run, layout))
+    return peak_in_flight(layout.schedule, layout.pp, layout.num_microbatches, layout.vpp)
+
+
+def check_schedule_file(run: Run) -> list[Finding]:
+    """Whether the schedule of a file can run, and the layout is the one that it is made for."""
+    degrees, train = run.parallelism, run.train
+    if not is_schedule_file(degrees.schedule):
+        return []
+    try:
+        schedule = _parse(run)
+    except ScheduleError as error:
+        return [
+            Finding(
+                field="parallelism.schedule",
+                value=degrees.schedule,
+                rule="schedule-file-fits",
+                reason=str(error),
+            )
+        ]
+    wanted = (
+        ("parallelism.pp", degrees.pp, schedule.num_stages, "stages"),
+        ("parallelism.vpp", degrees.vpp, schedule.num_chunks, "chunks per stage"),
+        ("train.num_microbatches", train.num_microbatches, schedule.num_microbatches,
+         "microbatches"),
+    )  # fmt: skip
+    return [
+        Finding(
+            field=field,
+            value="null" if given is None else given,
+            rule="schedule-file-fits",
+            reason=f"the schedule in {degrees.schedule} has {has} {what}",
+            legal=(has,),
+            fix=f"{field}={has}",
+        )
+        for field, given, has, what in wanted
+        if given != has
+    ]
+
+
+def _parse(run: Run) -> Schedule:
+    lines = run.parallelism.schedule_lines or ()
+    return parse_schedule(run.parallelism.schedule, "\n".join(lines))

@@ -1,0 +1,119 @@
+"""How a backward pass is split: weight gradients wait in a queue until the schedule's W action.
+
+A linear layer's backward has two matrix products. That of the input goes on to the stage before
+and is done at once; that of the weight is needed at the end of the step only. What the second one
+reads is queued, per microbatch and chunk. Everything else (norms, biases, embeddings) is small and
+stays in B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class WeightQueue:
+    """Weight gradients of one stage that are still to be computed."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Hashable, list[tuple[Tensor, Tensor, Tensor]]] = {}
+        self._open: list[tuple[Tensor, Tensor, Tensor]] | None = None
+
+    def __len__(self) -> int:
+        """How many backward passes wait."""
+        return len(self._waiting)
+
+    @contextmanager
+    def collect(self, key: Hashable) -> Iterator[None]:
+        """Around a backward pass whose weight gradients are to wait under this key."""
+        self._open = []
+        try:
+            yield
+            self._waiting[key] = self._open
+        finally:
+            self._open = None
+
+    def compute(self, key: Hashable) -> None:
+        """Add up the weight gradients of one backward pass, where autograd would have added them.
+
+        Each goes through its parameter's own autograd node, so hooks on gradients run as always.
+        """
+        weights, gradients = [], []
+        for weight, x, gradient in self._waiting.pop(key):
+            weights.append(weight)
+            gradients.append(_weight_gradient(x, gradient))
+        if weights:
+            torch.autograd.backward(weights, gradients)
+
+    def add(self, weight: Tensor, x: Tensor, gradient: Tensor) -> None:
+        """Put one product off."""
+        assert self._open is not None, "the backward pass of a split layer stands in `collect`"
+        self._open.append((weight, x, gradient))
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """As F.linear, with a backward that leaves the weight's gradient to the queue."""
+        if torch.is_grad_enabled() and not x.requires_grad:
+            x = x.detach().requires_grad_()  # or there would be no backward at all
+        return _SplitLinear.apply(x, _Hidden(weight), bias, self)  # type: ignore[no-any-return]
+
+
+class SplitLinear(nn.Module):
+    """A linear layer with the parameters of another one, whose weight gradient can wait."""
+
+    def __init__(self, linear: nn.Linear, queue: WeightQueue) -> None:
+        super().__init__()
+        self.weight, self.bias, self.queue = linear.weight, linear.bias, queue
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As nn.Linear."""
+        return self.queue.linear(x, self.weight, self.bias)
+
+
+def split_backward(module: nn.Module) -> WeightQueue:
+    """Let all products with a weight put their weight gradients off; names stay as they are."""
+    queue = WeightQueue()
+    for path, child in list(module.named_modules()):
+        if isinstance(child, nn.Linear):
+            module.set_submodule(path, SplitLinear(child, queue))
+        elif hasattr(child, "product"):
+            child.product = queue.linear
+    return queue
+
+
+@dataclass(frozen=True)
+class _Hidden:
+    """A weight that autograd does not see.
+
+    If it did, hooks on its gradient would run in B without a gradient (torch 2.13). Nor may it be
+    saved like an activation: recomputation would give back a copy that is no parameter.
+    """
+
+    weight: Tensor
+
+
+class _SplitLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, hidden: _Hidden, bias: Tensor | None, queue: Any) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.weight, ctx.queue = hidden.weight, queue
+        return F.linear(x, hidden.weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
+        (x,), weight = ctx.saved_tensors, ctx.weight
+        needs_x, _, needs_bias, _ = ctx.needs_input_grad
+        of_x = gradient @ weight if needs_x else None
+        of_bias = gradient.flatten(0, -2).sum(0) if needs_bias else None
+        ctx.queue.add(weight, x, gradient)
+        return of_x, None, of_bias, None
+
+
+@torch.no_grad()
+def _weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
+    return gradient.flatten(0, -2).mT @ x.flatten(0, -2)
