@@ -7,12 +7,13 @@ from launcher.config.schema import Optimizer, Run
 from launcher.errors import ConfigError
 from launcher.plan.audit import find_warnings
 from launcher.plan.costs import count_parameters
+from launcher.plan.execution import runtime_job
 from launcher.plan.fill import fill_run
-from launcher.plan.memory import build_shape, estimate_memory
+from launcher.plan.memory import estimate_memory
 from launcher.plan.mesh import build_mesh
 from launcher.plan.records import Layout, Plan, Stage
-from launcher.plan.roofline import estimate_parts
 from launcher.plan.schedule import build_schedule
+from launcher.plan.stage_time import estimate_parts
 from launcher.plan.stages import split_stages
 from launcher.plan.step_time import estimate_step
 
@@ -55,10 +56,10 @@ def build_plan(run: Run) -> Plan:
 
 def plan_stages(run: Run, layout: Layout) -> tuple[Stage, ...]:
     """The split of a filled run: by the time that blocks, embedding and head take."""
-    assert run.hardware.gpu is not None
-    shape = build_shape(run, layout)
-    parts = estimate_parts(run.model, shape, layout.recompute, run.hardware.gpu, run.precision)
-    return split_stages(run.model, layout.pp, parts)
+    parts = estimate_parts(runtime_job(run, layout))
+    return split_stages(
+        run.model, layout.pp, block_s=parts.block_s, first_s=parts.embedding_s, last_s=parts.head_s
+    )
 
 
 def _checkpoint_bytes_per_parameter(optimizer: Optimizer) -> int:

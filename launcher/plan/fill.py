@@ -22,12 +22,13 @@ from launcher.config.rules import check_run, obeys_rules
 from launcher.config.schema import Run
 from launcher.errors import ConfigError, Finding
 from launcher.plan.batch import default_sequence_length, solve_batch
-from launcher.plan.memory import build_shape, estimate_memory
+from launcher.plan.execution import runtime_job
+from launcher.plan.memory import estimate_memory
 from launcher.plan.mesh import build_mesh
 from launcher.plan.records import Layout, Memory, Stage
-from launcher.plan.roofline import estimate_parts
 from launcher.plan.schedule import build_schedule
 from launcher.plan.simulate import peak_in_flight
+from launcher.plan.stage_time import estimate_parts
 from launcher.plan.stages import split_stages
 from launcher.plan.step_time import estimate_step
 
@@ -231,11 +232,10 @@ def _try_recompute(run: Run, may_recompute_all: bool) -> Iterator[_Tried]:
 def _try(run: Run, recompute: str) -> _Tried:
     run = _update(run, "parallelism", recompute=recompute)
     layout = build_layout(run)
-    assert run.hardware.gpu is not None
-    parts = estimate_parts(
-        run.model, build_shape(run, layout), recompute, run.hardware.gpu, run.precision
+    parts = estimate_parts(runtime_job(run, layout))
+    stages = split_stages(
+        run.model, layout.pp, block_s=parts.block_s, first_s=parts.embedding_s, last_s=parts.head_s
     )
-    stages = split_stages(run.model, layout.pp, parts)
     in_flight = peak_in_flight(layout.schedule, layout.pp, layout.num_microbatches)
     memory = estimate_memory(run, layout, stages, in_flight)
     return _Tried(run=run, layout=layout, stages=stages, memory=memory)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from functools import lru_cache
 
 from launcher.config.schema import Model
 from launcher.plan.costs import (
@@ -13,36 +15,43 @@ from launcher.plan.costs import (
     tied_copy,
 )
 from launcher.plan.records import Stage
-from launcher.plan.roofline import PartTimes
 
 
-def split_stages(model: Model, pp: int, parts: PartTimes) -> tuple[Stage, ...]:
-    """The stages of a model, split by the time of blocks, embedding and head."""
+def split_stages(
+    model: Model, pp: int, *, block_s: float = 1.0, first_s: float = 0.0, last_s: float = 0.0
+) -> tuple[Stage, ...]:
+    """The stages of a model, split by the time of a block and of the two ends."""
     bounds = split_layers(
-        model.num_layers,
-        pp,
-        block_cost=parts.block_forward_s + parts.block_backward_s,
-        first_cost=parts.embedding_forward_s + parts.embedding_backward_s,
-        last_cost=parts.head_forward_s + parts.head_backward_s,
+        model.num_layers, pp, block_cost=block_s, first_cost=first_s, last_cost=last_s
     )
+    return make_stages(model, bounds)
+
+
+def make_stages(model: Model, bounds: Sequence[tuple[int, int]]) -> tuple[Stage, ...]:
+    """Stages of these blocks: (first, end) each."""
+    last = len(bounds) - 1
     return tuple(
         Stage(
             stage=index,
             first_layer=start,
             end_layer=end,
-            parameters=count_stage_parameters(model, end - start, index == 0, index == pp - 1),
+            parameters=count_stage_parameters(model, end - start, index == 0, index == last),
             is_first=index == 0,
-            is_last=index == pp - 1,
+            is_last=index == last,
         )
         for index, (start, end) in enumerate(bounds)
     )
 
 
 def count_stage_parameters(
-    model: Model, num_layers: int, is_first: bool, is_last: bool, tp: int = 1
+    model: Model, num_layers: int, is_first: bool, is_last: bool, tp: int = 1, ep: int = 1
 ) -> int:
-    """Parameters of a stage, its tied copy included; with tp > 1, those of one of its ranks."""
-    total = num_layers * sum_sizes(block_parameters(model, 0), tp)
+    """Parameters of a stage, its tied copy included; with tp or ep > 1, those of one rank."""
+    total = num_layers * _block_size(model, -1, tp)
+    total += count_expert_parameters(model, num_layers, is_first, tp, ep)
+    if model.experts:
+        dense = _num_dense(model, num_layers, is_first)
+        total += dense * (_block_size(model, 0, tp) - _block_size(model, -1, tp))
     if is_first:
         total += sum_sizes(embedding_parameters(model), tp)
     if is_last:
@@ -50,6 +59,34 @@ def count_stage_parameters(
     if is_last and not is_first:
         total += sum_sizes(tied_copy(model), tp)
     return total
+
+
+def count_expert_parameters(
+    model: Model, num_layers: int, is_first: bool, tp: int = 1, ep: int = 1
+) -> int:
+    """Those of routed experts, which ep ranks share out and which tp cuts only without ep."""
+    if model.experts is None:
+        return 0
+    blocks = num_layers - _num_dense(model, num_layers, is_first)
+    return blocks * _experts_size(model, tp if ep == 1 else 1) // ep
+
+
+def _num_dense(model: Model, num_layers: int, is_first: bool) -> int:
+    """Blocks of a stage that have no experts: the model's first ones."""
+    return min(num_layers, model.experts.num_dense_layers) if model.experts and is_first else 0
+
+
+@lru_cache(maxsize=1024)
+def _block_size(model: Model, layer: int, tp: int) -> int:
+    """One block without routed experts; -1 is the last one."""
+    specs = block_parameters(model, layer % model.num_layers)
+    return sum_sizes(tuple(spec for spec in specs if not spec.is_expert), tp)
+
+
+@lru_cache(maxsize=1024)
+def _experts_size(model: Model, tp: int) -> int:
+    specs = block_parameters(model, model.num_layers - 1)
+    return sum_sizes(tuple(spec for spec in specs if spec.is_expert), tp)
 
 
 def split_layers(

@@ -6,23 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from launcher.config.schema import Run
-from launcher.plan.links import transfer_s
-from launcher.plan.memory import build_shape, optimizer_bytes_per_parameter
+from launcher.plan.collectives import Links, boundary_s, exposed_s
+from launcher.plan.costs import sum_sizes, tied_copy
+from launcher.plan.execution import Job, runtime_job
+from launcher.plan.interleaved import ChunkTimes, simulate_interleaved
+from launcher.plan.kernels import peak_flops, traffic_s
+from launcher.plan.links import Link, make_link, stride_link, transfer_s
 from launcher.plan.mesh import Mesh
 from launcher.plan.records import Communication, Layout, Stage, Time
-from launcher.plan.roofline import PartTimes, estimate_parts
 from launcher.plan.schedule import Schedule
 from launcher.plan.simulate import Simulation, StageTimes, simulate
-from launcher.plan.stages import count_stage_parameters
-from launcher.plan.traffic import (
-    GRADIENT_BYTES,
-    Links,
-    find_links,
-    list_communication,
-    p2p_s,
-    tp_all_reduces,
-)
-from launcher.plan.work import ELEMENT_BYTES, boundary_bytes, model_flops_per_token
+from launcher.plan.stage_time import Parts, StageCost, estimate_parts, stage_cost
+from launcher.plan.traffic import embedding_link, list_communication
+from launcher.plan.work import model_flops_per_token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,111 +34,142 @@ def estimate_step(
     run: Run, layout: Layout, stages: Sequence[Stage], schedule: Schedule, mesh: Mesh
 ) -> StepEstimate:
     """Step time by kind: compute, bubble, exposed communication and optimizer add up to it."""
-    assert run.hardware.gpu is not None
-    links = find_links(run, layout, mesh)
-    communication = list_communication(run, layout, stages, links)
-    parts = estimate_parts(
-        run.model, build_shape(run, layout), layout.recompute, run.hardware.gpu, run.precision
-    )
-    compute = [_compute_times(stage, parts) for stage in stages]
-    tp = [_tp_times(run, layout, stage, links) for stage in stages]
-    both = [
-        StageTimes(
-            forward_s=one.forward_s + other.forward_s, backward_s=one.backward_s + other.backward_s
-        )
-        for one, other in zip(compute, tp, strict=True)
-    ]
-    simulation = simulate(schedule, both, p2p_s(run.model, build_shape(run, layout), links))
-    slowest = max(range(layout.pp), key=lambda stage: simulation.busy_s[stage])
-    busy_s = simulation.busy_s[slowest]
-    tp_s = layout.num_microbatches * (tp[slowest].forward_s + tp[slowest].backward_s)
-    exposed_s = tp_s + _exposed_reduction_s(communication, layout, busy_s - tp_s)
+    return estimate_job(runtime_job(run, layout), stages, schedule)
+
+
+def estimate_job(job: Job, stages: Sequence[Stage], schedule: Schedule | None) -> StepEstimate:
+    """The same for a job of any program; without a schedule, 1F1B interleaved over vpp chunks."""
+    links = find_links(job)
+    parts = estimate_parts(job, links)
+    costs = tuple(stage_cost(job, stage, parts, links) for stage in stages)
+    p2p_s = boundary_s(job, links)
+    # A blocking exchange keeps both stages from computing.
+    held_s = 0.0 if job.execution.overlap_p2p else p2p_s
+    if schedule is None:
+        chunks = [_chunk_times(job, cost, parts, held_s) for cost in costs]
+        simulation = simulate_interleaved(chunks, job.layout.num_microbatches, p2p_s - held_s)
+    else:
+        times = [
+            StageTimes(
+                forward_s=cost.forward_s + held_s,
+                backward_s=cost.input_s + cost.weight_s + held_s,
+            )
+            for cost in costs
+        ]
+        simulation = simulate(schedule, times, p2p_s - held_s)
     return StepEstimate(
-        time=_summarise(
-            run,
-            layout,
-            compute_s=busy_s - tp_s,
-            bubble_s=simulation.makespan_s - busy_s,
-            bubble_fraction=simulation.bubble_fraction,
-            exposed_s=exposed_s,
-            optimizer_s=max(_optimizer_s(run, layout, stage) for stage in stages),
-        ),
-        communication=communication,
+        time=summarise(job, simulation, costs, links),
+        communication=list_communication(job, stages, links),
         simulation=simulation,
     )
 
 
-def _compute_times(stage: Stage, parts: PartTimes) -> StageTimes:
-    """One microbatch on one stage, communication aside."""
-    num_layers = stage.end_layer - stage.first_layer
-    return StageTimes(
-        forward_s=num_layers * parts.block_forward_s
-        + stage.is_first * parts.embedding_forward_s
-        + stage.is_last * parts.head_forward_s,
-        backward_s=num_layers * parts.block_backward_s
-        + stage.is_first * parts.embedding_backward_s
-        + stage.is_last * parts.head_backward_s,
+def _chunk_times(job: Job, cost: StageCost, parts: Parts, held_s: float) -> list[ChunkTimes]:
+    """Blocks in equal chunks; the embedding is in the first one, the head in the last."""
+    vpp = job.layout.vpp
+    first, last = cost.is_first * parts.embedding_forward_s, cost.is_last * parts.head_forward_s
+    first_back = cost.is_first * parts.embedding_backward_s
+    last_back = cost.is_last * (parts.head_input_s + parts.head_weight_s)
+    forward = (cost.forward_s - first - last) / vpp + held_s
+    backward = (cost.input_s + cost.weight_s - first_back - last_back) / vpp + held_s
+    return [
+        ChunkTimes(
+            forward_s=forward + (chunk == 0) * first + (chunk == vpp - 1) * last,
+            backward_s=backward + (chunk == 0) * first_back + (chunk == vpp - 1) * last_back,
+        )
+        for chunk in range(vpp)
+    ]
+
+
+def find_links(job: Job) -> Links:
+    """Where each axis' groups sit on the nodes; ep is borrowed from dp x cp, nearest first."""
+    layout = job.layout
+    sizes = {"tp": layout.tp, "cp": layout.cp, "dp": layout.dp, "pp": layout.pp}
+    strides, stride = {}, 1
+    for axis in layout.order:
+        if axis in sizes:
+            strides[axis] = stride
+            stride *= sizes[axis]
+
+    def link(stride: int, size: int) -> Link:
+        return stride_link(job.hardware, layout.gpus_per_node, stride, size)
+
+    replicas = layout.dp * layout.cp
+    shard = min(job.execution.shard_size or replicas, replicas)
+    inner = min(strides["cp"], strides["dp"]) if layout.cp > 1 else strides["dp"]
+    crosses = layout.pp > 1 and strides["pp"] * layout.pp > layout.gpus_per_node
+    return Links(
+        tp=link(strides["tp"], layout.tp),
+        cp=link(strides["cp"], layout.cp),
+        ep=link(inner, layout.ep),
+        pp=make_link(
+            job.hardware, layout.pp, layout.pp if crosses else 1, shares_adapters=False
+        ),
+        shard=link(inner, shard),
+        replica=link(inner * shard, replicas // shard),
+        dp=link(inner, replicas),
     )
 
 
-def _tp_times(run: Run, layout: Layout, stage: Stage, links: Links) -> StageTimes:
-    """All-reduces of one microbatch; nothing computes meanwhile."""
-    payload = boundary_bytes(run.model, build_shape(run, layout))
-    each_s = transfer_s("all_reduce", payload, links.tp)
-    forward, backward = tp_all_reduces(stage, layout.recompute)
-    return StageTimes(forward_s=forward * each_s, backward_s=backward * each_s)
-
-
-def _exposed_reduction_s(
-    communication: Sequence[Communication], layout: Layout, compute_s: float
-) -> float:
-    """What of dp and embedding traffic the step waits for.
-
-    Below ZeRO-3 all of it: it starts when the last microbatch is done. ZeRO-3 gathers and reduces
-    beside the computing (`overlap_comm`), so only what is longer shows.
-    """
-    total = sum(
-        entry.seconds_per_step for entry in communication if entry.axis in ("dp", "embedding")
-    )
-    return max(0.0, total - compute_s) if layout.zero_stage == 3 else total
-
-
-def _optimizer_s(run: Run, layout: Layout, stage: Stage) -> float:
-    """Bound by memory: state read and written, gradients read for the norm and the update."""
-    assert run.hardware.gpu is not None
-    num_layers = stage.end_layer - stage.first_layer
-    size = count_stage_parameters(run.model, num_layers, stage.is_first, stage.is_last, layout.tp)
-    share = size / layout.dp if layout.zero_stage >= 1 else size
-    state = optimizer_bytes_per_parameter(run.optimizer, run.precision.compute, layout.zero_stage)
-    per_parameter = 2 * state + 3 * GRADIENT_BYTES + ELEMENT_BYTES[run.precision.compute]
-    return share * per_parameter / run.hardware.gpu.memory_bandwidth
-
-
-def _summarise(
-    run: Run,
-    layout: Layout,
-    *,
-    compute_s: float,
-    bubble_s: float,
-    bubble_fraction: float,
-    exposed_s: float,
-    optimizer_s: float,
+def summarise(
+    job: Job, simulation: Simulation, costs: Sequence[StageCost], links: Links
 ) -> Time:
-    assert run.hardware.gpu is not None
-    step_s = compute_s + bubble_s + exposed_s + optimizer_s
+    """The step's parts add up to its time."""
+    layout, gpu = job.layout, job.hardware.gpu
+    assert gpu is not None
+    slowest = max(range(len(costs)), key=lambda stage: simulation.busy_s[stage])
+    busy_s, count = simulation.busy_s[slowest], layout.num_microbatches
+    wait_s = count * costs[slowest].wait_s
+    tail_s = max(_tail_s(job, cost) for cost in costs) + _embedding_s(job, links)
+    optimizer_s = max(_optimizer_s(job, cost) for cost in costs) + gpu.step_overhead_s
+    exposed = wait_s + tail_s
+    step_s = simulation.makespan_s + tail_s + optimizer_s
     tokens_per_s = layout.global_batch_size * layout.sequence_length / step_s
     per_gpu = tokens_per_s / layout.world_size
-    flops = per_gpu * model_flops_per_token(run.model, layout.sequence_length)
+    flops = per_gpu * model_flops_per_token(job.model, layout.sequence_length)
     return Time(
         step_s=step_s,
-        compute_s=compute_s,
-        bubble_s=bubble_s,
-        bubble_fraction=bubble_fraction,
-        exposed_communication_s=exposed_s,
+        compute_s=busy_s - wait_s,
+        bubble_s=simulation.makespan_s - busy_s,
+        bubble_fraction=simulation.bubble_fraction,
+        exposed_communication_s=exposed,
         optimizer_s=optimizer_s,
         tokens_per_s=tokens_per_s,
         tokens_per_s_per_gpu=per_gpu,
         tflops_per_gpu=flops / 1e12,
-        mfu=flops / getattr(run.hardware.gpu.peak_flops, run.precision.compute),
-        gpu_hours=layout.world_size * step_s * run.train.steps / 3600,
+        mfu=flops / peak_flops(gpu, job.execution.matmul),
+        gpu_hours=layout.world_size * step_s * job.train_steps / 3600,
     )
+
+
+def _tail_s(job: Job, cost: StageCost) -> float:
+    """Reduction and gather that stick out of the last backward and the first forward."""
+    reduce_s, gather_s = cost.tail.reduce_s, cost.tail.gather_s
+    if not job.execution.overlap_dp:
+        return reduce_s + gather_s
+    return exposed_s(reduce_s, cost.input_s + cost.weight_s) + exposed_s(gather_s, cost.forward_s)
+
+
+def _embedding_s(job: Job, links: Links) -> float:
+    if job.layout.pp == 1 or not job.model.tie_embeddings:
+        return 0.0
+    payload = job.execution.reduce_bytes * sum_sizes(tied_copy(job.model), job.layout.tp)
+    return transfer_s("all_reduce", payload, embedding_link(links))
+
+
+UNFUSED_UPDATE = 2.5
+"""An update in a kernel per operation reads and writes state that often."""
+
+
+def _optimizer_s(job: Job, cost: StageCost) -> float:
+    """Bound by memory: state read and written, gradients read for the norm and the update."""
+    layout, execution, gpu = job.layout, job.execution, job.hardware.gpu
+    assert gpu is not None
+    replicas = layout.dp * layout.cp
+    shards = min(execution.shard_size or replicas, replicas) if layout.zero_stage else 1
+    owned = (cost.parameters - cost.expert_parameters) / shards
+    owned += cost.expert_parameters / max(1, shards // layout.ep)
+    times = 1.0 if execution.fused_optimizer else UNFUSED_UPDATE
+    per_parameter = 2 * execution.state_bytes * times
+    per_parameter += 3 * execution.gradient_bytes + execution.element_bytes
+    return traffic_s(owned * per_parameter, gpu)
