@@ -25,7 +25,9 @@ def block_kept_bytes(job: Job, recompute: str) -> int:
     if recompute == "operators":
         cut = 2 * size.queries + size.keys + size.ffn
         scale = 4 * size.tokens * size.heads
-        return (2 * whole + size.tokens * cut) * element + scale
+        # Eager caches every product's output, even the last one's, which no backward reads.
+        outputs = 2 if job.execution.fusion == "eager" else 1
+        return (outputs * whole + size.tokens * cut) * element + scale
     masks = 2 * whole if job.execution.dropout_masks else 0
     mlp = (
         _experts_kept(job, size, model.experts)
@@ -42,7 +44,11 @@ def _attention_width(job: Job, size: Size) -> int:
     """q, k, v and what the output projection reads."""
     if job.model.latent:
         return _latent_width(job, job.model.latent, size.heads)
-    return 2 * size.queries + 2 * size.keys
+    width = 2 * size.queries + 2 * size.keys
+    if job.execution.fusion == "fused" and job.model.position == "rope":
+        # Values are a view of one product's output, which therefore stays beside what was rotated.
+        width += size.queries + size.keys
+    return width
 
 
 def _latent_width(job: Job, latent: LatentAttention, heads: int) -> int:
@@ -102,13 +108,15 @@ def head_kept_bytes(job: Job) -> int:
 def logit_temporary_bytes(job: Job) -> int:
     """Beside the kept logits while the loss and its gradient are made.
 
-    A fused loss needs nothing; a compiled one the float32 gradient; torch's own float32 logits,
-    their log-probabilities and the gradient of these.
+    A fused loss needs nothing; torch's own float32 logits, their log-probabilities and the
+    gradient of these.
     """
     size, execution = size_of(job), job.execution
     if execution.fused_loss:
         return 0
-    copies = 1 if execution.fusion == "compiled" else execution.logit_copies
+    copies = execution.logit_copies
+    if execution.cuts_loss_by_dtensor and job.layout.tp > 1:
+        copies += 2
     if execution.element_bytes == LOGIT_BYTES:
         copies -= 1
     return copies * LOGIT_BYTES * size.tokens * size.vocabulary
@@ -123,6 +131,8 @@ def backward_temporary_bytes(job: Job) -> int:
     size, model, execution = size_of(job), job.model, job.execution
     ffn = (2 if model.is_gated else 1) * size.ffn
     gradients = size.tokens * (2 * model.hidden_size + ffn) * execution.element_bytes
+    # A product's weight gradient, before it is added to the sum.
+    gradients += largest_weight(job) * execution.element_bytes
     mode = execution.recompute
     again = 0
     if mode == "full":
@@ -130,3 +140,10 @@ def backward_temporary_bytes(job: Job) -> int:
     elif mode != "none":
         again = block_kept_bytes(job, "none") - block_kept_bytes(job, mode)
     return gradients + max(0, again)
+
+
+def largest_weight(job: Job) -> int:
+    """Elements of the largest weight of a block on one rank."""
+    size, model = size_of(job), job.model
+    merged = 2 if model.is_gated and job.execution.fusion == "fused" else 1
+    return max(merged * size.ffn, size.queries) * model.hidden_size

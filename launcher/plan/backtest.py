@@ -179,6 +179,4 @@ def _rank_correlation(members: Sequence[Answer]) -> float | None:
 
 def _ranks(values: Sequence[float]) -> list[float]:
     ordered = sorted(values)
-    return [
-        ordered.index(value) + (ordered.count(value) - 1) / 2 + 1 for value in values
-    ]
+    return [ordered.index(value) + (ordered.count(value) - 1) / 2 + 1 for value in values]

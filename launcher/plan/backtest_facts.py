@@ -22,6 +22,8 @@ class Program:
     execution: Execution
     is_modern: bool = True
     """Sequence parallelism with tp is the default."""
+    microbatch_per_stage: bool = False
+    """Where a row has no micro-batch: as many microbatches as pipeline stages; else samples."""
 
 
 PIPELINE_STATE: dict[str, Any] = {"weight_bytes": 2, "gradient_bytes": 4, "state_bytes": 12}
@@ -57,7 +59,11 @@ PROGRAMS = (
         pattern=r"nemo|dgxc|dgx cloud|performance recipes",
         execution=replace(MEGATRON, overlap_tp=True, fused_loss=True),
     ),
-    Program(pattern=r"torchtitan|titan", execution=FSDP),
+    Program(
+        pattern=r"torchtitan|titan",
+        execution=replace(FSDP, cuts_loss_by_dtensor=True),
+        microbatch_per_stage=True,
+    ),
     Program(
         pattern=r"llm-foundry|mosaic|composer",
         execution=replace(FSDP, fused_loss=True, fused_optimizer=False),
@@ -65,7 +71,12 @@ PROGRAMS = (
     Program(
         pattern=r"internevo|internlm",
         execution=replace(
-            MEGATRON, attention="flash", fusion="eager", overlap_dp=False, reduce_bytes=2, gradient_bytes=2
+            MEGATRON,
+            attention="flash",
+            fusion="eager",
+            overlap_dp=False,
+            reduce_bytes=2,
+            gradient_bytes=2,
         ),
     ),
     Program(

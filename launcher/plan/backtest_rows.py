@@ -9,7 +9,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from launcher.config.schema import Gpu, Hardware, Model, Network, Node
-from launcher.plan.backtest_facts import find_devices, find_execution, stated_bandwidth
+from launcher.plan.backtest_facts import (
+    find_devices,
+    find_execution,
+    find_program,
+    stated_bandwidth,
+)
 from launcher.plan.costs import count_parameters
 from launcher.plan.execution import Execution, Job
 from launcher.plan.kernels import peak_flops
@@ -163,10 +168,10 @@ def _layout(cells: Mapping[str, str], model: Model) -> Layout:
         raise BadRow(f"dp={cells['dp']}: gpus / (tp x pp x cp) is {dp}")
     if model.num_heads % tp:
         raise BadRow(f"tp={tp}: does not divide heads={model.num_heads}")
-    micro = _integer(cells, "micro_batch", 1)
+    vpp = _integer(cells, "vpp", 2 if "interleaved" in cells["id"] else 1) if pp > 1 else 1
+    micro = _integer(cells, "micro_batch", _default_micro_batch(cells, batch // dp, pp * vpp))
     if batch % (micro * dp):
         raise BadRow(f"global_batch={batch}: not a multiple of micro_batch x dp = {micro * dp}")
-    vpp = _integer(cells, "vpp", 2 if "interleaved" in cells["id"] else 1) if pp > 1 else 1
     count = batch // (micro * dp)
     per_node = min(gpus, _integer(cells, "gpus_per_node", 8))
     return Layout(
@@ -178,6 +183,13 @@ def _layout(cells: Mapping[str, str], model: Model) -> Layout:
         schedule="1f1b" if vpp == 1 else "interleaved", recompute=cells["recompute"],
         order=("tp", "cp", "dp", "pp"),
     )  # fmt: skip
+
+
+def _default_micro_batch(cells: Mapping[str, str], samples: int, num_stages: int) -> int:
+    """One sample, or by the program's default as many microbatches as there are stages."""
+    if not find_program(dict(cells)).microbatch_per_stage or num_stages == 1:
+        return 1
+    return max(1, samples // num_stages) if samples % num_stages == 0 else 1
 
 
 def _zero_stage(text: str, pp: int) -> int:

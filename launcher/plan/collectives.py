@@ -8,7 +8,7 @@ from launcher.plan.execution import Job
 from launcher.plan.links import Link, stride_link, transfer_s
 from launcher.plan.operators import Work, size_of
 
-SLOWDOWN = 0.2
+SLOWDOWN = 0.29
 """Seconds that computing loses per second of a collective beside it: NCCL's kernels take
 multiprocessors and memory bandwidth (overlapped kernels run 1.2 to 1.4 times as long)."""
 
@@ -143,9 +143,7 @@ def _expert_links(job: Job, links: Links) -> Links:
     layout = job.layout
     ranks = layout.dp * layout.cp * (layout.tp if layout.ep > 1 else 1)
     stride = layout.ep if layout.ep > 1 else layout.tp
-    link = stride_link(
-        job.hardware, layout.gpus_per_node, stride, max(1, ranks // layout.ep)
-    )
+    link = stride_link(job.hardware, layout.gpus_per_node, stride, max(1, ranks // layout.ep))
     return replace(links, shard=link, dp=link, replica=replace(link, group_size=1))
 
 

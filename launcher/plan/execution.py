@@ -36,6 +36,9 @@ class Execution:
     """The loss reads logits in their own type and writes their gradient over them."""
     logit_copies: int = 3
     """Float32 tensors as large as the logits that an eager loss holds at its peak."""
+    cuts_loss_by_dtensor: bool = False
+    """The loss over logits cut by tp is torch's `loss_parallel`, whose backward holds the zeroed
+    gradient and the exponents besides."""
     matmul: MatmulType = "bf16"
     """Type of the operands of the blocks' matrix products."""
     element_bytes: int = 2

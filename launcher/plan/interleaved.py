@@ -71,9 +71,7 @@ def simulate_interleaved(
                         break
                     ready = found + (p2p_s if need[2] != place else 0.0)
                 spent = times[stage][chunk]
-                clock = max(clock, ready) + (
-                    spent.forward_s if kind == "F" else spent.backward_s
-                )
+                clock = max(clock, ready) + (spent.forward_s if kind == "F" else spent.backward_s)
                 done[kind, microbatch, place] = clock
                 position, moved = position + 1, True
             clocks[stage], at[stage] = clock, position

@@ -12,7 +12,7 @@ TILES = ((256, 128, 1.0), (128, 256, 1.0), (128, 128, 0.93), (128, 64, 0.78), (6
 multiprocessor reaches with them: smaller ones reuse less of what they load (NVIDIA, Matrix
 Multiplication Background User's Guide, fig. 5)."""
 
-TILE_START = 192
+TILE_START = 520
 """Depth of a product whose time equals filling and draining a tile's pipeline."""
 
 SPLITS = (1, 2, 3, 4, 8)

@@ -73,7 +73,9 @@ def sent_bytes(op: str, payload_bytes: float, group_size: int) -> float:
     """What one rank sends: rings pass (n - 1) / n of the whole once, all-reduce twice."""
     around = (group_size - 1) / group_size
     factor = {
-        "all_reduce": 2 * around, "reduce_scatter": around, "all_gather": around,
+        "all_reduce": 2 * around,
+        "reduce_scatter": around,
+        "all_gather": around,
         "all_to_all": around,
     }
     return payload_bytes * factor.get(op, 1.0)

@@ -39,9 +39,7 @@ def estimate_memory(
     return estimate_job_memory(runtime_job(run, layout), stages, peak_in_flight)
 
 
-def estimate_job_memory(
-    job: Job, stages: Sequence[Stage], peak_in_flight: Sequence[int]
-) -> Memory:
+def estimate_job_memory(job: Job, stages: Sequence[Stage], peak_in_flight: Sequence[int]) -> Memory:
     """The same for a job of any program."""
     hardware = job.hardware
     assert hardware.gpu is not None
@@ -107,9 +105,7 @@ def _share(job: Job, stage: Stage, size: int) -> int:
     replicas = layout.dp * layout.cp
     shards = min(job.execution.shard_size or replicas, replicas)
     num_layers = stage.end_layer - stage.first_layer
-    experts = count_expert_parameters(
-        job.model, num_layers, stage.is_first, layout.tp, layout.ep
-    )
+    experts = count_expert_parameters(job.model, num_layers, stage.is_first, layout.tp, layout.ep)
     expert_shards = max(1, shards * (layout.tp if layout.ep > 1 else 1) // layout.ep)
     return -(-(size - experts) // shards) + -(-experts // expert_shards)
 
@@ -145,6 +141,9 @@ def _pass_buffers(job: Job, stage: Stage) -> int:
         # The block at hand and the next one are gathered; the first has whole gradients too.
         block = count_stage_parameters(job.model, 1, False, False, layout.tp, layout.ep)
         buffers += block * (2 * execution.gather_bytes + execution.reduce_bytes)
+        # Embedding and head are gathered from the first use of the one to the last of the other.
+        ends = count_stage_parameters(job.model, 0, stage.is_first, stage.is_last, layout.tp)
+        buffers += ends * execution.gather_bytes
     return buffers
 
 

@@ -228,7 +228,9 @@ def _latent_attention(job: Job, size: Size) -> Work:
     matmuls += [
         _matmul(job, tokens, latent.q_rank or hidden, queries, saved=False),
         _matmul(job, tokens, hidden, latent.kv_rank + latent.rope_head_dim),
-        _matmul(job, tokens, latent.kv_rank, heads * (latent.nope_head_dim + latent.value_head_dim)),
+        _matmul(
+            job, tokens, latent.kv_rank, heads * (latent.nope_head_dim + latent.value_head_dim)
+        ),
         _matmul(job, tokens, values, hidden, saved=False),
     ]
     ranks = (latent.q_rank or 0) + latent.kv_rank
@@ -325,10 +327,10 @@ def embedding_work(job: Job) -> Work:
     return Work(traffic=(moved(2 * hidden, 6 * hidden, 1, 2),))
 
 
-LOSS_BYTES = {"eager": (26, 18), "fused": (26, 18), "compiled": (10, 6)}
-"""Bytes per logit of the loss forward and backward: eager upcasts (2 + 4), takes the maximum (4),
+LOSS_BYTES = (26, 18)
+"""Bytes per logit of the loss forward and backward: torch's own upcasts (2 + 4), takes the maximum (4),
 the exponent's sum (4 + 4), and writes log-probabilities (8); backward reads and writes float32 and
-downcasts. Compiled kernels read logits two or three times and write a gradient."""
+downcasts. Programs that compile blocks leave the loss to these kernels."""
 
 FUSED_LOSS_BYTES = (6, 4)
 """One kernel reads twice and writes the gradient."""
@@ -337,9 +339,7 @@ FUSED_LOSS_BYTES = (6, 4)
 def head_work(job: Job) -> Work:
     """Last norm, logits, loss."""
     size, model = size_of(job), job.model
-    forward, backward = FUSED_LOSS_BYTES if job.execution.fused_loss else LOSS_BYTES[
-        job.execution.fusion
-    ]
+    forward, backward = FUSED_LOSS_BYTES if job.execution.fused_loss else LOSS_BYTES
     rows = size.vocabulary
     element = job.execution.element_bytes
     gemm = Gemm(

@@ -102,18 +102,14 @@ def find_links(job: Job) -> Links:
         tp=link(strides["tp"], layout.tp),
         cp=link(strides["cp"], layout.cp),
         ep=link(inner, layout.ep),
-        pp=make_link(
-            job.hardware, layout.pp, layout.pp if crosses else 1, shares_adapters=False
-        ),
+        pp=make_link(job.hardware, layout.pp, layout.pp if crosses else 1, shares_adapters=False),
         shard=link(inner, shard),
         replica=link(inner * shard, replicas // shard),
         dp=link(inner, replicas),
     )
 
 
-def summarise(
-    job: Job, simulation: Simulation, costs: Sequence[StageCost], links: Links
-) -> Time:
+def summarise(job: Job, simulation: Simulation, costs: Sequence[StageCost], links: Links) -> Time:
     """The step's parts add up to its time."""
     layout, gpu = job.layout, job.hardware.gpu
     assert gpu is not None

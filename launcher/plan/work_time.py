@@ -103,8 +103,8 @@ def _attention_s(core: Attention, execution: Execution, gpu: Gpu, direction: str
     pairs = core.batch * core.heads * core.queries * core.seen
     forward = 2 * pairs * (core.score_dim + core.value_dim)
     # Backward: scores again, dQ, dK over score_dim; dV, dP over value_dim (arXiv:2307.08691).
-    flops = forward if direction == "forward" else 2 * pairs * (
-        3 * core.score_dim + 2 * core.value_dim
+    flops = (
+        forward if direction == "forward" else 2 * pairs * (3 * core.score_dim + 2 * core.value_dim)
     )
     return attention_s(
         flops, core.seen, max(core.score_dim, core.value_dim), execution.attention, direction, gpu
