@@ -71,9 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(words: list[str]) -> int:
-    parsed = _parser().parse_intermixed_args(words)
-    if parsed.shell_completion:
-        return commands.shell_completion(parsed.shell_completion, _paths(parsed.config_dir))
+    parser = _parser()
+    parsed = parser.parse_intermixed_args(words)
+    if parsed.shell_completion is not None:
+        return commands.shell_completion(parsed.shell_completion, list(_VERBS), parser.flags())
     name, overrides = _verb(parsed.words)
     verb = _VERBS[name]
     _check_flags(name, verb, parsed)
@@ -139,6 +140,10 @@ class _Parser(argparse.ArgumentParser):
                 )
             ]
         )
+
+    def flags(self) -> list[str]:
+        """Long forms of all flags."""
+        return [name for name in self._option_string_actions if name.startswith("--")]
 
     def format_help(self) -> str:
         groups = sorted(commands.group_names())

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from launcher.config.assets import assets_dir, conf_dir
 from launcher.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, ConfigError, DoesNotFit, LaunchError
@@ -37,7 +38,8 @@ def run(request: Request) -> int:
     plans = [_plan_job(overrides, request) for overrides in jobs]
     for number, plan in enumerate(plans):
         _require_fit(plan)
-        _print_plan(plan)
+        # A dry run's standard output is the script alone, so that it can be piped.
+        _print_plan(plan, sys.stderr if request.dry_run else sys.stdout)
         chosen = request.run_dir
         if chosen and len(plans) > 1:
             chosen = str(Path(chosen) / str(number))
@@ -102,24 +104,12 @@ def show_config(request: Request, kind: str, package: str | None, resolve: bool)
     return EXIT_DONE
 
 
-def shell_completion(command: str, config_dirs: Sequence[Path]) -> int:
+def shell_completion(command: str, verbs: Sequence[str], flags: Sequence[str]) -> int:
     """`-sc install=bash` prints shell code; the shell then calls `-sc query=bash`."""
-    from launcher.config.compose import complete, completion_script
+    from launcher.completion import answer_completion
 
-    action, _, shell = command.partition("=")
-    if action != "query":
-        completion_script(shell, action)
-        return EXIT_DONE
-    _, _, line = os.environ.get("COMP_LINE", "").partition(" ")
-    verb, space, rest = line.partition(" ")
-    if space and verb in _VERB_NAMES:
-        line = rest
-    words = [name for name in _VERB_NAMES if line and name.startswith(line)]
-    print(" ".join([*words, *complete(line, config_dirs)]))
+    print(answer_completion(command, os.environ.get("COMP_LINE", ""), verbs, flags), end="")
     return EXIT_DONE
-
-
-_VERB_NAMES = ("run", "plan", "verify", "rules")
 
 
 def group_names() -> list[str]:
@@ -147,10 +137,10 @@ def _plan_job(overrides: Sequence[str], request: Request) -> Plan:
     return replace(answer, decisions=(*loaded.decisions, *answer.decisions))
 
 
-def _print_plan(answer: Plan) -> None:
+def _print_plan(answer: Plan, stream: TextIO | None = None) -> None:
     from launcher.plan.report import render_report
 
-    print(render_report(answer).rstrip("\n"), flush=True)
+    print(render_report(answer).rstrip("\n"), file=stream or sys.stdout, flush=True)
 
 
 def _require_fit(answer: Plan) -> None:
@@ -164,8 +154,8 @@ def _too_large(answer: Plan) -> str:
     fullest = max(memory.per_stage, key=lambda stage: stage.total_bytes)
     missing = memory.peak_bytes - memory.usable_bytes
     return (
-        f"does not fit [memory]: stage {fullest.stage} needs {memory.peak_bytes / 2**30:.1f} GiB of "
-        f"{memory.usable_bytes / 2**30:.1f} GiB usable ({missing / 2**30:.1f} GiB too much). "
+        f"does not fit [memory]: stage {fullest.stage} needs {memory.peak_bytes / 2**30:.1f} of "
+        f"{memory.usable_bytes / 2**30:.1f} GiB usable, {missing / 2**30:.1f} GiB too much. "
         "Try more devices, a larger parallelism.tp or parallelism.pp, parallelism.recompute=full, "
         "a smaller train.micro_batch_size, or a higher parallelism.zero_stage."
     )
@@ -196,12 +186,14 @@ def _refuse(answer: Plan) -> None:
 
 def _start(bundle, answer: Plan) -> None:  # type: ignore[no-untyped-def]
     from launcher.submit.local import run_bundle
-    from launcher.submit.summary import render_summary
+    from launcher.submit.summary import render_summary, write_failure
 
     print(f"\nrun directory  {bundle.files.root}", flush=True)
     try:
         run_bundle(bundle, answer)
-    except LaunchError:
+    except (LaunchError, KeyboardInterrupt) as error:
+        status = "failed" if isinstance(error, LaunchError) else "interrupted"
+        write_failure(bundle.files, status, str(error))
         print(f"run directory  {bundle.files.root}", file=sys.stderr)
         raise
     print(render_summary(bundle.files))

@@ -11,9 +11,11 @@ from typing import Any
 from launcher.config.choose_model import choose_model
 from launcher.config.compose import compose_run
 from launcher.config.local_hardware import LocalMachine, cpu_facts, detect_machine, gpu_option
+from launcher.config.partial import check_partial
 from launcher.config.rules import check_run
 from launcher.config.schema import Run
 from launcher.config.validate import validate_run
+from launcher.config.written import find_written
 from launcher.errors import ConfigError, Finding
 
 
@@ -37,49 +39,82 @@ def load_run(
     """
     # 1. What the YAML files and the command line say.
     composed = compose_run(overrides, config_dirs)
-    decisions: list[str] = []
+    decisions = list(composed.notes)
     # 2. hardware=local is this machine.
-    hardware = composed.values.get("hardware")
-    local = machine() if isinstance(hardware, dict) and hardware.get("name") == "local" else None
-    facts = _local_facts(composed.values, local, config_dirs) if local else {}
+    local = _local_facts(composed.values, machine, config_dirs)
+    values = _with_facts(composed.values, local)
     # 3. A model that suits the hardware, where none is named.
     if composed.choices.get("model") == "auto":
-        name = _suitable_model(composed.values, facts)
+        name = _suitable_model(values)
         composed = compose_run([*overrides, f"model={name}"], config_dirs)
-        decisions.append(f"model={name}: suits {_hardware_words(composed.values, facts)}")
-    values = _with_facts(composed.values, facts)
-    if facts:
-        decisions.append(facts["decision"])
+        values = _with_facts(composed.values, local)
+        decisions.append(f"model={name}: suits {_hardware_words(values)}")
+    if local:
+        decisions.append(local.decision)
     # 4. The schema, then the rules.
-    run, findings = validate_run(values)
-    if run is not None:
+    run, refused = validate_run(
+        values,
+        lambda field, given: find_written(field, given, overrides, composed.choices, config_dirs),
+    )
+    findings = [*composed.findings, *(local.findings if local else ()), *refused]
+    if run is not None and not composed.unknown_groups:
         findings += check_run(run)
-    findings = [*composed.findings, *findings]
+    else:
+        unknown = {finding.field for finding in refused} | composed.unknown_groups
+        findings += check_partial(values, unknown)
     if findings or run is None:
         raise ConfigError(findings)
     return Loaded(run=run, decisions=tuple(decisions))
 
 
+@dataclass(frozen=True, kw_only=True)
+class _LocalFacts:
+    """What this machine puts under `hardware`."""
+
+    device: str
+    gpus_per_node: int
+    gpu: dict[str, Any]
+    node: dict[str, Any]
+    decision: str
+    findings: tuple[Finding, ...] = ()
+
+
 def _local_facts(
-    values: dict[str, Any], machine: LocalMachine, config_dirs: Sequence[Path]
-) -> dict[str, Any]:
-    """Device, devices per node and their facts on this machine."""
-    hardware, degrees = values["hardware"], _pinned_degrees(values)
+    values: dict[str, Any], machine: Callable[[], LocalMachine], config_dirs: Sequence[Path]
+) -> _LocalFacts | None:
+    """Device, devices per node and their facts on this machine; None for other hardware."""
+    hardware, degrees = _group(values, "hardware"), _pinned_degrees(values)
+    if hardware.get("name") != "local":
+        return None
+    here = machine()
     wanted = hardware.get("gpus_per_node")
     pinned = math.prod(degree for degree in degrees if degree)
-    asked = wanted if isinstance(wanted, int) else pinned
-    device = hardware.get("device")
-    if device == "auto":
-        device = "cuda" if machine.gpus and len(machine.gpus) >= asked else "cpu"
-    if device == "cuda":
-        per_node = asked if wanted or all(degrees) else len(machine.gpus)
-        facts = _gpu_facts(machine, config_dirs)
+    asked = wanted if isinstance(wanted, int) and wanted > 0 else pinned
+    given = hardware.get("device")
+    device = "cpu" if given == "cpu" or (len(here.gpus) < asked and given != "cuda") else "cuda"
+    is_closed = wanted is not None or all(degrees)
+    if device == "cuda" and here.gpus:
+        per_node = asked if is_closed else len(here.gpus)
+        facts = _gpu_facts(here, config_dirs)
     else:
-        per_node = asked if wanted or all(degrees) else _cpu_processes(machine.cores, pinned)
-        facts = cpu_facts(machine, per_node)
-    found = f"{len(machine.gpus)} GPUs, {machine.cores} cores"
-    decision = f"hardware=local: {per_node} {device} processes (found {found})"
-    return facts | {"device": device, "gpus_per_node": per_node, "decision": decision}
+        per_node = asked if is_closed else _cpu_processes(here.cores, pinned)
+        facts = cpu_facts(here, per_node)
+    return _LocalFacts(
+        device=device,
+        gpus_per_node=per_node,
+        gpu=facts["gpu"],
+        node=facts["node"],
+        decision=_decision(here, device, per_node, given),
+        findings=(_no_gpu(),) if device == "cuda" and not here.gpus else (),
+    )
+
+
+def _decision(here: LocalMachine, device: str, per_node: int, given: Any) -> str:
+    """hardware=local: 4 cpu processes (1 GPU, 8 cores; 4 processes need 4 GPUs)"""
+    found = f"{len(here.gpus)} GPU{'' if len(here.gpus) == 1 else 's'}, {here.cores} cores"
+    if device == "cpu" and here.gpus and given != "cpu":
+        found += f"; {per_node} processes would need {per_node} GPUs"
+    return f"hardware=local: {per_node} {device} process{'' if per_node == 1 else 'es'} ({found})"
 
 
 def _cpu_processes(cores: int, pinned: int) -> int:
@@ -90,16 +125,20 @@ def _cpu_processes(cores: int, pinned: int) -> int:
     return pinned * math.ceil(max(2, min(8, cores)) / pinned)
 
 
+def _group(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """The keys of a group; none where something else stands there, which the schema refuses."""
+    group = values.get(name)
+    return group if isinstance(group, dict) else {}
+
+
 def _pinned_degrees(values: dict[str, Any]) -> list[int | None]:
-    parallelism = values.get("parallelism")
-    given = [parallelism.get(axis) for axis in ("tp", "cp", "pp", "dp")] if parallelism else []
+    parallelism = _group(values, "parallelism")
+    given = [parallelism.get(axis) for axis in ("tp", "cp", "pp", "dp")]
     return [degree if isinstance(degree, int) and degree > 0 else None for degree in given]
 
 
 def _gpu_facts(machine: LocalMachine, config_dirs: Sequence[Path]) -> dict[str, Any]:
     """Facts of a known GPU from conf/hardware; of another one, A100's speeds and its own memory."""
-    if not machine.gpus:
-        raise ConfigError([_no_gpu()])
     gpu = machine.gpus[0]
     option = gpu_option(gpu.name) or "a100_80gb"
     node = {"a100_80gb": "hgx_a100", "b200_sxm": "hgx_b200"}.get(option, "hgx_h100")
@@ -122,31 +161,39 @@ def _no_gpu() -> Finding:
     )
 
 
-def _with_facts(values: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+def _with_facts(values: dict[str, Any], local: _LocalFacts | None) -> dict[str, Any]:
     """Detected facts under what the user gave: a value in the config wins."""
-    if not facts:
+    if local is None:
         return values
-    hardware = dict(values["hardware"])
-    for key in ("gpu", "node", "gpus_per_node"):
-        if hardware.get(key) is None:
-            hardware[key] = facts[key]
-        elif isinstance(hardware[key], dict):
-            hardware[key] = facts[key] | hardware[key]
-    hardware["device"] = facts["device"]
+    detected = {"gpus_per_node": local.gpus_per_node, "gpu": local.gpu, "node": local.node}
+    hardware = _under(_group(values, "hardware"), detected)
+    if hardware.get("device") in (None, "auto"):
+        hardware["device"] = local.device
     return values | {"hardware": hardware}
 
 
-def _suitable_model(values: dict[str, Any], facts: dict[str, Any]) -> str:
-    hardware = (values.get("hardware") or {}) | {key: facts[key] for key in facts if facts[key]}
-    gpu = hardware.get("gpu") or {}
-    try:
-        devices = int(hardware.get("num_nodes") or 1) * int(hardware.get("gpus_per_node") or 1)
-        memory = devices * int(gpu.get("memory_bytes") or 0)
-    except (TypeError, ValueError):
-        memory = 0  # The schema names the wrong value later.
+def _under(given: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    """Facts where nothing is given, in nested groups too."""
+    merged = dict(given)
+    for key, fact in facts.items():
+        value = given.get(key)
+        if value is None:
+            merged[key] = fact
+        elif isinstance(value, dict) and isinstance(fact, dict):
+            merged[key] = _under(value, fact)
+    return merged
+
+
+def _suitable_model(values: dict[str, Any]) -> str:
+    hardware = _group(values, "hardware")
+    numbers = [hardware.get("num_nodes"), hardware.get("gpus_per_node")]
+    numbers.append(_group(hardware, "gpu").get("memory_bytes"))
+    # The schema names a wrong value later.
+    memory = math.prod(number if isinstance(number, int) else 0 for number in numbers)
     return choose_model(str(hardware.get("device")), memory)
 
 
-def _hardware_words(values: dict[str, Any], facts: dict[str, Any]) -> str:
-    name = values["hardware"].get("name")
-    return f"{name} ({facts['device']})" if facts else f"{name}"
+def _hardware_words(values: dict[str, Any]) -> str:
+    hardware = _group(values, "hardware")
+    is_local = hardware.get("name") == "local"
+    return f"{hardware.get('name')}" + (f" ({hardware.get('device')})" if is_local else "")

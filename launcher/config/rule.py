@@ -25,8 +25,8 @@ class Rule:
     """The sentence that says what is wrong, or None where the rule holds or a value is open."""
     candidates: Callable[[Run], Iterable[Any]] = lambda run: ()
     """Values to try for `field`; those that pass every rule on `field` are the legal ones."""
-    fix: str = ""
-    """What to type where no single legal value of `field` mends it."""
+    fix: str | Callable[[Run], str] = ""
+    """What to type where no single legal value of `field` mends it; empty: the nearest legal."""
 
 
 def divisors(number: int, limit: int | None = None) -> list[int]:

@@ -12,7 +12,7 @@ from launcher.config.rule import Rule
 from launcher.config.rules_layout import LAYOUT_RULES
 from launcher.config.rules_model import MODEL_RULES
 from launcher.config.rules_run import RUN_RULES
-from launcher.config.schema import Run
+from launcher.config.schema import Record, Run
 from launcher.errors import Finding
 
 RULES: tuple[Rule, ...] = MODEL_RULES + LAYOUT_RULES + RUN_RULES
@@ -21,7 +21,13 @@ RULES: tuple[Rule, ...] = MODEL_RULES + LAYOUT_RULES + RUN_RULES
 
 def check_run(run: Run, rules: tuple[Rule, ...] = RULES) -> list[Finding]:
     """Every broken rule of a run as a finding; open (None) values are passed over."""
-    return [_finding(rule, run, reason, rules) for rule in rules if (reason := rule.broken(run))]
+    return [finding for rule in rules if (finding := judge(rule, run, rules))]
+
+
+def judge(rule: Rule, run: Run, rules: tuple[Rule, ...] = RULES) -> Finding | None:
+    """What one rule says of a run, with the values that would be legal under all of `rules`."""
+    reason = rule.broken(run)
+    return _finding(rule, run, reason, rules) if reason else None
 
 
 def obeys_rules(run: Run, rules: tuple[Rule, ...] = RULES) -> bool:
@@ -49,11 +55,12 @@ def with_value(run: Run, field: str, value: Any) -> Run:
 def _finding(rule: Rule, run: Run, reason: str, table: tuple[Rule, ...]) -> Finding:
     value = get_value(run, rule.field)
     legal = _legal_values(rule, run, table)
-    fix = rule.fix or (f"{rule.field}={_as_typed(_nearest(value, legal))}" if legal else "")
-    shown = list(value) if isinstance(value, tuple) else value
+    fix = rule.fix if isinstance(rule.fix, str) else rule.fix(run)
+    if not fix and legal:
+        fix = f"{rule.field}={_as_typed(_nearest(value, legal))}"
     return Finding(
         field=rule.field,
-        value=shown,
+        value=None if value is None else _as_typed(value),
         rule=rule.id,
         reason=reason,
         legal=[_as_typed(candidate) for candidate in legal],
@@ -62,23 +69,32 @@ def _finding(rule: Rule, run: Run, reason: str, table: tuple[Rule, ...]) -> Find
 
 
 def _legal_values(rule: Rule, run: Run, table: tuple[Rule, ...]) -> list[Any]:
-    """Candidates that break none of the rules that blame the same field."""
-    related = [other for other in table if other.field == rule.field]
-    return [
-        candidate
-        for candidate in rule.candidates(run)
-        if not any(other.broken(with_value(run, rule.field, candidate)) for other in related)
-    ]
+    """Candidates that mend the rule and its field; those that break nothing else, if any."""
+    held = [other for other in table if other.field != rule.field and not other.broken(run)]
+    mending, harmless = [], []
+    for candidate in rule.candidates(run):
+        changed = with_value(run, rule.field, candidate)
+        if any(other.broken(changed) for other in table if other.field == rule.field):
+            continue
+        mending.append(candidate)
+        if not any(other.broken(changed) for other in held):
+            harmless.append(candidate)
+    legal = harmless or mending
+    return sorted(set(legal)) if all(_is_number(candidate) for candidate in legal) else legal
 
 
 def _nearest(value: Any, legal: list[Any]) -> Any:
-    """The legal value closest by ratio to what was given; the first where there is no distance."""
-    numbers = (int, float)
-    if isinstance(value, numbers) and not isinstance(value, bool) and value > 0:
-        sized = [candidate for candidate in legal if isinstance(candidate, numbers) and candidate]
-        if sized:
-            return min(sized, key=lambda candidate: max(candidate / value, value / candidate))
+    """The legal number nearest to what was given, the smaller of two; else the first.
+
+    _nearest(6, [4, 8]) -> 4;  _nearest(30, [16, 32]) -> 32
+    """
+    if _is_number(value) and all(_is_number(candidate) for candidate in legal):
+        return min(legal, key=lambda number: (abs(number - value), number))
     return legal[0]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _as_typed(value: Any) -> Any:
@@ -89,4 +105,6 @@ def _as_typed(value: Any) -> Any:
         return str(value).lower()
     if isinstance(value, tuple):
         return "[" + ",".join(str(part) for part in value) + "]"
+    if isinstance(value, Record):
+        return "{" + ",".join(f"{key}:{part}" for key, part in value) + "}"
     return value

@@ -75,15 +75,32 @@ def _mesh_fills_devices(run: Run) -> str | None:
     given = math.prod(degree for degree in degrees.values() if degree)
     if devices is None:
         return None
-    sizes = " x ".join(f"{axis} {degree}" for axis, degree in degrees.items() if degree)
-    have = f"the {devices} devices of the hardware ({_hardware_words(run)})"
+    shown = {axis: degree for axis, degree in degrees.items() if degree and axis != "cp"}
+    sizes = " x ".join(f"{axis} {degree}" for axis, degree in shown.items())
+    have = f"the {devices} devices of {run.hardware.num_nodes} x {run.hardware.gpus_per_node}"
     if all(degrees.values()):
         return None if given == devices else f"{sizes} makes {given} processes, not {have}"
     return None if devices % given == 0 else f"{sizes} = {given} does not divide {have}"
 
 
-def _hardware_words(run: Run) -> str:
-    return f"{run.hardware.num_nodes} x {run.hardware.gpus_per_node}"
+def _mesh_fix(run: Run) -> str:
+    """Fewer devices where a local layout is given in full; else the nearest smaller tp and pp."""
+    degrees = run.parallelism
+    devices = num_devices(run) or 1
+    given = math.prod(getattr(degrees, axis) or 1 for axis in AXES)
+    if run.hardware.name == "local" and degrees.dp and given < devices:
+        return f"hardware.gpus_per_node={given}"
+    if devices % ((degrees.tp or 1) * (degrees.pp or 1)) == 0:
+        return ""  # The one legal dp mends it.
+    tp = max(size for size in divisors(devices, limit=degrees.tp) if not _tp_broken(run, size))
+    pp = max(divisors(devices // tp, limit=min(degrees.pp or 1, run.model.num_layers)))
+    return f"parallelism.tp={tp} parallelism.pp={pp} parallelism.dp={devices // tp // pp}"
+
+
+def _tp_broken(run: Run, tp: int) -> bool:
+    parallelism = run.parallelism.model_copy(update={"tp": tp})
+    changed = run.model_copy(update={"parallelism": parallelism})
+    return any(broken(changed) for broken in (_tp_heads, _tp_kv_heads, _tp_ffn, _tp_vocabulary))
 
 
 def _dp_candidates(run: Run) -> list[int]:
@@ -172,6 +189,7 @@ LAYOUT_RULES = (
         why="One process drives one device; a booked device must not idle.",
         broken=_mesh_fills_devices,
         candidates=_dp_candidates,
+        fix=_mesh_fix,
     ),
     Rule(
         id="zero3-without-pipeline",

@@ -9,7 +9,9 @@ from launcher.config.rules_layout import known_dp
 from launcher.config.schema import Run
 
 # sbatch(1), --time: minutes | minutes:seconds | hours:minutes:seconds | days-hours[:minutes[:s]]
-_SLURM_TIME = re.compile(r"\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d+(:\d\d){0,2}")
+_SLURM_TIME = re.compile(
+    r"[0-9]+|[0-9]+:[0-9]{2}|[0-9]+:[0-9]{2}:[0-9]{2}|[0-9]+-[0-9]+(:[0-9]{2}){0,2}"
+)
 
 
 def _hardware_complete(run: Run) -> str | None:
@@ -113,7 +115,7 @@ RUN_RULES = (
         says="hardware other than local has gpu and node facts",
         why="Memory and speed of a cluster are never guessed from the machine at hand.",
         broken=_hardware_complete,
-        fix="hardware/gpu=h100_sxm hardware/node=hgx_h100",
+        fix="+hardware/gpu=h100_sxm +hardware/node=hgx_h100",
     ),
     Rule(
         id="network-between-nodes",
@@ -169,7 +171,7 @@ RUN_RULES = (
         says="time_limit is a Slurm time as text",
         why="Slurm takes a bare number for minutes and refuses the rest only after submission.",
         broken=_time_limit,
-        candidates=lambda run: ('"12:00:00"', '"1-00:00:00"', '"90"'),
+        candidates=lambda run: ("12:00:00", "1-00:00:00"),
         fix="launch.time_limit='\"12:00:00\"'",
     ),
     *(_no_checkpoints(key) for key in ("every_steps", "every_minutes", "keep")),

@@ -7,11 +7,11 @@ from typing import Any
 
 from launcher.config.rules import RULES
 
-# Checks that are not rows of RULES: the schema and the composition make them.
+# Checks that are not rows of RULES: the schema, the composition, the command line and the reader
+# of data make them. Id, what it blames, what must hold, why.
 BASIC_CHECKS = (
     ("unknown-key", "any key", "the schema knows the key", "A typo must not be ignored."),
-    ("unknown-option", "any group", "the group has the option", "A typo must not be ignored."),
-    ("unknown-value", "any key", "the value is one of the key's choices", "As above."),
+    ("unknown-value", "any key", "the value is one of the key's choices", "Nor one in a value."),
     ("wrong-type", "any key", "the value has the key's type", "1e3 is not a whole number."),
     ("out-of-range", "any key", "the value is within the key's bounds", "Degrees start at 1."),
     ("missing-key", "any key", "keys without a default have a value", "Nothing is guessed."),
@@ -19,13 +19,71 @@ BASIC_CHECKS = (
         "yaml-eaten",
         "text keys",
         "text stays text",
-        "YAML 1.1 reads 12:00:00 as 43200, 007 as 7 and no as false.",
+        "YAML 1.1 reads 12:00:00 as 43200, 010 as 8 and no as false.",
+    ),
+    (
+        "text-on-one-line",
+        "text keys",
+        "text is one line without control characters",
+        "It is written into scripts, where a second line would be a second command.",
     ),
     (
         "no-environment",
         "any key",
         "no ${oc.env:...}",
         "run.yaml would hold the value, which may be a secret.",
+    ),
+    ("interpolation", "any key", "${...} names a key with a value", "Nothing is guessed."),
+    ("unknown-option", "any group", "the group has the option", "A typo must not be ignored."),
+    ("one-option", "any group", "one option of a group is chosen", "Two would be merged blindly."),
+    ("unknown-group", "any group", "a conf tree has the group", "A typo must not be ignored."),
+    (
+        "group-not-in-use",
+        "nested groups",
+        "group/inner=option needs an option of group that has the inner group",
+        "The choice would have no effect; +group/inner=option adds it.",
+    ),
+    (
+        "unknown-package",
+        "any group",
+        "group@package=option is not used",
+        "The schema has one place for every group.",
+    ),
+    ("composition", "config", "Hydra can compose the configuration", "Its own message follows."),
+    ("override-syntax", "overrides", "an override is key=value", "Hydra's grammar reads it."),
+    (
+        "sweep-without-m",
+        "overrides",
+        "several values come with -m",
+        "One run has one value for each key.",
+    ),
+    (
+        "no-such-directory",
+        "--config-dir, hydra.searchpath",
+        "the folder exists",
+        "A wrong path would hide the options in it.",
+    ),
+    ("unknown-verb", "command line", "the first word is a verb", "A typo must not be ignored."),
+    ("unknown-flag", "command line", "the flag exists", "A typo must not be ignored."),
+    ("unused-flag", "command line", "the verb has the flag", "A flag must not be ignored."),
+    (
+        "no-local-gpu",
+        "hardware.device",
+        "device=cuda on hardware=local needs a GPU here",
+        "The job would fail when its workers start.",
+    ),
+    ("data-readable", "data.path", "the file can be read", "The job would fail after its start."),
+    (
+        "data-fits-vocabulary",
+        "data.path",
+        "every token id is below model.vocab_size",
+        "An id beyond the table has no embedding.",
+    ),
+    (
+        "data-long-enough",
+        "data.path",
+        "there is at least one sample for training",
+        "A shorter file yields no batch.",
     ),
 )
 
@@ -53,8 +111,14 @@ def render_rules(width: int = 100) -> str:
 
 
 def render_rules_markdown() -> str:
-    """The table of docs/rules.md."""
-    head = "| rule | key | what must hold | why |\n|---|---|---|---|\n"
+    """docs/rules.md."""
+    head = (
+        "# Rules\n\n"
+        "Every configuration is checked against all of these, and all findings are reported at\n"
+        "once, with exit code 2. Generated from the table that does the checking; `launch rules`\n"
+        "prints the same.\n\n"
+        "| rule | key | what must hold | why |\n|---|---|---|---|\n"
+    )
     rows = [
         "| " + " | ".join(str(row[key]).replace("|", "\\|") for key in _COLUMNS) + " |"
         for row in rules_document()
@@ -63,3 +127,7 @@ def render_rules_markdown() -> str:
 
 
 _COLUMNS = ("id", "field", "says", "why")
+
+
+if __name__ == "__main__":
+    print(render_rules_markdown(), end="")  # > docs/rules.md

@@ -19,7 +19,7 @@ Axis = Literal["tp", "cp", "ep", "dp", "pp"]
 class Record(BaseModel):
     """Base of all records: no unknown keys, no silent conversion, no change after creation."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
 
 class RopeScaling(Record):

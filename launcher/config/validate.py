@@ -2,80 +2,88 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import shlex
 import types
 import typing
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from launcher.config.schema import Run
+from launcher.config.quoting import hydra_text
+from launcher.config.schema import Record, Run
 from launcher.config.spelling import closest, did_you_mean
+from launcher.config.written import Written
 from launcher.errors import Finding
 
 Location = tuple[str, ...]
+Wrote = Callable[[str, object], Written | None]
 
 
-def validate_run(values: Mapping[str, Any]) -> tuple[Run | None, list[Finding]]:
-    """The run, or None with a finding for every value that the schema refuses."""
+def validate_run(
+    values: Mapping[str, Any], written: Wrote = lambda field, given: None
+) -> tuple[Run | None, list[Finding]]:
+    """The run, or None with a finding for every value that the schema refuses.
+
+    Args:
+        values: as composed.
+        written: what a person typed for a key, before YAML read it.
+
+    """
+    unclean = [_unclean(field, text) for field, text in _texts(values) if not _is_clean(text)]
     try:
-        return Run.model_validate(dict(values)), []
+        run = Run.model_validate(dict(values))
+        return (None, unclean) if unclean else (run, [])
     except ValidationError as error:
-        findings = [_finding(details) for details in error.errors(include_url=False)]
-        return None, findings
+        refused = [_finding(details, written) for details in error.errors(include_url=False)]
+        return None, refused + unclean
 
 
-def _finding(details: ErrorDetails) -> Finding:
+def _finding(details: ErrorDetails, written: Wrote) -> Finding:
     location = tuple(part for part in details["loc"] if isinstance(part, str))
     field, given, kind = ".".join(location), details["input"], details["type"]
     if kind == "extra_forbidden":
-        return _unknown_key(location, given)
+        return _unknown_key(location)
     if kind == "missing":
         return Finding(field=field, rule="missing-key", reason="a value is required")
     if kind == "string_type" and isinstance(given, (bool, int, float)):
-        return _eaten(field, given)
+        return _eaten(field, given, written(field, given))
     if kind == "literal_error":
         return _not_among(location, given)
-    if kind in ("greater_than_equal", "greater_than", "less_than_equal", "less_than"):
-        return Finding(
-            field=field, value=given, rule="out-of-range", reason=_bound(details), fix=""
-        )
+    if kind in _BOUNDS:
+        return _out_of_range(field, given, details)
     return _wrong_type(location, given)
 
 
-def _unknown_key(location: Location, given: Any) -> Finding:
+def _unknown_key(location: Location) -> Finding:
     """A key that the schema does not have, with its home in another group or the nearest name."""
     *parents, key = location
     siblings = sorted(_fields(_record_at(tuple(parents)) or Run))
-    homes = [
-        f"{name}.{key}" for name in sorted(_fields(Run)) if key in _fields(_record_at((name,)))
-    ]
-    near = [".".join([*parents, name]) for name in closest(key, siblings)]
-    meant = (homes or near)[:1]
-    name = homes[0] if homes else next(iter(closest(key, siblings)), "")
-    hint = f"; did you mean '{name}'?"
-    shown = "VALUE" if isinstance(given, dict) else _typed(given)
+    homes = [f"{name}.{key}" for name in _fields(Run) if key in _fields(_record_at((name,)))]
+    meant = [*homes, *closest(key, siblings)][:1]
     return Finding(
         field=".".join(location),
         rule="unknown-key",
-        reason="no such key" + (hint if meant else ""),
-        legal=() if meant else tuple(siblings),
-        fix=f"{meant[0]}={shown}" if meant else "",
+        reason="no such key" + (f"; did you mean '{meant[0]}'?" if meant else ""),
+        legal=() if meant else siblings,
     )
 
 
-def _eaten(field: str, given: bool | int | float) -> Finding:
+def _eaten(field: str, given: bool | int | float, written: Written | None) -> Finding:
     """A text that YAML read as a number or a truth value."""
-    original = _before_yaml(given)
-    return Finding(
-        field=field,
-        value=_typed(given),
-        rule="yaml-eaten",
-        reason=f"this must be text, but YAML read a {_type_name(given)}"
-        + (f", as it does with {original} unquoted" if original else ""),
-        fix=f"""{field}='"{original or _typed(given)}"', or quotes in the YAML file""",
-    )
+    original = written.text if written else _before_yaml(given)
+    reason = f"this must be text, but YAML read a {_type_name(given)}"
+    if original and original != str(_typed(given)):
+        reason += f", as it does with {original} unquoted"
+    if written and written.file:
+        fix = f'{field.rpartition(".")[2]}: "{original}" in {written.file}'
+    else:
+        fix = f"""{field}='"{original or _typed(given)}"', or quotes in the YAML file"""
+    return Finding(field=field, value=_typed(given), rule="yaml-eaten", reason=reason, fix=fix)
 
 
 def _before_yaml(given: bool | int | float) -> str:
@@ -89,49 +97,105 @@ def _before_yaml(given: bool | int | float) -> str:
     return ""
 
 
+def _texts(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            yield from _texts(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(tree, str):
+        yield prefix, tree
+
+
+def _is_clean(text: str) -> bool:
+    """No control character, line end or half of a surrogate pair."""
+    return not any(unicodedata.category(letter) in _UNCLEAN for letter in text)
+
+
+# Control characters, surrogates (bytes that are no UTF-8), line and paragraph separators.
+_UNCLEAN = ("Cc", "Cs", "Zl", "Zp")
+
+
+def _unclean(field: str, text: str) -> Finding:
+    """Text that would break a line of the scripts and files that it is written to."""
+    clean = "".join(
+        " " if unicodedata.category(letter) in _UNCLEAN else letter for letter in text
+    ).strip()
+    return Finding(
+        field=field,
+        value=text,
+        rule="text-on-one-line",
+        reason="text is one line without control characters, since it is written into scripts",
+        fix=f"{field}={shlex.quote(hydra_text(clean))}",
+    )
+
+
 def _not_among(location: Location, given: Any) -> Finding:
-    legal = _choices(location)
+    annotation = _annotation_at(location)
+    legal = choices_at(location)
     field = ".".join(location)
     near = closest(str(given), [str(choice) for choice in legal])
+    is_list = typing.get_origin(annotation) is tuple
     return Finding(
         field=field,
         value=_typed(given),
         rule="unknown-value",
         reason="no such choice" + did_you_mean(str(given), [str(choice) for choice in legal]),
-        legal=legal,
-        fix=f"{field}={near[0] if near else legal[0]}" if legal else "",
+        legal=legal + (("null",) if type(None) in _alternatives(annotation) else ()),
+        fix="" if is_list else f"{field}={near[0] if near else legal[0]}",
     )
 
 
 def _wrong_type(location: Location, given: Any) -> Finding:
     wanted = _wanted(location)
     field = ".".join(location)
-    fix = ""
-    if isinstance(given, float) and given.is_integer() and wanted.startswith("a whole number"):
-        fix = f"{field}={int(given)}"
+    meant = _meant(given, wanted)
     return Finding(
         field=field,
         value=_typed(given),
         rule="wrong-type",
         reason=f"{wanted} is wanted, and this is {_article(_type_name(given))}",
-        fix=fix,
+        fix=f"{field}={meant}" + (" without quotes" if given == meant else "") if meant else "",
     )
 
 
-def _bound(details: ErrorDetails) -> str:
-    context = details.get("ctx", {})
-    words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-    key, limit = next((key, value) for key, value in context.items() if key in words)
-    return f"it must be {words[key]} {limit}"
+def _meant(given: Any, wanted: str) -> str:
+    """The value of the wanted type that was probably meant; empty where none was."""
+    if wanted.startswith("true"):
+        words = {"true": "true", "yes": "true", "on": "true"}
+        words |= {"false": "false", "no": "false", "off": "false"}
+        return words.get(str(given).lower(), "")
+    if "number" in wanted and isinstance(given, (str, float)):
+        with contextlib.suppress(ValueError, OverflowError):
+            number = float(given)
+            if math.isfinite(number) and (number.is_integer() or "whole" not in wanted):
+                return str(int(number)) if "whole" in wanted else str(number)
+    return ""
 
 
-def _fields(record: type[BaseModel] | None) -> tuple[str, ...]:
+_BOUNDS = {
+    "greater_than_equal": ("ge", "at least"),
+    "greater_than": ("gt", "more than"),
+    "less_than_equal": ("le", "at most"),
+    "less_than": ("lt", "less than"),
+    "finite_number": ("", "a finite number"),
+}
+
+
+def _out_of_range(field: str, given: Any, details: ErrorDetails) -> Finding:
+    key, words = _BOUNDS[details["type"]]
+    limit = details.get("ctx", {}).get(key)
+    bound = "" if limit is None else f" {limit:g}"
+    fix = f"{field}={limit:g}" if key in ("ge", "le") else ""
+    reason = f"it must be {words}{bound}"
+    return Finding(field=field, value=given, rule="out-of-range", reason=reason, fix=fix)
+
+
+def _fields(record: type[Record] | None) -> tuple[str, ...]:
     return tuple(record.model_fields) if record is not None else ()
 
 
 def _annotation_at(location: Location) -> Any:
     """The type of a key; None where the schema does not have it."""
-    record: type[BaseModel] = Run
+    record: type[Record] = Run
     annotation: Any = Run
     for part in location:
         if part.isdigit():
@@ -139,17 +203,18 @@ def _annotation_at(location: Location) -> Any:
         if part not in record.model_fields:
             return None
         annotation = record.model_fields[part].annotation
-        record = _record_in(annotation) or record
+        record = record_in(annotation) or record
     return annotation
 
 
-def _record_at(location: Location) -> type[BaseModel] | None:
-    return _record_in(_annotation_at(location))
+def _record_at(location: Location) -> type[Record] | None:
+    return record_in(_annotation_at(location))
 
 
-def _record_in(annotation: Any) -> type[BaseModel] | None:
+def record_in(annotation: Any) -> type[Record] | None:
+    """The record that a field holds, None where it holds plain values."""
     for candidate in _alternatives(annotation):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+        if isinstance(candidate, type) and issubclass(candidate, Record):
             return candidate
     return None
 
@@ -167,7 +232,8 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
     return (annotation,)
 
 
-def _choices(location: Location) -> tuple[Any, ...]:
+def choices_at(location: Location) -> tuple[Any, ...]:
+    """The values that a key is limited to; empty where it is not."""
     choices: list[Any] = []
     for alternative in _alternatives(_annotation_at(location)):
         if typing.get_origin(alternative) is Literal:
@@ -180,8 +246,8 @@ def _wanted(location: Location) -> str:
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
     annotation = _annotation_at(location)
     wanted = [words[part] for part in _alternatives(annotation) if part in words]
-    if _record_in(annotation) is not None:
-        wanted.append(f"a group with {', '.join(_fields(_record_in(annotation)))}")
+    if record_in(annotation) is not None:
+        wanted.append("a group of keys")
     if typing.get_origin(annotation) is tuple:
         wanted = ["a list"]
     if type(None) in _alternatives(annotation):

@@ -136,7 +136,7 @@ def _time(plan: Plan) -> Iterator[str]:
     yield (
         f"{'run':<12}{steps:,} {_plural('step', steps)} take {_duration(steps * time.step_s)}, "
         f"{_number(time.gpu_hours)} device hours; a checkpoint takes "
-        f"{_gib(plan.checkpoint_bytes)} GiB"
+        f"{_size(plan.checkpoint_bytes)}"
     )
 
 
@@ -186,6 +186,10 @@ def _span(values: Sequence[int]) -> str:
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:,.1f}" if size >= 2**30 / 20 else f"{size / 2**30:.2g}"
+
+
+def _size(size: int) -> str:
+    return f"{_gib(size)} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def _seconds(seconds: float) -> str:

@@ -1,132 +1,135 @@
-"""In which order each pipeline stage works: schedules as data, read by plan and run alike.
-
-Contract of the communication actions:
-- a `recv_*` action posts a non-blocking receive; the compute action of the same microbatch waits
-  for it. Receives are posted one compute action early, so that the transfer hides behind it;
-- a `send_*` action starts a non-blocking send of what the compute action before it produced;
-- each direction between two neighbours is one first-in-first-out channel of its own. A transport
-  that runs the transfers of a pair strictly in the order of their posting (one NCCL communicator
-  does) needs one communicator per direction: a stage posts the receive of a gradient before it
-  sends the activation that its neighbour's gradient waits for.
-"""
+"""In which order each pipeline stage works: schedules as data, read by plan and run alike."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
 
-Kind = Literal["F", "B", "W", "send_forward", "recv_forward", "send_backward", "recv_backward"]
-COMPUTE: tuple[Kind, ...] = ("F", "B", "W")
+from launcher.plan import schedule_orders as orders
+from launcher.plan import schedule_v
+from launcher.plan.schedule_auto import auto_orders
+from launcher.plan.schedule_records import (
+    COMPUTE,
+    Action,
+    Chain,
+    Kind,
+    Orders,
+    Placement,
+    Problem,
+    Schedule,
+    ScheduleError,
+    StageTimes,
+    equal_times,
+)
+from launcher.plan.schedule_transfers import finish_schedule
 
-
-@dataclass(frozen=True, slots=True)
-class Action:
-    """One thing that a stage does."""
-
-    kind: Kind
-    """F forward, B backward, W weight gradient where it is apart from B; or a transfer."""
-    microbatch: int
-    """Which microbatch, from 0."""
-    chunk: int = 0
-    """Which model chunk of the stage (always 0 without interleaving)."""
-
-    def __str__(self) -> str:
-        """`F3`, `send_forward(3)`."""
-        return f"{self.kind}{self.microbatch}" if self.kind in COMPUTE else self._transfer()
-
-    def _transfer(self) -> str:
-        return f"{self.kind}({self.microbatch})"
+__all__ = [
+    "COMPUTE", "SCHEDULES", "Action", "Kind", "Recipe", "Schedule", "ScheduleError", "StageTimes",
+    "build_orders", "build_schedule", "finish_schedule",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
-    """What every stage does in one step, in order."""
+class Recipe:
+    """How the schedules of one name are made, and for what."""
 
-    name: str
-    """Key of SCHEDULES."""
-    num_stages: int
-    num_microbatches: int
-    ranks: tuple[tuple[Action, ...], ...]
-    """Actions of stage s in ranks[s]."""
+    order: Callable[..., list[Action]] | None = None
+    """(action, stage, num_stages, num_microbatches[, num_chunks]) -> actions of the stage; None:
+    made for the given times, all stages at once."""
+    chunks: int | None = 1
+    """Chunks per stage; None: any number."""
+    placement: Placement = "loop"
+    splits_backward: bool = False
+    """Whether it has W actions."""
+    microbatches_per_stage: int = 0
+    """It needs at least num_stages times this many microbatches."""
+    depth: int = 1
+    """Memory, in those of 1F1B's first stage; only for those made for the given times."""
 
 
-MakeAction = Callable[[Kind, int], Action]
-Order = Callable[[MakeAction, int, int, int], list[Action]]
-"""The compute actions of one stage, from (action, stage, num_stages, num_microbatches)."""
+SCHEDULES: dict[str, Recipe] = {
+    "naive": Recipe(order=orders.naive),
+    "gpipe": Recipe(order=orders.gpipe),
+    "1f1b": Recipe(order=orders.one_f_one_b),
+    "interleaved_1f1b": Recipe(order=orders.interleaved, chunks=None),
+    "zb_h1": Recipe(order=orders.zb_h1, chunks=None, splits_backward=True),
+    "zb_h2": Recipe(order=orders.zb_h2, splits_backward=True),
+    "zb_1p": Recipe(splits_backward=True, depth=1),
+    "zb_2p": Recipe(splits_backward=True, depth=2),
+    "zb_v": Recipe(order=schedule_v.zb_v, chunks=2, placement="v", splits_backward=True),
+    "dualpipev": Recipe(
+        order=schedule_v.dualpipev, chunks=2, placement="v", splits_backward=True,
+        microbatches_per_stage=2,
+    ),
+}  # fmt: skip
+"""Every schedule that has a name."""
 
 
-def build_schedule(name: str, num_stages: int, num_microbatches: int) -> Schedule:
-    """The schedule of this name, transfers included; any num_stages, num_microbatches >= 1."""
-    assert num_stages >= 1, f"num_stages={num_stages}"
-    assert num_microbatches >= 1, f"num_microbatches={num_microbatches}"
+def build_schedule(
+    name: str,
+    num_stages: int,
+    num_microbatches: int,
+    num_chunks: int | None = None,
+    times: Sequence[StageTimes] | None = None,
+    p2p_s: float = 0.0,
+    weight_share: float = 1.0,
+) -> Schedule:
+    """The schedule of this name, transfers included.
+
+    num_chunks: None takes the number that the schedule asks for (1 where it takes any).
+    times, p2p_s, weight_share (of a microbatch's activations, what W still needs after B): read by
+    zb_1p and zb_2p only, which are made for them; all others are the same whatever they are.
+    Raises ScheduleError with what would be legal.
+    """
+    chain = _chain(name, num_stages, num_chunks)
     action = cache(Action)  # all stages share equal actions: a third of the time and memory
-    orders = build_orders(name, num_stages, num_microbatches, action)
-    ranks = tuple(
-        _add_transfers(order, action, stage, num_stages) for stage, order in enumerate(orders)
+    compute = build_orders(
+        name, num_stages, num_microbatches, num_chunks, times, p2p_s, weight_share, action
     )
-    return Schedule(
-        name=name, num_stages=num_stages, num_microbatches=num_microbatches, ranks=ranks
-    )
+    return finish_schedule(name, chain, num_microbatches, compute, action)
 
 
 def build_orders(
-    name: str, num_stages: int, num_microbatches: int, action: MakeAction | None = None
-) -> list[list[Action]]:
+    name: str,
+    num_stages: int,
+    num_microbatches: int,
+    num_chunks: int | None = None,
+    times: Sequence[StageTimes] | None = None,
+    p2p_s: float = 0.0,
+    weight_share: float = 1.0,
+    action: Callable[..., Action] | None = None,
+) -> Orders:
     """The compute actions alone, stage by stage."""
+    assert num_stages >= 1, f"num_stages={num_stages}"
+    assert num_microbatches >= 1, f"num_microbatches={num_microbatches}"
+    chain, recipe = _chain(name, num_stages, num_chunks), SCHEDULES[name]
+    least = recipe.microbatches_per_stage * num_stages
+    if num_microbatches < least:
+        raise ScheduleError(
+            f"{name} on {num_stages} stages needs at least {least} microbatches, "
+            f"and there are {num_microbatches}"
+        )
+    if recipe.order is None:
+        problem = Problem(
+            chain=chain,
+            num_microbatches=num_microbatches,
+            times=tuple(times) if times is not None else equal_times(chain.num_parts),
+            p2p_s=p2p_s,
+        )
+        return auto_orders(problem, recipe.depth, weight_share)
+    arguments = (chain.num_chunks,) if recipe.chunks is None else ()
     action = action or cache(Action)
-    order = SCHEDULES[name]
-    return [order(action, stage, num_stages, num_microbatches) for stage in range(num_stages)]
+    return [
+        recipe.order(action, stage, num_stages, num_microbatches, *arguments)
+        for stage in range(num_stages)
+    ]
 
 
-def gpipe(action: MakeAction, stage: int, num_stages: int, num_microbatches: int) -> list[Action]:
-    """All forwards, then all backwards in the same order (GPipe, arXiv:1811.06965, sec. 2.3)."""
-    microbatches = range(num_microbatches)
-    return [action("F", i) for i in microbatches] + [action("B", i) for i in microbatches]
-
-
-def one_f_one_b(
-    action: MakeAction, stage: int, num_stages: int, num_microbatches: int
-) -> list[Action]:
-    """Warm up, then one forward and one backward in turn, then the backwards that are left.
-
-    PipeDream-Flush (arXiv:2006.09503, sec. 2.2): stage s never holds more than
-    min(num_stages - s, num_microbatches) microbatches.
-    """
-    num_warmup = min(num_stages - stage - 1, num_microbatches)
-    num_steady = num_microbatches - num_warmup
-    actions = [action("F", i) for i in range(num_warmup)]
-    for i in range(num_steady):
-        actions += [action("F", num_warmup + i), action("B", i)]
-    return actions + [action("B", i) for i in range(num_steady, num_microbatches)]
-
-
-SCHEDULES: dict[str, Order] = {"gpipe": gpipe, "1f1b": one_f_one_b}
-
-
-def _add_transfers(
-    compute: list[Action], action: MakeAction, stage: int, num_stages: int
-) -> tuple[Action, ...]:
-    """Put a receive one compute action ahead of its user, and a send right behind its producer."""
-    has_previous, has_next = stage > 0, stage < num_stages - 1
-    receives: dict[str, Kind] = {}
-    sends: dict[str, Kind] = {}
-    if has_previous:
-        receives["F"], sends["B"] = "recv_forward", "send_backward"
-    if has_next:
-        receives["B"], sends["F"] = "recv_backward", "send_forward"
-    actions: list[Action] = []
-
-    def post(user: Action) -> None:
-        if user.kind in receives:
-            actions.append(action(receives[user.kind], user.microbatch))
-
-    post(compute[0])
-    for position, current in enumerate(compute):
-        if position + 1 < len(compute):
-            post(compute[position + 1])
-        actions.append(current)
-        if current.kind in sends:
-            actions.append(action(sends[current.kind], current.microbatch))
-    return tuple(actions)
+def _chain(name: str, num_stages: int, num_chunks: int | None) -> Chain:
+    recipe = SCHEDULES[name]
+    wanted = recipe.chunks
+    chunks = num_chunks if num_chunks is not None else wanted or 1
+    if wanted is not None and chunks != wanted:
+        raise ScheduleError(f"{name} has {wanted} chunks per stage, not {chunks}")
+    return Chain(num_stages=num_stages, num_chunks=chunks, placement=recipe.placement)

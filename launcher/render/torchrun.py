@@ -23,32 +23,40 @@ def render_command(plan: Plan, run_dir: Path, python: str, cores: int, module: s
         module: what every rank runs.
 
     """
+    layout = plan.layout
+    lines = ["#!/usr/bin/env bash", f"# {layout.world_size} workers of this run on one machine."]
+    if layout.nodes > 1:
+        lines[1:] = _EVERY_NODE.format(nodes=layout.nodes).splitlines()
     return "\n".join(
         [
-            "#!/usr/bin/env bash",
-            f"# {plan.layout.world_size} workers of this run on one machine.",
+            *lines,
             "set -euo pipefail",
             *_exports(worker_environment(plan, cores)),
-            "exec " + " \\\n    ".join(_words(torchrun_arguments(plan, run_dir, python, module))),
+            "exec " + " \\\n    ".join(_words(plan, run_dir, python, module)),
             "",
         ]
     )
 
 
-def torchrun_arguments(plan: Plan, run_dir: Path, python: str, module: str) -> list[str]:
-    """Argument vector of a single-node torchrun; the port is chosen by the kernel (port 0)."""
+_EVERY_NODE = """\
+# Run this on each of the {nodes} nodes, which must all see the run directory, with HEAD_NODE set to
+# the name of one of them and HEAD_PORT to a port that is free there."""
+
+
+def _words(plan: Plan, run_dir: Path, python: str, module: str) -> list[str]:
+    """The words of torchrun's command, quoted, those that belong together on one line."""
+    # On one machine the kernel chooses the port (0).
+    endpoint = "127.0.0.1:0"
+    if plan.layout.nodes > 1:
+        endpoint = '"${HEAD_NODE:?}:${HEAD_PORT:?}"'
     return [
-        python,
-        "-m",
-        "torch.distributed.run",
-        "--nnodes=1",
+        f"{shlex.quote(python)} -m torch.distributed.run",
+        f"--nnodes={plan.layout.nodes}",
         f"--nproc-per-node={plan.layout.gpus_per_node}",
         "--rdzv-backend=c10d",
-        "--rdzv-endpoint=127.0.0.1:0",
+        f"--rdzv-endpoint={endpoint}",
         "--max-restarts=0",
-        "--module",
-        module,
-        str(run_dir),
+        f"--module {module} {shlex.quote(str(run_dir))}",
     ]
 
 
@@ -58,9 +66,3 @@ def _exports(variables: Sequence[Variable]) -> list[str]:
         for variable in variables
         for line in (f"# {variable.why}", f"export {variable.name}={shlex.quote(variable.value)}")
     ]
-
-
-def _words(arguments: Sequence[str]) -> list[str]:
-    """Quoted arguments, the interpreter with its module on one line."""
-    quoted = [shlex.quote(argument) for argument in arguments]
-    return [" ".join(quoted[:3]), *quoted[3:-3], " ".join(quoted[-3:])]

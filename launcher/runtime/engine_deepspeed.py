@@ -10,10 +10,12 @@ Two ways of reducing gradients over dp:
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
 
 import torch
@@ -53,15 +55,22 @@ class DeepSpeedEngine:
         parameters = list(module.parameters())
         if layout.zero_stage == 3:
             _mark_for_zero3_norm(parameters)
-        self._deepspeed, self._zero, _, _ = deepspeed.initialize(
-            model=module,
-            optimizer=build_optimizer(parameters, run.optimizer),
-            config=dict(ds_config),
-            mpu=_ModelParallelUnit(groups),
-        )
+        with redirect_stdout(io.StringIO()):  # it prints memory figures, whatever its log level
+            self._deepspeed, self._zero, _, _ = deepspeed.initialize(
+                model=module,
+                optimizer=build_optimizer(parameters, run.optimizer),
+                config=dict(ds_config),
+                mpu=_ModelParallelUnit(groups),
+            )
         self._is_bf16 = run.precision.compute == "bf16"
-        if self._is_bf16 and layout.zero_stage == 2 and not self._streams:
-            self._gather_in_float32(parameters)
+        # BF16_Optimizer, which DeepSpeed takes for this pair, adds in float32 by itself.
+        self._has_float32_sums = self._is_bf16 and layout.zero_stage == 1
+        if not self._streams and not self._has_float32_sums:
+            # Its hooks have nothing to do until the end of the step, and take 2 % of it.
+            for hook in self._zero._grad_acc_hooks:
+                hook.remove()
+            if self._is_bf16:
+                self._gather_in_float32(parameters)
         self._tied = tied_parameter(module)
 
     def forward(self, x: Tensor, context: Any) -> Tensor:
@@ -114,9 +123,8 @@ class DeepSpeedEngine:
     def _gather(self) -> Iterator[None]:
         """Keep gradients local while microbatches run, then sum tied ones and reduce over dp."""
         self._deepspeed.set_gradient_accumulation_boundary(True)
-        has_float32_sums = self._is_bf16 and self._zero_stage == 1  # BF16_Optimizer, no coalescing
-        coalesce = nullcontext() if has_float32_sums else self._deepspeed.coalesce_grad_reduction()
-        with coalesce:
+        sums = self._has_float32_sums
+        with nullcontext() if sums else self._deepspeed.coalesce_grad_reduction():
             try:
                 yield
             except BaseException:
@@ -125,7 +133,7 @@ class DeepSpeedEngine:
                 raise
             if self._tied is not None:
                 sum_gradient(self._gradient_of(self._tied), self._groups.embedding)
-        if has_float32_sums:
+        if sums:
             # Bucket size 0: each flat buffer by itself, so that none is copied into a bucket.
             self._deepspeed.allreduce_gradients(bucket_size=0)
 
@@ -148,7 +156,7 @@ class DeepSpeedEngine:
         """The local sum of a parameter's gradients, wherever this kind of ZeRO keeps it."""
         if not self._is_bf16:
             gradient = parameter.grad
-        elif self._zero_stage == 1:
+        elif self._has_float32_sums:
             gradient = parameter._hp_grad
         else:
             gradient = parameter.grad_accum
@@ -235,6 +243,7 @@ def _import_deepspeed(groups: Groups) -> Any:
     os.environ.setdefault("DS_ACCELERATOR", groups.device.type)
     import deepspeed
 
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # DeepSpeed calls collectives by names that newer versions of torch warn about.
     warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
     if groups.device.type == "cpu":

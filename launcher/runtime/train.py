@@ -24,13 +24,16 @@ def train(trainer: Trainer, files: RunFiles) -> None:
         started = time.perf_counter()
         rate = learning_rate(run.optimizer, step, run.train.steps)
         loss, grad_norm = train_step(trainer, step, rate)
+        _require_finite("gradient norm", grad_norm, step)
         is_last = step == run.train.steps - 1
         if not is_last and (step + 1) % run.train.log_every:
             continue
         # Reading the loss waits for the device, so the clock is honest on CUDA too.
+        mean_loss = float(average_loss(loss, trainer.groups))
+        _require_finite("loss", mean_loss, step)
         entry = {
             "step": step,
-            "loss": _finite(float(average_loss(loss, trainer.groups)), step),
+            "loss": mean_loss,
             "grad_norm": grad_norm,
             "learning_rate": rate,
         }
@@ -81,11 +84,10 @@ def _validates(trainer: Trainer, step: int) -> bool:
     return is_last or (every is not None and (step + 1) % every == 0)
 
 
-def _finite(loss: float, step: int) -> float:
-    """A loss that is not a number ends the run: nothing after it could be used."""
-    if not math.isfinite(loss):
+def _require_finite(name: str, value: float, step: int) -> None:
+    """A loss or gradient that is not a number ends the run: nothing after it could be used."""
+    if not math.isfinite(value):
         raise RunFailed(
-            f"the loss is {loss} at step {step}; try a lower optimizer.learning_rate, a longer "
-            "optimizer.warmup_steps or optimizer.clip_grad_norm=1.0"
+            f"the {name} is {value} at step {step + 1}; try a lower optimizer.learning_rate, a "
+            "longer optimizer.warmup_steps or optimizer.clip_grad_norm=1.0"
         )
-    return loss

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
 from launcher.plan.run_files import RunFiles
+
+
+def write_failure(files: RunFiles, status: str, error: str) -> None:
+    """Note in summary.json how a run ended that did not end well; a finished summary stays."""
+    if not files.summary.exists():
+        document = {"outcome": {"status": status, "error": error}}
+        with contextlib.suppress(OSError):  # A full disk must not hide the reason itself.
+            files.summary.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def render_summary(files: RunFiles) -> str:

@@ -2,8 +2,9 @@
 
 import pytest
 
-from launcher.plan.schedule import SCHEDULES, Action, build_schedule
+from launcher.plan.schedule import Action, build_schedule
 
+CLASSIC = ("1f1b", "gpipe", "naive")
 GRID = [(p, m) for p in (1, 2, 3, 4, 7, 16) for m in (1, 2, 3, 5, 8, 17)]
 
 
@@ -36,7 +37,7 @@ def test_transfers_of_a_middle_stage_are_posted_early_and_sent_at_once():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", sorted(SCHEDULES))
+@pytest.mark.parametrize("name", CLASSIC)
 @pytest.mark.parametrize(("p", "m"), GRID)
 def test_every_microbatch_goes_forward_and_backward_once_on_every_stage(name, p, m):
     for actions in build_schedule(name, p, m).ranks:
@@ -46,7 +47,7 @@ def test_every_microbatch_goes_forward_and_backward_once_on_every_stage(name, p,
             assert actions.index(Action("F", index)) < actions.index(Action("B", index))
 
 
-@pytest.mark.parametrize("name", sorted(SCHEDULES))
+@pytest.mark.parametrize("name", CLASSIC)
 @pytest.mark.parametrize(("p", "m"), GRID)
 def test_sends_and_receives_of_neighbours_match_in_number_and_order(name, p, m):
     ranks = build_schedule(name, p, m).ranks
@@ -63,7 +64,7 @@ def test_sends_and_receives_of_neighbours_match_in_number_and_order(name, p, m):
     assert not order(p - 1, "recv_backward")
 
 
-@pytest.mark.parametrize("name", sorted(SCHEDULES))
+@pytest.mark.parametrize("name", CLASSIC)
 @pytest.mark.parametrize(("p", "m"), GRID)
 def test_a_receive_is_posted_before_and_at_most_one_compute_action_ahead(name, p, m):
     user = {"recv_forward": "F", "recv_backward": "B"}

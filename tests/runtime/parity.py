@@ -32,6 +32,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "untied": TINY | {"vocab_size": 97},
     "tied": TINY_GPT | {"vocab_size": 97},
     "one_kv_head": TINY | {"vocab_size": 97, "num_kv_heads": 1, "bias": True},
+    "small": TINY | {"vocab_size": 97, "num_layers": 2},
     "tied_llama": TINY | {"vocab_size": 97, "tie_embeddings": True},
 }
 OVERRIDES: dict[str, Any] = {

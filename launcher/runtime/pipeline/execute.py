@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +87,7 @@ class _Execution:
         self.inputs: dict[int, Tensor] = {}
         self.outputs: dict[int, Tensor | GradientEdge] = {}
         self.outgoing: dict[tuple[str, int], Tensor] = {}
-        self.sends: deque[tuple[Any, Tensor]] = deque()
+        self.sends: dict[tuple[str, int], tuple[Any, Tensor]] = {}
         self.losses: list[Tensor] = []
 
     def perform(self, kind: str, microbatch: int) -> None:
@@ -102,11 +101,9 @@ class _Execution:
             case "recv_backward":
                 self.receives["B", microbatch] = self.channels.receive_backward()
             case "send_forward":
-                activation = self.outgoing.pop(("F", microbatch))
-                self._keep_until_sent(self.channels.send_forward(activation), activation)
+                self._send("F", microbatch, self.channels.send_forward)
             case "send_backward":
-                gradient = self.outgoing.pop(("B", microbatch))
-                self._keep_until_sent(self.channels.send_backward(gradient), gradient)
+                self._send("B", microbatch, self.channels.send_backward)
             case _:
                 raise NotImplementedError(f"action {kind}")
 
@@ -114,8 +111,8 @@ class _Execution:
         """Wait for the sends that are still under way."""
         left = [self.receives, self.inputs, self.outputs, self.outgoing]
         assert not any(left), f"the schedule leaves {left} behind"
-        while self.sends:
-            self.sends.popleft()[0].wait()
+        for work, _ in self.sends.values():
+            work.wait()
         return torch.stack(self.losses).mean() if self.losses else None
 
     def _forward(self, microbatch: int) -> None:
@@ -143,14 +140,21 @@ class _Execution:
         gradient = None
         if self.channels.next is not None:
             gradient = self.receives.pop(("B", microbatch)).wait()
+            # Its gradient is here, so the activation must have arrived: this does not block.
+            self.sends.pop(("F", microbatch))[0].wait()
         self.engine.backward(self.outputs.pop(microbatch), gradient)
         if self.channels.previous is not None:
             gradient = self.inputs.pop(microbatch).grad
             assert gradient is not None
             self.outgoing["B", microbatch] = gradient.contiguous()
 
-    def _keep_until_sent(self, work: Any, tensor: Tensor) -> None:
-        """Hold on to a tensor while it is sent; let go of those that have arrived."""
-        self.sends.append((work, tensor))
-        while self.sends and self.sends[0][0].is_completed():
-            self.sends.popleft()[0].wait()
+    def _send(self, kind: str, microbatch: int, send: Callable[[Tensor], Any]) -> None:
+        """Start a send, hold on to its tensor, and let go of gradients that have arrived.
+
+        NCCL tells when they have; gloo does not before one waits, which is left to the end.
+        """
+        tensor = self.outgoing.pop((kind, microbatch))
+        self.sends[kind, microbatch] = (send(tensor), tensor)
+        for key, (work, _) in list(self.sends.items()):
+            if key[0] == "B" and work.is_completed():
+                self.sends.pop(key)[0].wait()

@@ -1,0 +1,151 @@
+"""When the actions of a schedule run: a clock per stage, which waits for what it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from launcher.plan.schedule_records import Action, Chain, ScheduleError, StageTimes
+
+Arrivals = list[float | None]
+"""When the input of each microbatch is there; None: not yet."""
+Effect = tuple[Arrivals | None, float, Arrivals | None, float]
+"""What an action waits for, how long it takes, where its result goes, and how long that takes."""
+NOTHING: Effect = (None, 0.0, None, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Start and end of the work of each stage."""
+
+    starts: tuple[float, ...]
+    finishes: tuple[float, ...]
+
+    @property
+    def makespan_s(self) -> float:
+        """From the first start to the last end."""
+        return max(self.finishes)
+
+    @property
+    def longest_stage_s(self) -> float:
+        """Longest time that any stage takes from its own start to its own end."""
+        return max(finish - start for start, finish in zip(self.starts, self.finishes, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Durations:
+    """How long everything takes."""
+
+    times: Sequence[StageTimes]
+    """Of every part of the model."""
+    p2p_s: float = 0.0
+    """Between two stages."""
+
+
+def walk(
+    chain: Chain,
+    num_microbatches: int,
+    ranks: Sequence[Sequence[Action]],
+    durations: Durations,
+    has_transfers: bool = True,
+) -> Timing:
+    """Time the actions of all stages. Raises ScheduleError where they wait for ever.
+
+    A compute action starts when its stage is free and its input has arrived: p2p_s after the send,
+    or, for orders without transfers, after the compute action on the other stage.
+    """
+    tables = _connect(chain, num_microbatches, durations, has_transfers)
+    clocks = [_Clock(actions, table) for actions, table in zip(ranks, tables, strict=True)]
+    waiting = list(enumerate(clocks))
+    while waiting:
+        # Down and up again: forwards travel one way, backwards the other.
+        moved = [clock.advance() for _, clock in (*waiting, *reversed(waiting))]
+        waiting = [pair for pair in waiting if pair[1].position < len(pair[1].actions)]
+        if waiting and not any(moved):
+            stage, clock = waiting[0]
+            raise ScheduleError(
+                f"deadlock: stage {stage} waits at {clock.actions[clock.position]} "
+                "for a transfer that is never sent"
+            )
+    return Timing(
+        starts=tuple(clock.start_s() for clock in clocks),
+        finishes=tuple(clock.time_s for clock in clocks),
+    )
+
+
+def _connect(
+    chain: Chain, num_microbatches: int, durations: Durations, has_transfers: bool
+) -> list[dict[str, list[Effect]]]:
+    """The effect of every kind of action on every chunk, stage by stage."""
+
+    def inboxes() -> list[Arrivals]:
+        return [[None] * num_microbatches for _ in range(chain.num_parts)]
+
+    inputs, gradients = inboxes(), inboxes()
+    tables = []
+    for stage in range(chain.num_stages):
+        table: dict[str, list[Effect]] = {
+            kind: [NOTHING] * chain.num_chunks
+            for kind in ("recv_forward", "recv_backward", "send_forward", "send_backward")
+        }
+        table |= {"F": [], "B": [], "W": []}
+        for chunk in range(chain.num_chunks):
+            part = chain.part(stage, chunk)
+            time = durations.times[part]
+            last = chain.num_parts - 1
+            behind = (chain.home(part + 1)[0], inputs[part + 1]) if part < last else None
+            before = (chain.home(part - 1)[0], gradients[part - 1]) if part > 0 else None
+            need_F = inputs[part] if part > 0 else None
+            need_B = gradients[part] if part < last else None
+            for kind, need, took, target in (
+                ("F", need_F, time.forward_s, behind),
+                ("B", need_B, time.backward_s, before),
+            ):
+                here = target is not None and target[0] == stage
+                direct = target is not None and (here or not has_transfers)
+                box = target[1] if target is not None else None
+                delay = 0.0 if here else durations.p2p_s
+                table[kind].append((need, took, box if direct else None, delay))
+                if not direct:
+                    name = "send_forward" if kind == "F" else "send_backward"
+                    table[name][chunk] = (None, 0.0, box, delay)
+            table["W"].append((None, time.weight_s, None, 0.0))
+        tables.append(table)
+    return tables
+
+
+class _Clock:
+    """How far one stage has come."""
+
+    def __init__(self, actions: Sequence[Action], table: dict[str, list[Effect]]) -> None:
+        self.actions, self.table = actions, table
+        self.position, self.time_s = 0, 0.0
+
+    def advance(self) -> bool:
+        """Run until an input is missing; whether anything was run."""
+        actions, table, time_s = self.actions, self.table, self.time_s
+        start = position = self.position
+        count = len(actions)
+        while position < count:
+            action = actions[position]
+            need, took, target, delay = table[action.kind][action.chunk]
+            if need is not None:
+                arrival = need[action.microbatch]
+                if arrival is None:
+                    break
+                if arrival > time_s:
+                    time_s = arrival
+            time_s += took
+            if target is not None:
+                target[action.microbatch] = time_s + delay
+            position += 1
+        self.position, self.time_s = position, time_s
+        return position > start
+
+    def start_s(self) -> float:
+        """When the first compute action started."""
+        first = next((action for action in self.actions if action.kind == "F"), None)
+        if first is None:
+            return 0.0
+        need = self.table["F"][first.chunk][0]
+        return (need[first.microbatch] or 0.0) if need is not None else 0.0

@@ -1,0 +1,51 @@
+"""Our orders against torch.distributed.pipelining's: never longer, never more in flight."""
+
+from itertools import accumulate, product
+
+import pytest
+
+from launcher.plan.schedule import SCHEDULES, build_schedule
+from launcher.plan.schedule_clock import Durations, walk
+from launcher.plan.simulate import StageTimes, simulate
+from tests.plan.oracles import CLASSES, accepts, torch_orders
+
+TIMES = [(1, 1, 1), (1, 1, 0.5), (1, 2, 1), (2, 1, 1.5)]
+CHUNKS = {"interleaved_1f1b": (2, 3, 4), "zb_h1": (1, 2, 3), "zb_v": (2,), "dualpipev": (2,)}
+CASES = [
+    (name, ours, p, v)
+    for name, p in product(CLASSES, (1, 2, 3, 4, 8))
+    for v in CHUNKS.get(name, (1,))
+    for ours in ((name, "zb_1p") if (name, v) == ("zb_h1", 1) else (name,))
+]
+MICROBATCHES = (1, 2, 3, 5, 8, 12, 16, 17, 33)
+
+
+def peaks(orders, splits):
+    signs = {"F": 1, "B": 0 if splits else -1, "W": -1}
+    return [max(accumulate(signs[action.kind] for action in order)) for order in orders]
+
+
+def stage_times(f, b, w, splits, count):
+    one = StageTimes(forward_s=f, backward_s=b if splits else b + w, weight_s=w if splits else 0)
+    return [one] * count
+
+
+@pytest.mark.parametrize(("name", "ours", "p", "v"), CASES)
+def test_no_longer_and_no_more_in_flight_than_torch(name, ours, p, v):
+    splits, compared = SCHEDULES[ours].splits_backward, 0
+    for m in MICROBATCHES:
+        if not accepts(name, p, m):
+            continue
+        for (f, b, w), p2p_s in product(TIMES, (0.0, 0.25)):
+            times = stage_times(f, b, w, splits, p * v)
+            schedule = build_schedule(ours, p, m, v, times=times, p2p_s=p2p_s)
+            theirs = torch_orders(name, schedule.chain, m)
+            result = simulate(schedule, times, p2p_s)
+            durations = Durations(times=times, p2p_s=p2p_s)
+            timing = walk(schedule.chain, m, theirs, durations, has_transfers=False)
+            assert result.makespan_s <= timing.makespan_s + 1e-9, (m, f, b, w, p2p_s)
+            # One more rule than theirs for those that are made for the times: depth x p.
+            limits = [p] * p if ours == "zb_1p" else peaks(theirs, splits)
+            assert all(a <= b for a, b in zip(result.peak_in_flight, limits, strict=True)), m
+            compared += 1
+    assert compared >= 16
