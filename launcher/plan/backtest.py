@@ -11,10 +11,17 @@ from launcher.plan.backtest_rows import BadRow, Facts, Measured, Unsupported, fo
 from launcher.plan.execution import Job
 from launcher.plan.memory import estimate_job_memory
 from launcher.plan.records import Stage
-from launcher.plan.schedule import build_schedule
-from launcher.plan.stage_time import estimate_parts
+from launcher.plan.schedule import SCHEDULES, build_schedule
+from launcher.plan.schedule_records import Chain, Schedule, ScheduleError
+from launcher.plan.stage_time import estimate_parts, stage_cost
 from launcher.plan.stages import make_stages, split_stages
-from launcher.plan.step_time import StepEstimate, estimate_job
+from launcher.plan.step_time import (
+    StepEstimate,
+    estimate_job,
+    find_links,
+    free_p2p_s,
+    time_parts,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +49,11 @@ def predict_row(row: Mapping[str, str | None], facts: Facts) -> Answer:
     """Predict and compare."""
     name, source = (row.get("id") or "").strip(), (row.get("source") or "").strip()
     try:
-        measured = read_row(row, facts)
-    except Unsupported as reason:
+        return compare(read_row(row, facts))
+    except (Unsupported, ScheduleError) as reason:
         return Answer(id=name, source=source, status="unsupported", reason=str(reason))
     except BadRow as reason:
         return Answer(id=name, source=source, status="bad", reason=str(reason))
-    return compare(measured)
 
 
 def compare(measured: Measured) -> Answer:
@@ -86,10 +92,21 @@ def predict_job(job: Job) -> tuple[tuple[Stage, ...], StepEstimate]:
             model, layout.pp, block_s=parts.block_s, first_s=parts.embedding_s,
             last_s=parts.head_s,
         )  # fmt: skip
-    schedule = None
-    if layout.vpp == 1:
-        schedule = build_schedule("1f1b", layout.pp, layout.num_microbatches)
-    return stages, estimate_job(job, stages, schedule)
+    return stages, estimate_job(job, stages, _schedule(job, stages))
+
+
+def _schedule(job: Job, stages: Sequence[Stage]) -> Schedule:
+    """By name; those made for measured times are made for the predicted ones."""
+    layout = job.layout
+    name, count = layout.schedule, layout.num_microbatches
+    if SCHEDULES[name].order is not None:
+        chunks = layout.vpp if SCHEDULES[name].chunks is None else None
+        return build_schedule(name, layout.pp, count, chunks)
+    links = find_links(job)
+    parts = estimate_parts(job, links)
+    costs = [stage_cost(job, stage, parts, links) for stage in stages]
+    times = time_parts(job, costs, parts, Chain(num_stages=layout.pp), True, links)
+    return build_schedule(name, layout.pp, count, None, times, free_p2p_s(job, links))
 
 
 def backtest(rows: Iterable[Mapping[str, str | None]], facts: Facts) -> dict[str, Any]:

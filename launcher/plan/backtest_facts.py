@@ -74,14 +74,18 @@ PROGRAMS = (
             MEGATRON,
             attention="flash",
             fusion="eager",
-            overlap_dp=False,
+            overlap_dp=True,
             reduce_bytes=2,
             gradient_bytes=2,
         ),
     ),
     Program(
-        pattern=r"narayanan|2104\.04473|korthikanti|2205\.05198|bigscience|bloom|mt-nlg|2201\.11990"
-        r"|gpt-neox.*20b|2204\.06745",
+        pattern=r"gpt-neox|gptneox|2204\.06745",
+        execution=replace(MEGATRON_2021, fusion="eager", dropout_masks=False),
+        is_modern=False,
+    ),
+    Program(
+        pattern=r"narayanan|2104\.04473|korthikanti|2205\.05198|bigscience|bloom|mt-nlg|2201\.11990",
         execution=MEGATRON_2021,
         is_modern=False,
     ),
@@ -117,11 +121,19 @@ def find_program(row: dict[str, str]) -> Program:
     return program
 
 
-def find_execution(row: dict[str, str], tp: int, num_layers: int) -> Execution:
+def find_execution(row: dict[str, str], tp: int, vpp: int, num_layers: int) -> Execution:
     """The program's execution with what this row says of it."""
     program = find_program(row)
     execution, words = program.execution, f"{row['id']} {row['notes']}".lower()
     changes: dict[str, Any] = {}
+    if program.is_modern and vpp > 1:  # Megatron-Core overlaps exchanges of interleaved stages
+        changes["overlap_p2p"] = True
+    if re.search(r"(no|without) flash|torch attention|unfused attention", words):
+        changes["attention"] = "matrix"
+    elif re.search(r"flash[- ]?attention[- ]?3|fa3|cudnn", words):
+        changes["attention"] = "cudnn"
+    elif re.search(r"flash", words) and execution.attention == "matrix":
+        changes["attention"] = "flash"
     if re.search(r"(?<![a-z])eager", words):
         changes["fusion"] = "eager"
     elif re.search(r"torch\.compile|(?<![a-z])compile", words):
@@ -199,3 +211,24 @@ def stated_bandwidth(row: dict[str, str], gpus_per_node: int) -> float | None:
     if found := re.search(r"([\d.]+)\s*Tb(?:/s|ps)[^.;]*(?:per|/) ?(?:host|node)", notes):
         return float(found[1]) * 1e12 / 8 / gpus_per_node
     return None
+
+
+SCHEDULE_WORDS = (
+    (r"zb-?v|zbv", "zb_v"),
+    (r"zb-?h1", "zb_h1"),
+    (r"zb-?h2", "zb_h2"),
+    (r"zb-?1p", "zb_1p"),
+    (r"zb-?2p", "zb_2p"),
+    (r"dualpipe", "dualpipev"),
+    (r"gpipe", "gpipe"),
+)
+"""Names of schedules in the id or the notes of a row; else 1F1B, interleaved where vpp > 1."""
+
+
+def find_schedule(row: dict[str, str], vpp: int) -> str:
+    """A name of `SCHEDULES`."""
+    words = f"{row['id']} {row['notes']}".lower().replace("_", "-")
+    for pattern, name in SCHEDULE_WORDS:
+        if re.search(rf"(?<![a-z0-9]){pattern}(?![a-z0-9])", words):
+            return name
+    return "interleaved_1f1b" if vpp > 1 else "1f1b"

@@ -13,6 +13,7 @@ from launcher.plan.backtest_facts import (
     find_devices,
     find_execution,
     find_program,
+    find_schedule,
     stated_bandwidth,
 )
 from launcher.plan.costs import count_parameters
@@ -74,7 +75,7 @@ def read_row(row: Mapping[str, str | None], facts: Facts) -> Measured:
         raise Unsupported(f"not published: {', '.join(missing)}")
     model = _model(cells, facts)
     layout = _layout(cells, model)
-    execution = find_execution(cells, layout.tp, model.num_layers)
+    execution = find_execution(cells, layout.tp, layout.vpp, model.num_layers)
     hardware = _hardware(cells, layout, facts)
     job = Job(model=model, hardware=hardware, layout=layout, execution=execution)
     memory = _number(cells, "mem_gib")
@@ -180,7 +181,7 @@ def _layout(cells: Mapping[str, str], model: Model) -> Layout:
         zero_stage=_zero_stage(cells["zero_or_fsdp"].lower(), pp),
         micro_batch_size=micro, num_microbatches=count, global_batch_size=batch,
         sequence_length=_integer(cells, "seq", 1),
-        schedule="1f1b" if vpp == 1 else "interleaved", recompute=cells["recompute"],
+        schedule=find_schedule(dict(cells), vpp), recompute=cells["recompute"],
         order=("tp", "cp", "dp", "pp"),
     )  # fmt: skip
 

@@ -119,8 +119,26 @@ def _waits(job: Job, links: Links, work: Work, recompute: str) -> PassTimes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EndCosts:
+    """Embedding and head, per microbatch, where a part of the model has them."""
+
+    forward_s: float
+    input_s: float
+    weight_s: float
+
+
+def end_costs(parts: Parts, is_first: bool, is_last: bool) -> EndCosts:
+    """What the ends add to a part."""
+    return EndCosts(
+        forward_s=is_first * parts.embedding_forward_s + is_last * parts.head_forward_s,
+        input_s=is_first * parts.embedding_backward_s + is_last * parts.head_input_s,
+        weight_s=is_last * parts.head_weight_s,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class StageCost:
-    """One stage, per microbatch; waits are in the pass times and apart."""
+    """The blocks of one stage, per microbatch; waits are in the pass times and apart."""
 
     forward_s: float
     input_s: float
@@ -131,49 +149,37 @@ class StageCost:
     """Once per step."""
     parameters: float
     expert_parameters: float
-    is_first: bool
-    is_last: bool
 
 
 def stage_cost(job: Job, stage: Stage, parts: Parts, links: Links) -> StageCost:
-    """All blocks of a stage and its ends."""
-    blocks = stage.end_layer - stage.first_layer
-    ends = tp_times(job, links, 0, 1, 0.0)
+    """All blocks of a stage; its ends count where their computing hides communication."""
+    blocks, layout = stage.end_layer - stage.first_layer, job.layout
     first, last = stage.is_first, stage.is_last
+    ends = tp_times(job, links, 0, 1, 0.0)
     wait_forward = blocks * parts.block_wait_forward_s + first * ends.forward_s
     wait_backward = blocks * parts.block_wait_backward_s + last * ends.backward_s
-    forward = (
-        blocks * parts.block_forward_s
-        + first * parts.embedding_forward_s
-        + last * parts.head_forward_s
-    )
-    backward = (
-        blocks * parts.block_input_s
-        + first * parts.embedding_backward_s
-        + last * parts.head_input_s
-    )
-    weight = blocks * parts.block_weight_s + last * parts.head_weight_s
-    parameters = float(
-        count_stage_parameters(job.model, blocks, first, last, job.layout.tp, job.layout.ep)
-    )
-    experts = count_expert_parameters(job.model, blocks, first, job.layout.tp, job.layout.ep)
-    traffic = state_traffic(job, links, parameters, experts, max(1, blocks))
-    if traffic.per_microbatch:
-        gather, reduce = _sharded_waits(job, traffic, forward, backward + weight)
+    forward, backward = blocks * parts.block_forward_s, blocks * parts.block_input_s
+    weight = blocks * parts.block_weight_s
+    parameters = count_stage_parameters(job.model, blocks, first, last, layout.tp, layout.ep)
+    experts = count_expert_parameters(job.model, blocks, first, layout.tp, layout.ep)
+    tail = state_traffic(job, links, parameters, experts, max(1, blocks))
+    if tail.per_microbatch:
+        own = end_costs(parts, first, last)
+        gather, reduce = _sharded_waits(
+            job, tail, forward + own.forward_s, backward + weight + own.input_s + own.weight_s
+        )
         copies = _copies_s(job, parameters)
         wait_forward += gather + copies
         wait_backward += reduce + 2 * copies
-        traffic = StateTraffic(reduce_s=0.0, gather_s=0.0, per_microbatch=True)
+        tail = StateTraffic(reduce_s=0.0, gather_s=0.0, per_microbatch=True)
     return StageCost(
         forward_s=forward + wait_forward,
         input_s=backward + wait_backward,
         weight_s=weight,
         wait_s=wait_forward + wait_backward,
-        tail=traffic,
+        tail=tail,
         parameters=parameters,
         expert_parameters=experts,
-        is_first=first,
-        is_last=last,
     )
 
 

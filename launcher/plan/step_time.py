@@ -9,14 +9,13 @@ from launcher.config.schema import Run
 from launcher.plan.collectives import Links, boundary_s, exposed_s
 from launcher.plan.costs import sum_sizes, tied_copy
 from launcher.plan.execution import Job, runtime_job
-from launcher.plan.interleaved import ChunkTimes, simulate_interleaved
 from launcher.plan.kernels import peak_flops, traffic_s
 from launcher.plan.links import Link, make_link, stride_link, transfer_s
 from launcher.plan.mesh import Mesh
 from launcher.plan.records import Communication, Layout, Stage, Time
-from launcher.plan.schedule import Schedule
-from launcher.plan.simulate import Simulation, StageTimes, simulate
-from launcher.plan.stage_time import Parts, StageCost, estimate_parts, stage_cost
+from launcher.plan.schedule_records import Chain, Schedule, StageTimes, has_weight_actions
+from launcher.plan.simulate import Simulation, simulate
+from launcher.plan.stage_time import Parts, StageCost, end_costs, estimate_parts, stage_cost
 from launcher.plan.traffic import embedding_link, list_communication
 from launcher.plan.work import model_flops_per_token
 
@@ -37,26 +36,14 @@ def estimate_step(
     return estimate_job(runtime_job(run, layout), stages, schedule)
 
 
-def estimate_job(job: Job, stages: Sequence[Stage], schedule: Schedule | None) -> StepEstimate:
-    """The same for a job of any program; without a schedule, 1F1B interleaved over vpp chunks."""
+def estimate_job(job: Job, stages: Sequence[Stage], schedule: Schedule) -> StepEstimate:
+    """The same for a job of any program."""
     links = find_links(job)
     parts = estimate_parts(job, links)
     costs = tuple(stage_cost(job, stage, parts, links) for stage in stages)
-    p2p_s = boundary_s(job, links)
-    # A blocking exchange keeps both stages from computing.
-    held_s = 0.0 if job.execution.overlap_p2p else p2p_s
-    if schedule is None:
-        chunks = [_chunk_times(job, cost, parts, held_s) for cost in costs]
-        simulation = simulate_interleaved(chunks, job.layout.num_microbatches, p2p_s - held_s)
-    else:
-        times = [
-            StageTimes(
-                forward_s=cost.forward_s + held_s,
-                backward_s=cost.input_s + cost.weight_s + held_s,
-            )
-            for cost in costs
-        ]
-        simulation = simulate(schedule, times, p2p_s - held_s)
+    splits = has_weight_actions(schedule.ranks)
+    times = time_parts(job, costs, parts, schedule.chain, splits, links)
+    simulation = simulate(schedule, times, free_p2p_s(job, links))
     return StepEstimate(
         time=summarise(job, simulation, costs, links),
         communication=list_communication(job, stages, links),
@@ -64,21 +51,37 @@ def estimate_job(job: Job, stages: Sequence[Stage], schedule: Schedule | None) -
     )
 
 
-def _chunk_times(job: Job, cost: StageCost, parts: Parts, held_s: float) -> list[ChunkTimes]:
-    """Blocks in equal chunks; the embedding is in the first one, the head in the last."""
-    vpp = job.layout.vpp
-    first, last = cost.is_first * parts.embedding_forward_s, cost.is_last * parts.head_forward_s
-    first_back = cost.is_first * parts.embedding_backward_s
-    last_back = cost.is_last * (parts.head_input_s + parts.head_weight_s)
-    forward = (cost.forward_s - first - last) / vpp + held_s
-    backward = (cost.input_s + cost.weight_s - first_back - last_back) / vpp + held_s
-    return [
-        ChunkTimes(
-            forward_s=forward + (chunk == 0) * first + (chunk == vpp - 1) * last,
-            backward_s=backward + (chunk == 0) * first_back + (chunk == vpp - 1) * last_back,
+def free_p2p_s(job: Job, links: Links) -> float:
+    """Transfers that leave both stages free to compute."""
+    return boundary_s(job, links) if job.execution.overlap_p2p else 0.0
+
+
+def time_parts(
+    job: Job,
+    costs: Sequence[StageCost],
+    parts: Parts,
+    chain: Chain,
+    splits: bool,
+    links: Links,
+) -> list[StageTimes]:
+    """Every part of the model: a stage's blocks in equal chunks, the ends where they are."""
+    # A blocking exchange keeps both stages from computing.
+    held_s = boundary_s(job, links) - free_p2p_s(job, links)
+    times = []
+    for part in range(chain.num_parts):
+        cost = costs[chain.home(part)[0]]
+        ends = end_costs(parts, part == 0, part == chain.num_parts - 1)
+        forward = cost.forward_s / chain.num_chunks + ends.forward_s + held_s
+        backward = cost.input_s / chain.num_chunks + ends.input_s + held_s
+        weight = cost.weight_s / chain.num_chunks + ends.weight_s
+        times.append(
+            StageTimes(
+                forward_s=forward,
+                backward_s=backward if splits else backward + weight,
+                weight_s=weight if splits else 0.0,
+            )
         )
-        for chunk in range(vpp)
-    ]
+    return times
 
 
 def find_links(job: Job) -> Links:
@@ -143,7 +146,8 @@ def _tail_s(job: Job, cost: StageCost) -> float:
     reduce_s, gather_s = cost.tail.reduce_s, cost.tail.gather_s
     if not job.execution.overlap_dp:
         return reduce_s + gather_s
-    return exposed_s(reduce_s, cost.input_s + cost.weight_s) + exposed_s(gather_s, cost.forward_s)
+    backward_s = cost.input_s + cost.weight_s
+    return exposed_s(reduce_s, backward_s) + exposed_s(gather_s, cost.forward_s)
 
 
 def _embedding_s(job: Job, links: Links) -> float:
