@@ -26,6 +26,7 @@ verbs
   run      check, plan, write the run directory, start the job and follow it (default)
   plan     check and predict only
   verify   train a shrunk model in the same layout on CPU processes and in one process; compare
+  backtest FILE.csv   predict every measured run of a table; print the errors
   rules    every rule that a configuration must obey, with its reason
 
 overrides (Hydra)
@@ -49,6 +50,7 @@ _VERBS = {
     "run": Verb(action=commands.run, flags=frozenset({"dry_run", "run_dir"})),
     "plan": Verb(action=commands.plan, flags=frozenset({"json"})),
     "verify": Verb(action=commands.verify, flags=frozenset({"json", "run_dir"})),
+    "backtest": Verb(action=commands.backtest, flags=frozenset({"json"})),
     "rules": Verb(action=commands.rules, flags=frozenset({"json"})),
 }
 

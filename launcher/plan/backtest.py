@@ -7,9 +7,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from launcher.plan.backtest_rows import BadRow, Facts, Measured, Unsupported, for_fit, read_row
+from launcher.plan.backtest_rows import (
+    BadRow,
+    Facts,
+    Measured,
+    Unsupported,
+    for_fit,
+    read_cells,
+    read_number,
+    read_row,
+    zero_stage,
+)
 from launcher.plan.execution import Job
-from launcher.plan.memory import estimate_job_memory
+from launcher.plan.memory import estimate_job_memory, zero_model_state_bytes
 from launcher.plan.records import Stage
 from launcher.plan.schedule import SCHEDULES, build_schedule
 from launcher.plan.schedule_records import Chain, Schedule, ScheduleError
@@ -43,17 +53,39 @@ class Answer:
     predicted_fits: bool | None = None
     measured_fits: bool | None = None
     group: tuple[str, ...] = ()
+    tokens: int = 0
+    """Per step: layouts are compared by time per token."""
 
 
 def predict_row(row: Mapping[str, str | None], facts: Facts) -> Answer:
     """Predict and compare."""
     name, source = (row.get("id") or "").strip(), (row.get("source") or "").strip()
     try:
+        if "too many cells" in row:
+            raise BadRow("more cells than columns")
+        if (row.get("notes") or "").strip().startswith("[A]"):
+            return _model_states(row, name, source)
         return compare(read_row(row, facts))
     except (Unsupported, ScheduleError) as reason:
         return Answer(id=name, source=source, status="unsupported", reason=str(reason))
     except BadRow as reason:
         return Answer(id=name, source=source, status="bad", reason=str(reason))
+
+
+def _model_states(row: Mapping[str, str | None], name: str, source: str) -> Answer:
+    """A row worked out on paper: ZeRO's model states, in units of 1e9 bytes."""
+    cells = read_cells(row)
+    parameters, gigabytes = read_number(cells, "params_b"), read_number(cells, "mem_gib")
+    if parameters is None or gigabytes is None:
+        raise Unsupported("an analytic row without params_b or mem_gib")
+    stage = zero_stage(cells["zero_or_fsdp"].lower(), 1)
+    dp = int(read_number(cells, "dp") or 1)
+    predicted = round(zero_model_state_bytes(parameters * 1e9, stage, dp))
+    measured = round(gigabytes * 1e9)
+    return Answer(
+        id=name, source=source, status="predicted", predicted_memory_bytes=predicted,
+        measured_memory_bytes=measured, memory_error=predicted / measured - 1,
+    )  # fmt: skip
 
 
 def compare(measured: Measured) -> Answer:
@@ -77,6 +109,7 @@ def compare(measured: Measured) -> Answer:
         predicted_fits=whole.peak_bytes <= whole.capacity_bytes,
         measured_fits=not measured.did_not_fit,
         group=measured.group,
+        tokens=job.layout.global_batch_size * job.layout.sequence_length,
     )
 
 
@@ -125,7 +158,7 @@ def backtest(rows: Iterable[Mapping[str, str | None]], facts: Facts) -> dict[str
 
 def _row_json(answer: Answer) -> dict[str, Any]:
     document = asdict(answer)
-    del document["group"]
+    del document["group"], document["tokens"]
     if answer.status == "bad":  # a row that cannot be read is not supported either
         document |= {"status": "unsupported", "reason": f"broken row: {answer.reason}"}
     return document
@@ -180,18 +213,22 @@ def sweeps(answers: Sequence[Answer]) -> list[dict[str, Any]]:
 
 def _regret(members: Sequence[Answer]) -> float:
     """How much longer than the best the predicted best takes."""
-    chosen = min(members, key=lambda answer: answer.predicted_step_s or 0.0)
-    best = min(answer.measured_step_s or 0.0 for answer in members)
-    return (chosen.measured_step_s or 0.0) / best - 1
+    predicted, measured = _per_token(members)
+    return measured[predicted.index(min(predicted))] / min(measured) - 1
 
 
 def _rank_correlation(members: Sequence[Answer]) -> float | None:
     """Spearman's, ties shared; None where all are equal."""
-    left = _ranks([answer.predicted_step_s or 0.0 for answer in members])
-    right = _ranks([answer.measured_step_s or 0.0 for answer in members])
+    left, right = (_ranks(values) for values in _per_token(members))
     if len(set(left)) == 1 or len(set(right)) == 1:
         return None
     return statistics.correlation(left, right)
+
+
+def _per_token(members: Sequence[Answer]) -> tuple[list[float], list[float]]:
+    """Predicted and measured seconds per token, a list each."""
+    predicted = [(answer.predicted_step_s or 0.0) / answer.tokens for answer in members]
+    return predicted, [(answer.measured_step_s or 0.0) / answer.tokens for answer in members]
 
 
 def _ranks(values: Sequence[float]) -> list[float]:

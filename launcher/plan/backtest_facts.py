@@ -115,9 +115,9 @@ def find_program(row: dict[str, str]) -> Program:
     if program.pattern in ("", "deepspeed|zero") and row["zero_or_fsdp"].startswith("fsdp"):
         program = Program(pattern="fsdp", execution=FSDP)
     written = [int(number) for number in re.findall(r"\b(2\d{3})\.\d{5}\b", source)]
-    if written and min(written) < FIRST_FLASH and "flash" not in source:
-        if program.execution.attention != "matrix" and not row["zero_or_fsdp"].startswith("fsdp"):
-            program = Program(pattern="", execution=MEGATRON_2021, is_modern=False)
+    is_old = bool(written) and min(written) < FIRST_FLASH and "flash" not in source
+    if is_old and program.is_modern and not row["zero_or_fsdp"].startswith("fsdp"):
+        program = Program(pattern="", execution=MEGATRON_2021, is_modern=False)
     return program
 
 

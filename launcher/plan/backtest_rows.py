@@ -65,11 +65,9 @@ class Measured:
 
 def read_row(row: Mapping[str, str | None], facts: Facts) -> Measured:
     """Raises Unsupported or BadRow."""
-    cells = {column: (row.get(column) or "").strip() for column in COLUMNS}
+    cells = read_cells(row)
     tag = re.match(r"\[([A-Za-z]+)\]", cells["notes"])
     tags = tag[1].upper() if tag else ""
-    if tags == "A":
-        raise Unsupported("analytic figure of model states, not a measured run")
     required = ("layers", "hidden", "heads", "vocab", "seq", "gpu", "gpus", "global_batch")
     if missing := [column for column in required if not cells[column]]:
         raise Unsupported(f"not published: {', '.join(missing)}")
@@ -78,7 +76,7 @@ def read_row(row: Mapping[str, str | None], facts: Facts) -> Measured:
     execution = find_execution(cells, layout.tp, layout.vpp, model.num_layers)
     hardware = _hardware(cells, layout, facts)
     job = Job(model=model, hardware=hardware, layout=layout, execution=execution)
-    memory = _number(cells, "mem_gib")
+    memory = read_number(cells, "mem_gib")
     names = ("source", "model", "gpu", "gpus", "seq", "precision")
     return Measured(
         id=cells["id"],
@@ -91,8 +89,13 @@ def read_row(row: Mapping[str, str | None], facts: Facts) -> Measured:
     )
 
 
+def read_cells(row: Mapping[str, str | None]) -> dict[str, str]:
+    """Every column, empty where the table has none."""
+    return {column: (row.get(column) or "").strip() for column in COLUMNS}
+
+
 def _integer(cells: Mapping[str, str], name: str, default: int) -> int:
-    value = _number(cells, name)
+    value = read_number(cells, name)
     if value is None:
         return default
     if value != int(value) or value < 1:
@@ -100,7 +103,8 @@ def _integer(cells: Mapping[str, str], name: str, default: int) -> int:
     return int(value)
 
 
-def _number(cells: Mapping[str, str], name: str) -> float | None:
+def read_number(cells: Mapping[str, str], name: str) -> float | None:
+    """A positive number, or None where the cell is empty."""
     if not cells[name]:
         return None
     try:
@@ -136,7 +140,7 @@ def _model(cells: Mapping[str, str], facts: Facts) -> Model:
         return known.model_copy(update=common | {"experts": experts})
     if re.search(r"moe|mixtral|x\d+b|-a\d+b|deepseek", cells["model"].lower()):
         raise Unsupported(f"experts of {cells['model']} are neither in the table nor in conf/model")
-    return _fit_kind(common, _number(cells, "params_b"))
+    return _fit_kind(common, read_number(cells, "params_b"))
 
 
 def _known_model(name: str, facts: Facts) -> Model | None:
@@ -178,7 +182,7 @@ def _layout(cells: Mapping[str, str], model: Model) -> Layout:
     return Layout(
         world_size=gpus, nodes=-(-gpus // per_node), gpus_per_node=per_node,
         tp=tp, cp=cp, ep=_integer(cells, "ep", 1), pp=pp, vpp=vpp, dp=dp,
-        zero_stage=_zero_stage(cells["zero_or_fsdp"].lower(), pp),
+        zero_stage=zero_stage(cells["zero_or_fsdp"].lower(), pp),
         micro_batch_size=micro, num_microbatches=count, global_batch_size=batch,
         sequence_length=_integer(cells, "seq", 1),
         schedule=find_schedule(dict(cells), vpp), recompute=cells["recompute"],
@@ -193,7 +197,8 @@ def _default_micro_batch(cells: Mapping[str, str], samples: int, num_stages: int
     return max(1, samples // num_stages) if samples % num_stages == 0 else 1
 
 
-def _zero_stage(text: str, pp: int) -> int:
+def zero_stage(text: str, pp: int) -> int:
+    """Of `zero1(dist-opt)`, `fsdp2(zero3)`, `fsdp`, `0`."""
     if found := re.search(r"zero-?(\d)", text):
         return int(found[1])
     if "fsdp" in text or "hsdp" in text:
@@ -220,15 +225,15 @@ def _hardware(cells: Mapping[str, str], layout: Layout, facts: Facts) -> Hardwar
 
 def _measured_step_s(cells: Mapping[str, str], job: Job) -> float | None:
     """Given, or from tokens/s, TFLOP/s or MFU by the source's convention."""
-    if (given := _number(cells, "step_time_s")) is not None:
+    if (given := read_number(cells, "step_time_s")) is not None:
         return given
     layout = job.layout
     tokens = layout.global_batch_size * layout.sequence_length / layout.world_size
-    if (rate := _number(cells, "tokens_per_s_per_gpu")) is not None:
+    if (rate := read_number(cells, "tokens_per_s_per_gpu")) is not None:
         return tokens / rate
-    if (rate := _number(cells, "tflops_per_gpu")) is not None:
+    if (rate := read_number(cells, "tflops_per_gpu")) is not None:
         return tokens * published_flops_per_token(cells, job) / (rate * 1e12)
-    if (share := _number(cells, "mfu")) is not None:
+    if (share := read_number(cells, "mfu")) is not None:
         assert job.hardware.gpu is not None
         peak = peak_flops(job.hardware.gpu, job.execution.matmul)
         return tokens * published_flops_per_token(cells, job) / (share * peak)

@@ -5,7 +5,7 @@ The plan of a run uses `runtime_execution`; a measured run of another program sa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from launcher.config.schema import Hardware, Model, Optimizer, Run

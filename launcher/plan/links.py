@@ -91,7 +91,8 @@ def transfer_s(op: str, payload_bytes: float, link: Link) -> float:
 
 def _latency_s(op: str, link: Link) -> float:
     """All-reduce has trees, whose depth is a logarithm (NCCL 2.4); gather and scatter only rings,
-    which pass every rank (before NCCL 2.23)."""
+    which pass every rank (before NCCL 2.23).
+    """
     if op == "send_recv":
         return link.latency_s
     if op == "all_reduce":

@@ -100,7 +100,7 @@ def _stage_memory(job: Job, stage: Stage, in_flight: int, gpu: Gpu) -> StageMemo
 
 
 def _share(job: Job, stage: Stage, size: int) -> int:
-    """This rank's part of sharded state; experts have fewer replicas to share it with."""
+    """A rank's part of sharded state; experts have fewer replicas to share it with."""
     layout = job.layout
     replicas = layout.dp * layout.cp
     shards = min(job.execution.shard_size or replicas, replicas)

@@ -328,8 +328,8 @@ def embedding_work(job: Job) -> Work:
 
 
 LOSS_BYTES = (26, 18)
-"""Bytes per logit of the loss forward and backward: torch's own upcasts (2 + 4), takes the maximum (4),
-the exponent's sum (4 + 4), and writes log-probabilities (8); backward reads and writes float32 and
+"""Bytes per logit of the loss forward and backward: torch's own upcasts (2 + 4), takes the
+maximum (4), the exponent's sum (4 + 4), and writes log-probabilities (8); backward reads and writes float32 and
 downcasts. Programs that compile blocks leave the loss to these kernels."""
 
 FUSED_LOSS_BYTES = (6, 4)
