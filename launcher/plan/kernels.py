@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,7 +14,8 @@ multiprocessor reaches with them: smaller ones reuse less of what they load (NVI
 Multiplication Background User's Guide, fig. 5)."""
 
 TILE_START = 520
-"""Depth of a product whose time equals filling and draining a tile's pipeline."""
+"""Depth of a product whose time equals filling and draining a tile's pipeline; fitted on all
+rows of docs/backtest.md together."""
 
 SPLITS = (1, 2, 3, 4, 8)
 """Into how many parts a library splits the depth of a product that has few tiles."""
@@ -72,7 +74,7 @@ def _tiling_s(
 def peak_flops(gpu: Gpu, kind: str) -> float:
     """Dense peak of a matrix type; fp8 falls back on bf16 where a device has none."""
     if kind == "fp8":
-        return gpu.peak_flops.fp8 or gpu.peak_flops.bf16
+        return float(gpu.peak_flops.fp8 or gpu.peak_flops.bf16)
     return float(getattr(gpu.peak_flops, kind))
 
 
@@ -108,5 +110,5 @@ def attention_s(
     share = table.forward if direction == "forward" else table.backward
     keys = 2 * keys_seen  # of the whole sequence; causal kernels see half on average
     share *= keys / (keys + ATTENTION_START[direction])
-    share *= min(1.0, (head_dim / 128) ** 0.25)
-    return gpu.op_overhead_s + flops / (gpu.peak_flops.bf16 * share)
+    share *= min(1.0, math.sqrt(math.sqrt(head_dim / 128)))
+    return float(gpu.op_overhead_s + flops / (gpu.peak_flops.bf16 * share))

@@ -179,7 +179,7 @@ def _plain_attention(job: Job, size: Size) -> Work:
     hidden, tokens = model.hidden_size, size.tokens
     moved = _moved(job, tokens)
     if job.execution.fusion == "eager" and job.execution.attention != "matrix":
-        projections = (
+        projections: tuple[Matmul, ...] = (
             _matmul(job, tokens, hidden, size.queries),
             _matmul(job, tokens, hidden, size.keys, saved=False),
             _matmul(job, tokens, hidden, size.keys),
@@ -329,8 +329,8 @@ def embedding_work(job: Job) -> Work:
 
 LOSS_BYTES = (26, 18)
 """Bytes per logit of the loss forward and backward: torch's own upcasts (2 + 4), takes the
-maximum (4), the exponent's sum (4 + 4), and writes log-probabilities (8); backward reads and writes float32 and
-downcasts. Programs that compile blocks leave the loss to these kernels."""
+maximum (4), the exponent's sum (4 + 4), and writes log-probabilities (8); backward reads and
+writes float32 and downcasts. Programs that compile blocks leave the loss to these kernels."""
 
 FUSED_LOSS_BYTES = (6, 4)
 """One kernel reads twice and writes the gradient."""
