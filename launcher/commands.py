@@ -19,6 +19,7 @@ from launcher.errors import (
     DoesNotFit,
     Finding,
     LaunchError,
+    SubmissionRefused,
 )
 from launcher.plan.records import Plan
 
@@ -227,6 +228,12 @@ def _refuse(answer: Plan) -> None:
     from launcher.submit.local import refuse_if_not_here
     from launcher.submit.slurm import refuse_submission
 
+    model = answer.run.model
+    if model.experts or model.latent:
+        raise SubmissionRefused(
+            f"model={model.name} can be planned, but workers do not yet build mixtures of experts "
+            "or latent attention"
+        )
     if answer.run.launch.name == "slurm":
         refuse_submission()
     refuse_if_not_here(answer, detect_machine())
