@@ -250,7 +250,7 @@ def published_flops_per_token(cells: Mapping[str, str], job: Job) -> float:
     model, length = job.model, job.layout.sequence_length
     is_causal = re.search(r"(?<!non-)causal attention", words) is not None
     total = model_flops_per_token(model, length, causal=is_causal)
-    says_so = re.search(r"(include|count)s? (the )?recompute|hardware flop|hfu", words)
+    says_so = re.search(r"(include|count)s? (the )?recompute|hardware flop", words)
     if job.execution.recompute == "full" and (re.search(RECOMPUTE_COUNTED, words) or says_so):
         total += job.execution.recompute_share * forward_flops_per_token(
             model, length, causal=is_causal, with_head=False

@@ -133,9 +133,16 @@ def test_recomputation_is_read_from_its_words(text, meaning):
     assert read_recompute(text, 50) == meaning
 
 
-@pytest.mark.parametrize(("notes", "bandwidth"), [("8x200Gb HDR IB", 25e9), ("4x100Gb RoCE", 6.25e9),
-                                                  ("400Gb/s/GPU RoCE", 50e9), ("", None),
-                                                  ("2 Tb/s RoCE per host", 31.25e9)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("notes", "bandwidth"),
+    [
+        ("8x200Gb HDR IB", 25e9),
+        ("4x100Gb RoCE", 6.25e9),
+        ("400Gb/s/GPU RoCE", 50e9),
+        ("2 Tb/s RoCE per host", 31.25e9),
+        ("", None),
+    ],
+)
 def test_a_stated_network_is_read(notes, bandwidth):
     assert stated_bandwidth({"notes": notes}, 8) == bandwidth
 
