@@ -73,6 +73,7 @@ def cpu_facts(machine: LocalMachine, processes: int) -> dict[str, Any]:
             # bf16 without AMX is emulated through float32.
             "peak_flops": {"fp32": peak, "bf16": peak / 4},
             "max_efficiency": 0.5,
+            "multiprocessors": 1,  # a process' share of the cores works as one
             "op_overhead_s": 12e-6 / min(1.0, cores),
             "context_bytes": _CPU_CONTEXT_BYTES,
         },

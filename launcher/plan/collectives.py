@@ -10,7 +10,7 @@ from launcher.plan.operators import Work, size_of
 
 SLOWDOWN = 0.29
 """Seconds that computing loses per second of a collective beside it: NCCL's kernels take
-multiprocessors and memory bandwidth (overlapped kernels run 1.2 to 1.4 times as long)."""
+multiprocessors and memory bandwidth. Fitted on all rows of docs/backtest.md together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +163,11 @@ def _state_traffic(job: Job, links: Links, parameters: float, units: int) -> Sta
 
 
 def broadcasts_s(payload: float, link: Link) -> float:
-    """Each rank's part from that rank to all others, one after the other, along a chain."""
+    """Each rank's part from that rank to all others, one after the other, along a chain.
+
+    The quarter of a hop's latency is an assumption made on InternEvo's rows, the only program here
+    that works so: a constant of one source until another shows it.
+    """
     hops = link.group_size - 1
     return payload / link.bandwidth + link.group_size * hops * link.latency_s * 0.25
 

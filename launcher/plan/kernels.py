@@ -10,8 +10,7 @@ from launcher.config.schema import Gpu
 
 TILES = ((256, 128, 1.0), (128, 256, 1.0), (128, 128, 0.93), (128, 64, 0.78), (64, 64, 0.6))
 """Output tiles of matrix kernels, rows x columns, and the share of the largest tile's rate that a
-multiprocessor reaches with them: smaller ones reuse less of what they load (NVIDIA, Matrix
-Multiplication Background User's Guide, fig. 5)."""
+multiprocessor reaches with them. Smaller ones reuse less of what they load; assumed shares."""
 
 TILE_START = 520
 """Depth of a product whose time equals filling and draining a tile's pipeline; fitted on all
@@ -96,7 +95,7 @@ def elementwise_s(num_bytes: float, kernels: int, gpu: Gpu) -> float:
 
 
 ATTENTION_START = {"forward": 400, "backward": 600}
-"""Keys per query at which attention kernels reach half of their long-sequence rate."""
+"""Keys per query at which attention reaches half of its long-sequence rate; assumed, not fitted."""
 
 
 def attention_s(

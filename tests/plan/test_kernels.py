@@ -22,10 +22,9 @@ def test_large_products_come_near_the_best_rate_and_none_exceeds_it():
     assert rate(128, 4096, 4096) < 0.5
 
 
-def test_one_tile_more_than_a_wave_costs_a_wave():
-    sms = GPU.multiprocessors
-    full, over = (Gemm(m=256, n=128, k=65536, batch=count) for count in (sms, sms + 1))
-    assert gemm_s(over, "bf16", GPU) > 1.2 * gemm_s(full, "bf16", GPU)
+def test_a_wave_that_is_hardly_filled_lowers_the_rate():
+    assert GPU.multiprocessors == 108  # 12 x 9 tiles of 256 x 128 are one wave, 12 x 10 are more
+    assert rate(12 * 256, 9 * 128, 4096) > 1.1 * rate(12 * 256, 10 * 128, 4096)
 
 
 def test_a_thin_product_is_bound_by_memory():
