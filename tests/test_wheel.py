@@ -39,7 +39,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(python: Path, code: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(python), "-c", code], cwd=cwd, capture_output=True, text=True)
+    return subprocess.run([str(python), "-E", "-c", code], cwd=cwd, capture_output=True, text=True)
 
 
 def test_the_wheel_carries_every_config_recipe_and_template(wheel):
@@ -61,13 +61,13 @@ def test_it_plans_and_renders_from_another_directory(installed, tmp_path):
     code = "import sys; from launcher.cli import main; sys.exit(main(sys.argv[1:]))"
     words = ["plan", "--json", "recipe=llama3_8b_h100x64"]
     result = subprocess.run(
-        [str(installed), "-c", code, *words], cwd=tmp_path, capture_output=True, text=True
+        [str(installed), "-E", "-c", code, *words], cwd=tmp_path, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["layout"]["world_size"] == 64
     words = ["--dry-run", "launch=slurm", "hardware=h100x64"]
     result = subprocess.run(
-        [str(installed), "-c", code, *words], cwd=tmp_path, capture_output=True, text=True
+        [str(installed), "-E", "-c", code, *words], cwd=tmp_path, capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
     assert "#SBATCH --nodes=8" in result.stdout
