@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from launcher.config.schema import Run
+from launcher.plan.memory import BUCKET_ELEMENTS
 from launcher.plan.records import Layout
-
-BUCKET_ELEMENTS = 2**25
-"""Gradients (and parameters) per collective: 128 MiB of float32 buffer on each rank."""
 
 
 def render_deepspeed_config(run: Run, layout: Layout) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch.autograd.graph import GradientEdge
 from torch.nn import Parameter
 
 from launcher.config.schema import Run
+from launcher.plan.memory import BUCKET_ELEMENTS
 from launcher.plan.records import Layout
 from launcher.runtime.gradients import (
     accumulate_in_float32,
@@ -27,9 +28,6 @@ from launcher.runtime.gradients import (
 from launcher.runtime.groups import Groups
 from launcher.runtime.model.stage import tied_parameter
 from launcher.runtime.optimizer import build_optimizer, set_learning_rate
-
-BUCKET_ELEMENTS = 2**25
-"""Gradients per all-reduce: 128 MiB in float32."""
 
 
 class ReplicatedEngine:
