@@ -62,6 +62,16 @@ class RunFiles:
         return self.root / "checkpoints"
 
     @property
+    def save_request(self) -> Path:
+        """Asks a running job for a checkpoint; removed when the copy begins."""
+        return self.checkpoints / ".save_now"
+
+    @property
+    def has_saved(self) -> Path:
+        """Marks a run that has saved: it never starts from the beginning by itself again."""
+        return self.root / "has_saved"
+
+    @property
     def data(self) -> Path:
         """Token files prepared for this run."""
         return self.root / "data"
