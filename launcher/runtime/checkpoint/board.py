@@ -20,10 +20,12 @@ class Board:
     the training thread needs as well.
     """
 
-    def __init__(self, rank: int, world_size: int) -> None:
+    def __init__(self, rank: int, world_size: int, store: dist.Store | None = None) -> None:
+        """Without a store of its own: the job's."""
         self.rank, self.world_size = rank, world_size
-        alone = world_size == 1
-        store = dist.HashStore() if alone else dist.distributed_c10d._get_default_store()
+        if store is None:
+            alone = world_size == 1
+            store = dist.HashStore() if alone else dist.distributed_c10d._get_default_store()
         self._store = dist.PrefixStore("checkpoint", store)
 
     def put(self, name: str, message: Any) -> None:
