@@ -57,6 +57,10 @@ def build_engine(
     module: nn.Module, run: Run, layout: Layout, groups: Groups, ds_config: dict[str, Any]
 ) -> Engine:
     """The engine for a layout; every rank must call it, at the same place."""
+    if layout.engine == "fsdp2":
+        from launcher.runtime.engine_fsdp2 import Fsdp2Engine
+
+        return Fsdp2Engine(module, run, layout, groups)
     if layout.zero_stage == 0:
         from launcher.runtime.engine_replicated import ReplicatedEngine
 

@@ -75,6 +75,12 @@ EXAMPLES: dict[str, list[Callable[[], Run]]] = {
         lambda: make_run(hardware=CPU | {"gpus_per_node": 4}),
     ],
     "zero3-without-pipeline": [lambda: eight(tp=1, pp=2, zero_stage=3)],
+    "fsdp2-shards": [lambda: eight(engine="fsdp2", zero_stage=0)],
+    "fsdp2-without-split-backward": [
+        lambda: eight(engine="fsdp2", schedule="zb_h1"),
+        lambda: eight(engine="fsdp2", schedule="zb_v", vpp=2),
+        lambda: eight(engine="fsdp2", schedule="dualpipev", vpp=2),
+    ],
     "order-complete": [
         lambda: make_run(parallelism={"order": ["tp", "dp", "pp"]}),
         lambda: make_run(parallelism={"order": ["tp", "cp", "ep", "pp"]}),
