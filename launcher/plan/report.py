@@ -43,6 +43,7 @@ def _head(plan: Plan) -> Iterator[str]:
     yield (
         f"{'layout':<12}tp={layout.tp} pp={layout.pp} dp={layout.dp} zero_stage="
         f"{layout.zero_stage} schedule={layout.schedule} recompute={layout.recompute}"
+        + (" engine=fsdp2" if layout.engine == "fsdp2" else "")
     )
     yield (
         f"{'tokens/step':<12}{layout.global_batch_size * layout.sequence_length:,} = "

@@ -198,7 +198,7 @@ def _as_dtensor(parameter: Parameter) -> Any:
 
 
 def _local_gradient(sharded: Any) -> Tensor:
-    """This rank's rows of the averaged gradient; zeros for a parameter that took no part."""
+    """Its own rows of the averaged gradient; zeros for a parameter that took no part."""
     if sharded.grad is None:
         return torch.zeros_like(sharded.to_local())
     return sharded.grad.to_local()  # type: ignore[no-any-return]
