@@ -136,26 +136,34 @@ def _shard_stage(
     shared = {"mesh": mesh, "mp_policy": policy}
     module_of = dict(module.layers.items())
     for block in module_of.values():
-        fully_shard(block.float(), reshard_after_forward=regathers, **shared)
+        fully_shard(_in_float32(block), reshard_after_forward=regathers, **shared)
     first: list[nn.Module] = []
     last: list[nn.Module] = []
     if not (module.is_tied and module.is_first and module.is_last):
         if module.is_first:
-            fully_shard(module.embedding.float(), reshard_after_forward=regathers, **shared)
+            fully_shard(_in_float32(module.embedding), reshard_after_forward=regathers, **shared)
             module.embedding.set_unshard_in_backward(False)  # a lookup's backward reads no weight
             first = [module.embedding]
         if module.is_last:
             # Backward begins where forward ends: gathering the head again would be in vain.
-            parts = [module.final_norm.float(), module.head.float()]
+            parts = [_in_float32(module.final_norm), _in_float32(module.head)]
             fully_shard(parts, reshard_after_forward=False, **shared)
             last = [module.head]
     # What is left: a table that embedding and head share.
-    fully_shard(module.float(), reshard_after_forward=False, **shared)
+    fully_shard(_in_float32(module), reshard_after_forward=False, **shared)
     for piece in module.pieces:
         order = [module_of[str(layer)] for layer in range(piece.first_layer, piece.end_layer)]
         _gather_ahead(
             (first if piece.is_first else []) + order + (last or [module]) * piece.is_last
         )
+
+
+def _in_float32(module: nn.Module) -> nn.Module:
+    """Its parameters in the masters' type; buffers stay in the compute type."""
+    for parameter in module.parameters():
+        if not isinstance(parameter, DTensor):
+            parameter.data = parameter.data.float()
+    return module
 
 
 def _gather_ahead(order: list[Any]) -> None:
