@@ -22,7 +22,8 @@ LABEL = 12
 """Columns of the label in front of a line."""
 
 GAP = re.compile(
-    r"(?<![+])(?<!bubble)(?<!communication)(?<!optimizer) (?!(?:s|ms|us|min|h|days|GiB|MiB|[(][0-9.]+%[)])(?![a-z]))"
+    r"(?<![+])(?<!bubble)(?<!communication)(?<!optimizer) "
+    r"(?!(?:s|ms|us|min|h|days|GiB|MiB|[(][0-9.]+%[)])(?![a-z]))"
 )
 """A space at which a line may break."""
 

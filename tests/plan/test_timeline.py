@@ -1,5 +1,7 @@
 """The timeline shows the very simulation that the plan's times come from."""
 
+from itertools import pairwise
+
 import pytest
 
 from launcher.plan.build import build_plan
@@ -31,7 +33,7 @@ def test_it_ends_when_the_plan_says(plan):
 
 def test_a_stage_computes_one_action_at_a_time_and_as_long_as_simulated(plan):
     for stage, spans in enumerate(build_timeline(plan).compute):
-        assert all(a.end_s <= b.start_s for a, b in zip(spans, spans[1:], strict=False))
+        assert all(a.end_s <= b.start_s for a, b in pairwise(spans))
         busy_s = sum(span.end_s - span.start_s for span in spans)
         assert busy_s == pytest.approx(plan.simulation.busy_s[stage])
 
