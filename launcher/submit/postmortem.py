@@ -36,10 +36,9 @@ def explain_failure(files: RunFiles, plan: Plan, exit_code: int, log_start: int 
 
     `log_start` is the byte of torchrun's log at which this attempt begins.
     """
-    report = _report(files, log_start)
-    failure = first_failure(files, report)
+    failure = first_failure(files, log_start)
     if failure is None:
-        tail = _tail(report)
+        tail = _tail(_report(files, log_start))
         return f"the run failed with exit code {exit_code}\n{tail}  log: {files.launcher_log}"
     coordinates = build_mesh(plan.layout).coordinates(failure.rank)
     place = ", ".join(f"{axis} {coordinates[axis]}" for axis in ("dp", "pp", "tp"))
@@ -49,10 +48,11 @@ def explain_failure(files: RunFiles, plan: Plan, exit_code: int, log_start: int 
     )
 
 
-def first_failure(files: RunFiles, report: str) -> Failure | None:
+def first_failure(files: RunFiles, log_start: int = 0) -> Failure | None:
     """The earliest error of a rank's own; a killed rank before the errors that it caused."""
     told = sorted(_told_failures(files), key=lambda failure: failure.time)
     own = [failure for failure in told if not failure.is_echo]
+    report = _report(files, log_start)
     told_ranks = {failure.rank for failure in told}
     silent = [failure for failure in _silent_ranks(report) if failure.rank not in told_ranks]
     candidates = own or silent or told
