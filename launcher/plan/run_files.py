@@ -25,7 +25,7 @@ class RunFiles:
 
     @property
     def deepspeed(self) -> Path:
-        """Configuration of the data-parallel engine."""
+        """What DeepSpeed is told; not there under another engine."""
         return self.root / "ds_config.json"
 
     @property

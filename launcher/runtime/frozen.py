@@ -26,7 +26,8 @@ class Frozen:
     schedule: Schedule
     plan: dict[str, Any]
     """The whole plan.json."""
-    ds_config: dict[str, Any]
+    ds_config: dict[str, Any] | None
+    """What DeepSpeed is told; None under another engine."""
 
 
 def read_frozen(files: RunFiles) -> Frozen:
@@ -40,6 +41,7 @@ def read_frozen(files: RunFiles) -> Frozen:
         )
     plan = json.loads(files.plan.read_text())
     layout = layout_from_json(plan)
+    has_deepspeed = layout.engine == "deepspeed"
     run = Run.model_validate(yaml.safe_load(files.run.read_text()))
     return Frozen(
         run=run,
@@ -47,5 +49,5 @@ def read_frozen(files: RunFiles) -> Frozen:
         stages=stages_from_json(plan),
         schedule=plan_schedule(run, layout),
         plan=plan,
-        ds_config=json.loads(files.deepspeed.read_text()),
+        ds_config=json.loads(files.deepspeed.read_text()) if has_deepspeed else None,
     )
