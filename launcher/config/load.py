@@ -10,6 +10,7 @@ from typing import Any
 
 from launcher.config.choose_model import choose_model
 from launcher.config.compose import compose_run
+from launcher.config.data_files import check_data_files
 from launcher.config.local_hardware import LocalMachine, cpu_facts, detect_machine, gpu_option
 from launcher.config.partial import check_partial
 from launcher.config.rules import check_run
@@ -60,7 +61,7 @@ def load_run(
     )
     findings = [*composed.findings, *(local.findings if local else ()), *unreadable, *refused]
     if run is not None and not composed.unknown_groups:
-        findings += check_run(run)
+        findings += check_run(run) or check_data_files(run)
     else:
         unknown = {finding.field for finding in refused} | composed.unknown_groups
         findings += check_partial(values, unknown)

@@ -48,7 +48,7 @@ def damaged_files(folder: Path) -> list[str]:
 
 
 def narrowest_dtype(vocab_size: int) -> str:
-    """The narrowest type that holds every id.  narrowest_dtype(65536) -> "uint16" """
+    """The narrowest type that holds every id: uint16 up to 65,536 of them."""
     return next(name for name, width in TOKEN_BYTES.items() if vocab_size <= 1 << 8 * width)
 
 

@@ -138,9 +138,7 @@ def _from_json(document: Any) -> StoreInfo:
         tokenizer = TokenizerInfo(**document["tokenizer"])
         files = {name: FileInfo(**info) for name, info in document["files"].items()}
         keys = ("dtype", "num_tokens", "num_documents", "largest_token", "bad_lines")
-        info = StoreInfo(
-            tokenizer=tokenizer, files=files, **{key: document[key] for key in keys}
-        )
+        info = StoreInfo(tokenizer=tokenizer, files=files, **{key: document[key] for key in keys})
         whole = (info.num_tokens, info.num_documents, info.largest_token, tokenizer.vocab_size)
         if info.dtype in TOKEN_BYTES and all(isinstance(number, int) for number in whole):
             return info

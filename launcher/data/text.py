@@ -22,12 +22,10 @@ class Borders(Protocol):
         """One more than there are documents."""
 
     @overload
-    def __getitem__(self, index: int) -> Any:
-        """The token at which document `index` begins."""
+    def __getitem__(self, index: int) -> Any: ...
 
     @overload
-    def __getitem__(self, index: slice) -> Tokens:
-        """The same for several."""
+    def __getitem__(self, index: slice) -> Tokens: ...
 
 
 @dataclass(frozen=True, kw_only=True)

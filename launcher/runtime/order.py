@@ -83,9 +83,9 @@ class Branch:
 def build_mixture(weights: Sequence[float]) -> Branch | int:
     """A tree that deals samples by weight; with one source just its number.
 
-    Any first n samples have n w / sum(w) of every source, give or take two. Joining the two lightest
-    first (Huffman) keeps every inner share at 2/3 or less, so that the rounding of all levels adds
-    up to at most 1/2 (1 + 2/3 + 4/9 + ...) = 3/2.
+    Any first n samples have n w / sum(w) of every source, give or take 3/2. Joining the two
+    lightest first (Huffman) keeps every inner share at 2/3 or less, so that the rounding of all
+    levels adds up to at most 1/2 (1 + 2/3 + 4/9 + ...) = 3/2.
     """
     sides: list[tuple[int, int, Branch | int]] = [
         (whole, number, number) for number, whole in enumerate(_whole_numbers(weights))
@@ -110,4 +110,3 @@ def _whole_numbers(weights: Sequence[float]) -> list[int]:
     if total > _LARGEST_TOTAL:
         wholes = [max(1, whole * (_LARGEST_TOTAL // 2) // total) for whole in wholes]
     return wholes
-

@@ -10,7 +10,7 @@ import torch
 from launcher.errors import RunFailed
 from launcher.plan.run_files import RunFiles
 from launcher.runtime.build import Trainer
-from launcher.runtime.data import TokenWindows
+from launcher.runtime.data import Batches
 from launcher.runtime.metrics import MetricsLog, write_summary
 from launcher.runtime.optimizer import learning_rate
 from launcher.runtime.pipeline.execute import average_loss, run_forward, run_schedule
@@ -71,10 +71,12 @@ def validate(trainer: Trainer) -> float:
     return total / batches
 
 
-def _validation_loss(trainer: Trainer, windows: TokenWindows, batch: int) -> float:
+def _validation_loss(trainer: Trainer, windows: Batches, batch: int) -> float:
     groups, layout = trainer.groups, trainer.frozen.layout
     place = Progress(step=batch, consumed_samples=batch * layout.global_batch_size)
-    microbatches = windows.step_samples(place, layout, groups.dp.index, groups.device)
+    microbatches = windows.step_samples(
+        place, layout, groups.dp.index, groups.device, trainer.frozen.run.train.validation_batches
+    )
     loss = run_forward(
         trainer.frozen.schedule, trainer.engine, trainer.channels, trainer.stage, microbatches
     )
