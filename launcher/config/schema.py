@@ -330,14 +330,16 @@ class Precision(Record):
 
 
 class Checkpoint(Record):
-    """When the state is saved."""
+    """When the state is saved. With one of the periods also at the end, and when asked to stop."""
 
     every_steps: Safe[Positive | None] = None
-    """Steps between checkpoints; None: never."""
+    """Steps between checkpoints; None: no such period."""
     every_minutes: Safe[PositiveFloat | None] = None
-    """Minutes between checkpoints; None: never."""
+    """Minutes between checkpoints; None: no such period."""
     keep: Safe[Positive | None] = None
     """How many of the newest are kept; None: all."""
+    keep_every: Safe[Positive | None] = None
+    """The M-th checkpoint, the 2M-th and so on are kept for good; None: `keep` alone decides."""
 
 
 class Launch(Record):

@@ -150,11 +150,6 @@ EXAMPLES: dict[str, list[Callable[[], Run]]] = {
         lambda text=text: make_run(**{"launch.time_limit": text})
         for text in ("tomorrow", "", "12:0:0", "1 day", "-5", "12:00:00\n", "\u0661:00")
     ],
-    "checkpoint-every-steps-not-available": [lambda: make_run(checkpoint={"every_steps": 10})],
-    "checkpoint-every-minutes-not-available": [
-        lambda: make_run(checkpoint={"every_minutes": 10.0})
-    ],
-    "checkpoint-keep-not-available": [lambda: make_run(checkpoint={"keep": 1})],
 }  # fmt: skip
 CASES = [
     pytest.param(name, example, id=f"{name}-{number}")
