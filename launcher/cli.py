@@ -52,6 +52,7 @@ _VERBS = {
     "run": Verb(action=commands.run, flags=_CONFIG | {"dry_run", "run_dir", "multirun"}),
     "plan": Verb(action=commands.plan, flags=_CONFIG | {"json", "multirun"}),
     "verify": Verb(action=commands.verify, flags=_CONFIG | {"json", "run_dir"}),
+    "backtest": Verb(action=commands.backtest, flags=frozenset({"json"})),
     "rules": Verb(action=commands.rules, flags=frozenset({"json"}), takes_overrides=False),
 }
 # `--cfg` prints and stops; `--package` and `--resolve` say what it prints.

@@ -58,6 +58,36 @@ class RopeScaling(Record):
     """Sequence length of the pre-training before the stretch."""
 
 
+class Experts(Record):
+    """A mixture of experts in place of the MLP of most blocks."""
+
+    num_experts: Positive
+    """Routed experts per block."""
+    experts_per_token: Positive
+    """Routed experts that each token visits."""
+    ffn_hidden_size: Positive
+    """Inner width of one routed expert."""
+    num_shared: Annotated[int, Field(ge=0)] = 0
+    """Experts that every token visits, each as wide as a routed one."""
+    num_dense_layers: Annotated[int, Field(ge=0)] = 0
+    """First blocks that keep the plain MLP."""
+
+
+class LatentAttention(Record):
+    """Multi-head latent attention: keys and values from a narrow projection (DeepSeek-V2)."""
+
+    kv_rank: Positive
+    """Width that keys and values are compressed to."""
+    q_rank: Positive | None = None
+    """Width that queries are compressed to; None: they are not."""
+    nope_head_dim: Positive
+    """Per head and key: columns without position."""
+    rope_head_dim: Positive
+    """Per key, shared by all heads: columns with rotary position."""
+    value_head_dim: Positive
+    """Columns per value head."""
+
+
 class Model(Record):
     """A decoder, as facts: GPT-2, GPT-3, Llama, Mistral and Yi differ in these fields only."""
 
@@ -103,6 +133,10 @@ class Model(Record):
     """Dropout on attention probabilities."""
     init_std: PositiveFloat = 0.02
     """Standard deviation of initial weights; residual projections get it / sqrt(2 num_layers)."""
+    experts: Experts | None = None
+    """None: every block has one MLP."""
+    latent: LatentAttention | None = None
+    """None: plain, grouped or multi-query attention."""
 
     @property
     def kv_heads(self) -> int:
@@ -127,6 +161,15 @@ class PeakFlops(Record):
     """float32 as torch runs it by default (no TF32)."""
     bf16: PositiveFloat
     """bfloat16 with float32 accumulation."""
+    fp8: PositiveFloat | None = None
+    """8-bit floats with float32 accumulation; None: the device has none."""
+
+
+class AttentionRates(Record):
+    """Share of the bf16 peak that attention in one kernel reaches on long causal sequences."""
+
+    forward: Annotated[float, Field(gt=0, le=1)] = 0.62
+    backward: Annotated[float, Field(gt=0, le=1)] = 0.55
 
 
 class Gpu(Record):
@@ -146,6 +189,18 @@ class Gpu(Record):
     """Seconds that any operator takes however small it is."""
     context_bytes: Annotated[int, Field(ge=0)]
     """Memory that a process takes before its first tensor (context, libraries, communicators)."""
+    step_overhead_s: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds per step outside of kernels: data, synchronisation, the update's launches."""
+    multiprocessors: Positive | None = None
+    """Units that matrix kernels spread their tiles over; None: products are not cut into tiles."""
+    memory_efficiency: Annotated[float, Field(gt=0, le=1)] = 0.85
+    """Share of memory_bandwidth that large elementwise kernels reach."""
+    fp8_efficiency: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the fp8 peak that large matrix products reach; None: max_efficiency."""
+    flash_attention: AttentionRates = AttentionRates()
+    """FlashAttention 2 and what copies it."""
+    cudnn_attention: AttentionRates | None = None
+    """cuDNN's and FlashAttention 3's kernels; None: as flash_attention."""
 
 
 class Node(Record):
@@ -157,6 +212,8 @@ class Node(Record):
     """Bytes per second per device and direction, inside the node."""
     latency_s: PositiveFloat
     """Seconds per message inside the node."""
+    efficiency: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Share of bandwidth that large collectives reach."""
     host_memory_bytes: Positive
     """RAM of the node."""
 
@@ -170,6 +227,8 @@ class Network(Record):
     """Bytes per second per device and direction, between nodes."""
     latency_s: PositiveFloat
     """Seconds per message between nodes."""
+    efficiency: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Share of bandwidth that large collectives reach."""
 
 
 class Hardware(Record):

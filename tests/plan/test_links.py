@@ -48,7 +48,8 @@ def test_bytes_sent_by_a_rank_of_four(op, sent):
 def test_a_transfer_takes_its_bytes_and_its_hops():
     link = Link(group_size=8, crosses_nodes=False, bandwidth=1e9, latency_s=1e-3)
     assert transfer_s("all_reduce", 8e9, link) == pytest.approx(14.0 + 6e-3)
-    assert transfer_s("all_gather", 8e9, link) == pytest.approx(7.0 + 3e-3)
+    # Gathers are rings, which pass all other ranks; only all-reduce has trees.
+    assert transfer_s("all_gather", 8e9, link) == pytest.approx(7.0 + 7e-3)
     assert transfer_s("send_recv", 8e9, link) == pytest.approx(8.0 + 1e-3)
 
 
