@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher import __version__, commands
+from launcher import __version__, commands, table_commands
 from launcher.config.spelling import closest, did_you_mean
 from launcher.errors import (
     EXIT_DONE,
@@ -26,6 +26,7 @@ verbs
   run      check, plan, write the run directory, start the job and follow it (default)
   plan     check and predict only
   verify   train a shrunk model in the same layout on CPU processes and in one process; compare
+  backtest predict every measured run of a table (FILE.csv) and say how far off that is
   rules    every rule that a configuration must obey, with its reason
 
 overrides (Hydra)
@@ -52,7 +53,7 @@ _VERBS = {
     "run": Verb(action=commands.run, flags=_CONFIG | {"dry_run", "run_dir", "multirun"}),
     "plan": Verb(action=commands.plan, flags=_CONFIG | {"json", "multirun"}),
     "verify": Verb(action=commands.verify, flags=_CONFIG | {"json", "run_dir"}),
-    "backtest": Verb(action=commands.backtest, flags=frozenset({"json"})),
+    "backtest": Verb(action=table_commands.backtest, flags=frozenset({"json"})),
     "rules": Verb(action=commands.rules, flags=frozenset({"json"}), takes_overrides=False),
 }
 # `--cfg` prints and stops; `--package` and `--resolve` say what it prints.

@@ -25,7 +25,10 @@ def test_every_leaf_of_the_schema_is_walked():
 
     groups = {key for key in CLASSES if any(other.startswith(f"{key}.") for other in CLASSES)}
     assert len(CLASSES) - len(groups) == count(Run)
-    assert groups == {"model.rope_scaling", "hardware.gpu", "hardware.node", "hardware.network"}
+    assert groups == {
+        "model.rope_scaling", "model.experts", "model.latent", "hardware.gpu",
+        "hardware.gpu.cudnn_attention", "hardware.node", "hardware.network",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -69,7 +72,7 @@ def test_a_group_that_comes_or_goes_is_a_change_with_all_its_keys():
     changes = find_changes(one, with_value(one, "hardware.network", None))
     assert {change.key for change in changes} == {
         "hardware.network", *(f"hardware.network.{key}" for key in ("name", "bandwidth"))
-    } | {"hardware.network.latency_s"}  # fmt: skip
+    } | {"hardware.network.latency_s", "hardware.network.efficiency"}  # fmt: skip
     assert {change.kind for change in changes} == {"safe"}
 
 
