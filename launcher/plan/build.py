@@ -41,7 +41,7 @@ def build_plan(run: Run) -> Plan:
         communication=found.step.communication,
         parameters=parameters,
         checkpoint_bytes=parameters * _checkpoint_bytes_per_parameter(run.optimizer),
-        simulation=step.simulation,
+        simulation=found.step.simulation,
         warnings=warnings,
         decisions=filled.decisions,
     )
