@@ -68,6 +68,8 @@ class Node(Record):
     """Bytes per second per device and direction, inside the node."""
     latency_s: Safe[PositiveFloat]
     """Seconds per message inside the node."""
+    ll128_latency_s: Safe[PositiveFloat | None] = None
+    """The same for NCCL's LL128 protocol; None: there is none (gloo)."""
     efficiency: Safe[Annotated[float, Field(gt=0, le=1)]] = 0.8
     """Share of bandwidth that large collectives reach."""
     host_memory_bytes: Safe[Positive]
@@ -83,6 +85,13 @@ class Network(Record):
     """Bytes per second per device and direction, between nodes."""
     latency_s: Safe[PositiveFloat]
     """Seconds per message between nodes."""
+    ll128_latency_s: Safe[PositiveFloat | None] = None
+    """The same for NCCL's LL128 protocol; None: there is none (gloo)."""
+    contention: Safe[Annotated[float, Field(ge=0, le=1)]] = 0.0
+    """What a collective loses per doubling of the nodes that it spans: flows that meet in switches.
+    Its bandwidth is divided by 1 + contention x log2(nodes)."""
+    oversubscription: Safe[Annotated[float, Field(ge=1)]] = 1.0
+    """Bandwidth into the leaf switches of a fat tree over that out of them; 1: non-blocking."""
     efficiency: Safe[Annotated[float, Field(gt=0, le=1)]] = 0.8
     """Share of bandwidth that large collectives reach."""
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from launcher.plan.backtest_facts import share_fabrics
 from launcher.plan.backtest_rows import (
     BadRow,
     Facts,
@@ -147,7 +148,7 @@ def _schedule(job: Job, stages: Sequence[Stage], chain: Chain) -> Schedule:
 
 def backtest(rows: Iterable[Mapping[str, str | None]], facts: Facts) -> dict[str, Any]:
     """The document of `launch backtest --json`."""
-    answers = [predict_row(row, facts) for row in rows]
+    answers = [predict_row(row, facts) for row in share_fabrics(rows)]
     sources = {
         source: summarise([answer for answer in answers if answer.source == source])
         for source in dict.fromkeys(answer.source for answer in answers)

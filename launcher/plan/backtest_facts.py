@@ -7,6 +7,7 @@ one source.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -199,6 +200,26 @@ def find_devices(row: dict[str, str]) -> tuple[str, str, str] | None:
             unknown = "interconnect not stated" in row["notes"].lower()
             return gpu, node, "roce_100" if unknown else network
     return None
+
+
+FABRIC = re.compile(
+    r"\d+\s*x\s*\d+\s*Gb[^;.,]*|\d+\s*Gb(?:/s|ps)?/GPU[^;.,]*|[\d.]+\s*Tb(?:/s|ps)[^.;]*(?:per|/) ?(?:host|node)"
+)
+"""How notes state a network: `8x200Gb HDR IB`, `400Gb/s/GPU RoCE`, `2 Tb/s RoCE per host`."""
+
+
+def share_fabrics(rows: Iterable[Mapping[str, str | None]]) -> list[dict[str, str | None]]:
+    """Rows that state no network get the one that all other rows of their source and GPU state."""
+    rows = [dict(row) for row in rows]
+    stated: dict[tuple[str | None, str | None], set[str]] = {}
+    for row in rows:
+        if found := FABRIC.search(row.get("notes") or ""):
+            stated.setdefault((row.get("source"), row.get("gpu")), set()).add(found[0].strip())
+    for row in rows:
+        fabrics = stated.get((row.get("source"), row.get("gpu")), set())
+        if len(fabrics) == 1 and not FABRIC.search(row.get("notes") or ""):
+            row["notes"] = f"{row.get('notes') or ''}; {next(iter(fabrics))}"
+    return rows
 
 
 def stated_bandwidth(row: dict[str, str], gpus_per_node: int) -> float | None:

@@ -213,10 +213,10 @@ def _hardware(cells: Mapping[str, str], layout: Layout, facts: Facts) -> Hardwar
     gpu, node, network = devices
     fabric = facts.networks[network]
     stated = stated_bandwidth(dict(cells), layout.gpus_per_node)
+    if "roce" in cells["notes"].lower():
+        fabric = facts.networks["roce_100"].model_copy(update={"bandwidth": fabric.bandwidth})
     if stated:
         fabric = fabric.model_copy(update={"bandwidth": stated})
-    if "roce" in cells["notes"].lower():
-        fabric = fabric.model_copy(update={"efficiency": facts.networks["roce_100"].efficiency})
     return Hardware(
         name=cells["gpu"], num_nodes=layout.nodes, gpus_per_node=layout.gpus_per_node,
         gpu=facts.gpus[gpu], node=facts.nodes[node], network=fabric,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from launcher.plan.execution import Job
-from launcher.plan.links import Link, stride_link, transfer_s
+from launcher.plan.links import Link, broadcast_s, stride_link, transfer_s
 from launcher.plan.operators import Work, size_of
 
 SLOWDOWN = 0.29
@@ -163,13 +163,8 @@ def _state_traffic(job: Job, links: Links, parameters: float, units: int) -> Sta
 
 
 def broadcasts_s(payload: float, link: Link) -> float:
-    """Each rank's part from that rank to all others, one after the other, along a chain.
-
-    The quarter of a hop's latency is an assumption made on InternEvo's rows, the only program here
-    that works so: a constant of one source until another shows it.
-    """
-    hops = link.group_size - 1
-    return payload / link.bandwidth + link.group_size * hops * link.latency_s * 0.25
+    """Each rank's part from that rank to all others, one after the other."""
+    return link.group_size * broadcast_s(payload / link.group_size, link)
 
 
 def _many_s(op: str, payload: float, units: int, link: Link) -> float:
