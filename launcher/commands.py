@@ -5,13 +5,15 @@ from __future__ import annotations
 import json as json_module
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from launcher.config.assets import conf_dir
 from launcher.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, ConfigError
 from launcher.jobs import (
+    hold_run,
     print_plan,
     refuse_here,
     require_fit,
@@ -34,11 +36,16 @@ class Request:
     run_dir: str | None = None
     multirun: bool = False
     command_line: tuple[str, ...] = ()
+    operands: tuple[str, ...] = ()
+    """Words before the overrides, as many as the verb has."""
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    """Every flag by its long name with underscores; for those of a single verb."""
 
 
 def run(request: Request) -> int:
     """Check, plan, write, start, follow; one after the other for every job of a sweep."""
     from launcher.render.bundle import render_bundle, run_name
+    from launcher.submit.space import refuse_if_disk_is_small
     from launcher.submit.write import new_run_dir, write_bundle
 
     jobs = _jobs(request)
@@ -57,8 +64,10 @@ def run(request: Request) -> int:
             print(bundle.texts[bundle.script], end="")
             continue
         refuse_here(plan)
+        refuse_if_disk_is_small(plan, run_dir)
         write_bundle(bundle)
-        start_job(bundle, plan)
+        with hold_run(bundle.files):
+            start_job(bundle, plan)
     return EXIT_DONE
 
 

@@ -110,24 +110,30 @@ def runtime_job(run: Run, layout: Layout) -> Job:
 
 
 def runtime_execution(run: Run, layout: Layout) -> Execution:
-    """What the runtime does: eager or compiled blocks, float32 gradients, DeepSpeed's ZeRO."""
+    """What the runtime does: eager or compiled blocks, float32 gradients, ZeRO or FSDP2."""
     compute = run.precision.compute
     size = 4 if compute == "fp32" else 2
     kept: Recompute = layout.recompute  # type: ignore[assignment]
+    is_fsdp2 = layout.engine == "fsdp2"
+    state_bytes = optimizer_bytes_per_parameter(run.optimizer, compute, layout.zero_stage)
+    weight_bytes = size
+    if is_fsdp2 and layout.zero_stage == 3:
+        # The masters are all there is: weights in the compute type exist only while gathered.
+        weight_bytes, state_bytes = 4, state_bytes - 4
     return Execution(
         attention="flash",
         fusion="compiled" if run.train.compile else "eager",
         matmul=compute,
         element_bytes=size,
-        weight_bytes=size,
+        weight_bytes=weight_bytes,
         gradient_bytes=4,
-        state_bytes=optimizer_bytes_per_parameter(run.optimizer, compute, layout.zero_stage),
+        state_bytes=state_bytes,
         reduce_bytes=4,
         gather_bytes=size,
         recompute=kept,
         sequence_parallel=run.parallelism.sequence_parallel,
-        overlap_dp=layout.zero_stage == 3,
-        reduces_by_all_reduce=True,
+        overlap_dp=layout.zero_stage == 3 or is_fsdp2,
+        reduces_by_all_reduce=not is_fsdp2,
         logit_copies=1,
         fused_norm=True,  # torch's own kernel, since 2.9
         cp_mode=run.parallelism.cp_mode,

@@ -14,6 +14,7 @@ from launcher.plan.activations import (
 )
 from launcher.plan.collectives import boundary_bytes
 from launcher.plan.execution import Job, runtime_job
+from launcher.plan.memory_fsdp2 import group_buffers_bytes
 from launcher.plan.records import Layout, Memory, Stage, StageMemory
 from launcher.plan.stages import count_expert_parameters, count_stage_parameters
 from launcher.plan.traffic import gradients_are_whole
@@ -135,12 +136,16 @@ def _pass_buffers(job: Job, stage: Stage) -> int:
     """Temporaries of forward and backward, and what is under way between stages."""
     layout, execution = job.layout, job.execution
     working = backward_temporary_bytes(job)
-    if stage.is_last:
-        working = max(working, logit_temporary_bytes(job))
+    logits = logit_temporary_bytes(job) if stage.is_last else 0
+    if layout.engine == "fsdp2":
+        working = group_buffers_bytes(
+            job.model, layout, stage, execution.element_bytes, working, logits
+        )
+    working = max(working, logits)
     # One activation and one gradient, posted early or not yet sent, per neighbour.
     neighbours = (not stage.is_first) + (not stage.is_last) if layout.pp > 1 else 0
     buffers = working + 2 * neighbours * boundary_bytes(job)
-    if layout.zero_stage == 3:
+    if layout.zero_stage == 3 and layout.engine == "deepspeed":
         # The block at hand and the next one are gathered; the first has whole gradients too.
         block = count_stage_parameters(job.model, 1, False, False, layout.tp, layout.ep)
         buffers += block * (2 * execution.gather_bytes + execution.reduce_bytes)

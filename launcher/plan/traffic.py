@@ -9,6 +9,7 @@ from launcher.plan.collectives import Links, boundary_bytes
 from launcher.plan.costs import sum_sizes, tied_copy
 from launcher.plan.execution import Job
 from launcher.plan.links import Link, sent_bytes, transfer_s
+from launcher.plan.memory_fsdp2 import gathered_per_microbatch
 from launcher.plan.operators import block_work, size_of
 from launcher.plan.records import Communication, Layout, Stage
 from launcher.plan.stages import count_stage_parameters
@@ -19,8 +20,10 @@ def gradients_are_whole(layout: Layout) -> bool:
 
     ZeRO-2 shards them as they come, but not inside a pipeline: there microbatches add up first,
     because a reduction for each of them would multiply the traffic (and tied embeddings need the
-    sum over both stages).
+    sum over both stages). FSDP2 reduces whatever the last backward leaves while that one runs.
     """
+    if layout.engine == "fsdp2" and layout.num_microbatches * layout.vpp == 1:
+        return False
     return layout.zero_stage < 2 or (layout.zero_stage == 2 and layout.pp > 1)
 
 
@@ -62,7 +65,8 @@ def list_communication(
     if links.dp.group_size > 1:
         entries += _data_parallel(job, stages, links)
     if layout.pp > 1 and model.tie_embeddings:
-        payload = job.execution.reduce_bytes * sum_sizes(tied_copy(model), layout.tp)
+        rows = layout.dp if layout.engine == "fsdp2" else 1  # which sums the rows of each dp rank
+        payload = job.execution.reduce_bytes * sum_sizes(tied_copy(model), layout.tp) // rows
         entries.append(_entry("embedding", "all_reduce", payload, 1, embedding_link(links)))
     return tuple(entries)
 
@@ -97,6 +101,9 @@ def _data_parallel(job: Job, stages: Sequence[Stage], links: Links) -> list[Comm
     op = "reduce_scatter" if scatters else "all_reduce"
     entries = [_entry("dp", op, execution.reduce_bytes * size, reductions, link)]
     gathers = {0: 0, 1: 1, 2: 1, 3: 2 * layout.num_microbatches}[layout.zero_stage]
+    if layout.engine == "fsdp2" and layout.zero_stage == 3:
+        gathers = layout.num_microbatches
+        size = max(gathered_per_microbatch(job.model, stage, layout.tp) for stage in stages)
     if gathers:
         entries.append(_entry("dp", "all_gather", execution.gather_bytes * size, gathers, link))
     return entries
