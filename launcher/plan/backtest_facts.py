@@ -203,23 +203,24 @@ def find_devices(row: dict[str, str]) -> tuple[str, str, str] | None:
 
 
 FABRIC = re.compile(
-    r"\d+\s*x\s*\d+\s*Gb[^;.,]*|\d+\s*Gb(?:/s|ps)?/GPU[^;.,]*|[\d.]+\s*Tb(?:/s|ps)[^.;]*(?:per|/) ?(?:host|node)"
+    r"\d+\s*x\s*\d+\s*Gb[^;.,]*|\d+\s*Gb(?:/s|ps)?/GPU[^;.,]*"
+    r"|[\d.]+\s*Tb(?:/s|ps)[^.;]*(?:per|/) ?(?:host|node)"
 )
 """How notes state a network: `8x200Gb HDR IB`, `400Gb/s/GPU RoCE`, `2 Tb/s RoCE per host`."""
 
 
 def share_fabrics(rows: Iterable[Mapping[str, str | None]]) -> list[dict[str, str | None]]:
     """Rows that state no network get the one that all other rows of their source and GPU state."""
-    rows = [dict(row) for row in rows]
+    copies = [dict(row) for row in rows]
     stated: dict[tuple[str | None, str | None], set[str]] = {}
-    for row in rows:
+    for row in copies:
         if found := FABRIC.search(row.get("notes") or ""):
             stated.setdefault((row.get("source"), row.get("gpu")), set()).add(found[0].strip())
-    for row in rows:
+    for row in copies:
         fabrics = stated.get((row.get("source"), row.get("gpu")), set())
         if len(fabrics) == 1 and not FABRIC.search(row.get("notes") or ""):
             row["notes"] = f"{row.get('notes') or ''}; {next(iter(fabrics))}"
-    return rows
+    return copies
 
 
 def stated_bandwidth(row: dict[str, str], gpus_per_node: int) -> float | None:

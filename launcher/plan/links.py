@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 from launcher.config.schema import Hardware
-from launcher.plan.mesh import Mesh, crosses_nodes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,15 +25,6 @@ class Link:
     inner_ll128_latency_s: float | None = None
     num_nodes: int = 1
     """Nodes that the group touches."""
-
-
-def find_link(mesh: Mesh, axis: str, hardware: Hardware, gpus_per_node: int) -> Link:
-    """The link of an axis; of its groups the one that crosses nodes, where any does."""
-    size = mesh.sizes[axis]
-    groups = mesh.groups(axis) if size > 1 else ()
-    crossing = next((group for group in groups if crosses_nodes(group, gpus_per_node)), None)
-    num_nodes = len({rank // gpus_per_node for rank in crossing}) if crossing else 1
-    return make_link(hardware, size, num_nodes, shares_adapters=axis != "pp")
 
 
 def stride_link(hardware: Hardware, gpus_per_node: int, stride: int, size: int) -> Link:

@@ -71,8 +71,10 @@ def test_a_group_that_comes_or_goes_is_a_change_with_all_its_keys():
     one = make_run(hardware=h100(), model=LLAMA3_70B)
     changes = find_changes(one, with_value(one, "hardware.network", None))
     assert {change.key for change in changes} == {
-        "hardware.network", *(f"hardware.network.{key}" for key in ("name", "bandwidth"))
-    } | {"hardware.network.latency_s", "hardware.network.efficiency"}  # fmt: skip
+        "hardware.network", *(f"hardware.network.{key}" for key in ("name", "bandwidth")),
+        "hardware.network.latency_s",
+        *(f"hardware.network.{key}" for key in ("efficiency", "oversubscription", "contention")),
+    }  # fmt: skip
     assert {change.kind for change in changes} == {"safe"}
 
 
