@@ -50,7 +50,7 @@ class Verb:
 _CONFIG = frozenset({"config_dir", "cfg", "package", "resolve"})
 _VERBS = {
     "run": Verb(action=commands.run, flags=_CONFIG | {"dry_run", "run_dir", "multirun"}),
-    "plan": Verb(action=commands.plan, flags=_CONFIG | {"json", "multirun"}),
+    "plan": Verb(action=commands.plan, flags=_CONFIG | {"json", "multirun", "html", "trace"}),
     "verify": Verb(action=commands.verify, flags=_CONFIG | {"json", "run_dir"}),
     "rules": Verb(action=commands.rules, flags=frozenset({"json"}), takes_overrides=False),
 }
@@ -90,6 +90,8 @@ def _dispatch(words: list[str]) -> int:
         json=parsed.json,
         dry_run=parsed.dry_run,
         run_dir=parsed.run_dir,
+        html=parsed.html,
+        trace=parsed.trace,
         multirun=parsed.multirun,
         command_line=tuple(words),
     )
@@ -191,6 +193,8 @@ def _parser() -> _Parser:
     add("--dry-run", action="store_true", help="run: print the exact script and stop")
     add("--json", action="store_true", help="one JSON document on standard output")
     add("--run-dir", metavar="DIR", help="run directory (default: runs/<name>-<time>)")
+    add("--html", metavar="FILE", help="plan: also write it as a page for a browser")
+    add("--trace", metavar="FILE", help="plan: also write the step's timeline, for ui.perfetto.dev")
     add("--config-dir", "-cd", metavar="DIR", action="append", default=[], help="own conf tree")
     add("--multirun", "-m", action="store_true", help="one run per combination of swept values")
     add("--cfg", "-c", choices=("job", "hydra", "all"), help="print the composed configuration")

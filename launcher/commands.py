@@ -5,12 +5,12 @@ from __future__ import annotations
 import json as json_module
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.config.assets import conf_dir
-from launcher.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, ConfigError
+from launcher.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, ConfigError, Finding
 from launcher.jobs import print_plan, refuse_here, require_fit, start_job, this_machine, too_large
 from launcher.plan.records import Plan
 
@@ -24,6 +24,8 @@ class Request:
     json: bool = False
     dry_run: bool = False
     run_dir: str | None = None
+    html: str | None = None
+    trace: str | None = None
     multirun: bool = False
     command_line: tuple[str, ...] = ()
 
@@ -55,10 +57,12 @@ def run(request: Request) -> int:
 
 
 def plan(request: Request) -> int:
-    """Check and predict."""
+    """Check and predict; write the page and the trace where they are asked for."""
     codes = []
     documents = []
-    for overrides in _jobs(request):
+    jobs = _jobs(request)
+    write = _plan_writer(request, jobs)
+    for overrides in jobs:
         answer = _plan_job(overrides, request)
         codes.append(EXIT_DONE if answer.memory.fits else EXIT_DOES_NOT_FIT)
         if request.json:
@@ -67,6 +71,7 @@ def plan(request: Request) -> int:
             print_plan(answer)
             if not answer.memory.fits:
                 print(too_large(answer), file=sys.stderr)
+        write(answer)
     if request.json:
         document = documents if request.multirun else documents[0]
         print(json_module.dumps(document, indent=1))
@@ -137,3 +142,30 @@ def _plan_job(overrides: Sequence[str], request: Request) -> Plan:
     loaded = load_run(overrides, request.config_dirs)
     answer = build_plan(loaded.run)
     return replace(answer, decisions=(*loaded.decisions, *answer.decisions))
+
+
+def _plan_writer(request: Request, jobs: Sequence[Sequence[str]]) -> Callable[[Plan], None]:
+    """What writes the files of --html and --trace; names that cannot be written end here."""
+    if request.html is None and request.trace is None:
+        return lambda answer: None
+    from launcher.submit.plan_files import check_files, plan_files, write_files
+
+    files = plan_files(request.html, request.trace)
+    if findings := check_files(files, len(jobs)):
+        raise ConfigError([*findings, *_mistakes(jobs, request)])
+
+    def write(answer: Plan) -> None:
+        for path in write_files(files, answer):
+            print(f"written     {path}", file=sys.stderr if request.json else sys.stdout)
+
+    return write
+
+
+def _mistakes(jobs: Sequence[Sequence[str]], request: Request) -> Sequence[Finding]:
+    """What is wrong with the first job that cannot be planned."""
+    try:
+        for overrides in jobs:
+            _plan_job(overrides, request)
+    except ConfigError as error:
+        return error.findings
+    return ()
