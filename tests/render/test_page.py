@@ -11,7 +11,7 @@ from launcher.plan.build import build_plan
 from launcher.plan.records import Warning
 from launcher.render.page import render_page
 from launcher.render.page.markup import chosen
-from launcher.render.page.style import DARK, FILLS, LIGHT, USES, towards_white
+from launcher.render.page.style import CHUNK_SHADES, DARK, FILLS, LIGHT, USES, towards_white
 from tests.browser import Browser, find_browser
 from tests.factory import LLAMA3_70B, TINY, h100, make_run
 from tests.plan.cases import LLAMA3_405B
@@ -134,7 +134,7 @@ def test_fills_stand_out_from_the_panel_and_carry_dark_numbers(scheme):
     for use in USES:
         fill = FILLS[USES[use]]
         assert contrast(fill, scheme["panel"]) >= 2.9, use
-        for share in (0, 0.68):
+        for share in CHUNK_SHADES:
             assert contrast(towards_white(fill, share), "#10151d") >= 4.5, use
 
 
@@ -191,6 +191,15 @@ def test_a_page_keeps_to_its_window(browser, pages, name, width):
     browser.show(pages[name], width=width)
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     assert browser.evaluate(MISPLACED) == []
+
+
+def test_on_a_telephone_only_the_table_of_bytes_scrolls(browser, pages):
+    browser.show(pages["405b"], width=390)
+    scrolling = browser.evaluate(
+        "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth)"
+        ".map(e => e.getAttribute('aria-label'))"
+    )
+    assert scrolling == ["Bytes by kind, in GiB"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -83,7 +83,7 @@ def _figures(plan: Plan, row: int) -> list[str]:
     unit = 2**30 if plan.memory.peak_bytes >= 2**32 else 2**20
     sizes = [getattr(used, field) for field, _, _ in KINDS]
     return [
-        str(stage.stage), _layers(stage), count(stage.parameters),
+        str(stage.stage), _layers(stage).removeprefix("layers "), count(stage.parameters),
         *(f"{value / unit:,.1f}" for value in (*sizes, used.total_bytes)),
     ]  # fmt: skip
 

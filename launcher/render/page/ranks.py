@@ -114,7 +114,7 @@ def _map(layout: Layout, mesh: Mesh, axis: str) -> str:
 def _reach(layout: Layout, mesh: Mesh, axis: str) -> list[str]:
     """How an axis' groups sit on nodes; the group of rank 0 as an example."""
     group = mesh.group_of(0, axis)
-    listed = ", ".join(f"{rank:,}" for rank in group[:4])
+    listed = ", ".join(f"{rank:,}" for rank in (group if len(group) <= 4 else group[:3]))
     if len(group) > 4:
         listed += f" … {group[-1]:,}"
     groups = mesh.groups(axis)

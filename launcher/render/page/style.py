@@ -26,7 +26,7 @@ USES: Mapping[str, str] = {
     "gradients": "teal", "activations": "amber", "buffers": "rose", "overhead": "grey",
     "F": "blue", "B": "teal", "W": "amber",
 }  # fmt: skip
-CHUNK_SHADES = (0.0, 0.28, 0.5, 0.68)
+CHUNK_SHADES = (0.0, 0.18, 0.34, 0.48)
 """How far each later chunk's fill is on its way to white."""
 RAMP_HUES = (212, 340)
 """From the first coordinate of an axis to its last."""
@@ -172,7 +172,7 @@ th .note{margin-left:10px;white-space:normal}
 background:var(--idle)}
 .meter i{display:block;height:100%;margin-left:auto;border-radius:2px}
 .map{display:block;width:100%;margin-bottom:4px}
-.scale{display:flex;align-items:center;gap:8px;font-size:13px;color:var(--muted)}
+.scale{display:flex;white-space:nowrap;align-items:center;gap:8px;font-size:13px;color:var(--muted)}
 .chips-row{display:flex;flex:0 1 320px;height:14px;border-radius:3px;overflow:hidden}
 .chips-row i{flex:1}
 .nodes{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,470px),1fr));
@@ -202,9 +202,10 @@ section{padding:16px 14px}
 .lane{height:20px}.lane span{line-height:20px}
 .cells path{stroke-width:.5px}
 .ticks span:nth-child(even){display:none}
-th,td{padding:6px 5px}
+th,td{padding:6px 4px}
+.flow,.reach{font-size:12px}
 th .note{display:block;margin-left:0}
-.flow .meter{width:76px}
+.flow .meter{width:56px}
 .devices{grid-template-columns:repeat(4,minmax(0,1fr))}
 .decisions{grid-template-columns:minmax(0,1fr);gap:2px}
 .decisions dd{margin-bottom:8px}

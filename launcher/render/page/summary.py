@@ -24,7 +24,7 @@ def render_head(plan: Plan) -> str:
         ("step", seconds(time.step_s), f"{_tokens(plan):,} tokens"),
         ("tokens/s", _short(time.tokens_per_s), f"{time.tokens_per_s_per_gpu:,.0f} per device"),
         ("MFU", f"{time.mfu:.1%}", f"{number(time.tflops_per_gpu)} TFLOP/s per device"),
-        ("bubble", f"{time.bubble_fraction:.1%}", f"{seconds(time.bubble_s)} of the step"),
+        ("bubble", f"{time.bubble_fraction:.1%}", f"{seconds(time.bubble_s)} of the pipeline"),
         (
             "peak memory",
             f"{gib(memory.peak_bytes)} GiB",
@@ -122,7 +122,7 @@ def render_traffic(plan: Plan) -> Iterator[str]:
             f"{text(entry.axis)}<span class=note>{text(entry.op)}</span>",
             f"{entry.group_size:,}",
             "network" if entry.crosses_nodes else "node",
-            size(entry.bytes_per_step),
+            _traffic(entry.bytes_per_step),
             f"{seconds(entry.seconds_per_step)}<span class=meter><i class=communication "
             f'style="width:{percent(entry.seconds_per_step, most_s):.2f}%"></i></span>',
         ]
@@ -147,6 +147,10 @@ def render_decisions(plan: Plan) -> Iterator[str]:
 
 def _tokens(plan: Plan) -> int:
     return plan.layout.global_batch_size * plan.layout.sequence_length
+
+
+def _traffic(size_bytes: int) -> str:
+    return f"{size_bytes / 2**40:,.1f} TiB" if size_bytes >= 2**40 else size(size_bytes)
 
 
 def _short(value: float) -> str:

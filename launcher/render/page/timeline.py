@@ -34,7 +34,8 @@ def render_timeline(plan: Plan) -> Iterator[str]:
         return
     num_actions = max(len(spans) for spans in timeline.compute)
     yield _legend(plan, timeline)
-    yield f"<p>{_says(plan, num_actions)}</p>"
+    roomy = bool(_roomy(plan, timeline, timeline.step_s))
+    yield f"<p>{_says(plan, num_actions, roomy)}</p>"
     if num_actions <= MAX_CELLS:
         yield _chart(plan, timeline, 0.0, timeline.step_s, "The whole step")
         return
@@ -58,7 +59,7 @@ def _legend(plan: Plan, timeline: Timeline) -> str:
     return legend(entries)
 
 
-def _says(plan: Plan, num_actions: int) -> str:
+def _says(plan: Plan, num_actions: int, roomy: bool) -> str:
     layout = plan.layout
     words = (
         f"<code>{text(layout.schedule)}</code> on {layout.pp} {plural('stage', layout.pp)}, "
@@ -73,8 +74,8 @@ def _says(plan: Plan, num_actions: int) -> str:
             f"action by action, and the whole in {BINS} slices, each filled by its share of work. "
             "<code>--trace</code> writes every action."
         )
-    elif layout.num_microbatches > 1:
-        words += " Numbers are microbatches, where there is room."
+    elif roomy:
+        words += " Numbers are microbatches."
     return words
 
 
@@ -233,8 +234,8 @@ def _frame(label: str, rows: Sequence[str], start_s: float, end_s: float) -> str
 
 
 def _ticks(start_s: float, end_s: float) -> Iterator[tuple[float, str]]:
-    """Four to eight round times between two, in one unit."""
-    raw_s = (end_s - start_s) / 5
+    """Three to eight round times between two, in one unit."""
+    raw_s = (end_s - start_s) / 8
     power = 10.0 ** floor(log10(raw_s))
     step_s = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw_s * 0.99)
     unit, name = next(
@@ -242,6 +243,6 @@ def _ticks(start_s: float, end_s: float) -> Iterator[tuple[float, str]]:
     )
     digits = max(0, -floor(log10(step_s / unit) + 1e-9))
     index = -int(-start_s // step_s)
-    while index * step_s <= end_s - 0.02 * (end_s - start_s):
+    while index * step_s <= end_s - 0.06 * (end_s - start_s):
         yield index * step_s, f"{index * step_s / unit:,.{digits}f} {name}"
         index += 1
