@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from math import isfinite
 
 from launcher.plan.records import Plan, Stage
 from launcher.plan.timeline import Span, Timeline, build_timeline
@@ -26,12 +27,15 @@ WHAT = {
 
 
 def render_trace(plan: Plan) -> str:
-    """JSON in the Trace Event Format, one event a line; `ts` and `dur` in microseconds."""
+    """JSON in the Trace Event Format, one event a line; `ts` and `dur` in microseconds.
+
+    No events where the times are beyond any number, as of a device that computes nothing.
+    """
     timeline = build_timeline(plan)
     head = json.dumps(_about(plan))[1:-1]
     events = ",\n".join(
         event
-        for stage in plan.stages
+        for stage in (plan.stages if isfinite(timeline.step_s) else ())
         for event in (*_stage_events(stage, timeline), *_step_end(stage.stage, timeline))
     )
     return (
@@ -47,7 +51,7 @@ def _about(plan: Plan) -> dict[str, object]:
         "schedule": layout.schedule,
         "stages": layout.pp,
         "num_microbatches": layout.num_microbatches,
-        "step_s": plan.time.step_s,
+        "step_s": plan.time.step_s if isfinite(plan.time.step_s) else None,
     }
 
 

@@ -14,7 +14,7 @@ from launcher.render.page.markup import chosen
 from launcher.render.page.style import CHUNK_SHADES, DARK, FILLS, LIGHT, USES, towards_white
 from tests.browser import Browser, find_browser
 from tests.factory import LLAMA3_70B, TINY, h100, make_run
-from tests.plan.cases import LLAMA3_405B
+from tests.plan.cases import GPT3_175B, LLAMA3_405B
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>&amp;\u202egnp"
 CLUSTER = {"tp": 8, "pp": 16, "dp": 128, "recompute": "full"}
@@ -26,6 +26,8 @@ PLANS = {
         "dp": 2, "vpp": 2, "schedule": "dualpipev"}, **{"train.num_microbatches": 16}),
     "405b": lambda: make_run(model=LLAMA3_405B, hardware=h100(2048), parallelism=CLUSTER,
         precision={"name": "bf16", "compute": "bf16"}, **{"train.num_microbatches": 512}),
+    "96 stages": lambda: make_run(model=GPT3_175B, hardware=h100(96), parallelism={"tp": 8,
+        "pp": 96, "dp": 1}, **{"train.num_microbatches": 8}),
     "too big": lambda: make_run(model=LLAMA3_405B, hardware=h100(1), parallelism={"tp": 8}),
     "hostile": lambda: make_run(model=TINY | {"name": HOSTILE}),
 }  # fmt: skip

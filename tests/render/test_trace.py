@@ -9,8 +9,9 @@ import pytest
 
 from launcher.plan.build import build_plan
 from launcher.plan.timeline import build_timeline
+from launcher.render.page import render_page
 from launcher.render.trace import render_trace
-from tests.factory import LLAMA3_70B, TINY, h100, make_run
+from tests.factory import CPU, LLAMA3_70B, TINY, h100, make_run
 
 PLANS = {
     "one stage": lambda: make_run(),
@@ -113,3 +114,12 @@ def test_an_arrow_goes_from_every_send_to_its_receive(plan, events):
 def test_the_step_ends_with_the_update(events):
     last = max(complete(events), key=lambda event: event["ts"] + event["dur"])
     assert last["name"] == "optimizer"
+
+
+def test_a_device_that_computes_nothing_has_a_trace_without_events():
+    peak = {"hardware.gpu": CPU["gpu"] | {"peak_flops": {"fp32": 1e-310, "bf16": 1e-310}}}
+    plan = build_plan(make_run(**peak))
+    document = json.loads(render_trace(plan))
+    assert document["traceEvents"] == []
+    assert document["otherData"]["step_s"] is None
+    assert "beyond what can be drawn" in render_page(plan)
