@@ -5,13 +5,22 @@ from __future__ import annotations
 import json as json_module
 import os
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from launcher.config.assets import conf_dir
 from launcher.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, ConfigError, Finding
-from launcher.jobs import print_plan, refuse_here, require_fit, start_job, this_machine, too_large
+from launcher.jobs import (
+    hold_run,
+    print_plan,
+    refuse_here,
+    require_fit,
+    start_job,
+    this_machine,
+    too_large,
+)
 from launcher.plan.records import Plan
 
 
@@ -24,15 +33,18 @@ class Request:
     json: bool = False
     dry_run: bool = False
     run_dir: str | None = None
-    html: str | None = None
-    trace: str | None = None
     multirun: bool = False
     command_line: tuple[str, ...] = ()
+    operands: tuple[str, ...] = ()
+    """Words before the overrides, as many as the verb has."""
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    """Every flag by its long name with underscores; for those of a single verb."""
 
 
 def run(request: Request) -> int:
     """Check, plan, write, start, follow; one after the other for every job of a sweep."""
     from launcher.render.bundle import render_bundle, run_name
+    from launcher.submit.space import refuse_if_disk_is_small
     from launcher.submit.write import new_run_dir, write_bundle
 
     jobs = _jobs(request)
@@ -51,8 +63,10 @@ def run(request: Request) -> int:
             print(bundle.texts[bundle.script], end="")
             continue
         refuse_here(plan)
+        refuse_if_disk_is_small(plan, run_dir)
         write_bundle(bundle)
-        start_job(bundle, plan)
+        with hold_run(bundle.files):
+            start_job(bundle, plan)
     return EXIT_DONE
 
 
@@ -146,11 +160,12 @@ def _plan_job(overrides: Sequence[str], request: Request) -> Plan:
 
 def _plan_writer(request: Request, jobs: Sequence[Sequence[str]]) -> Callable[[Plan], None]:
     """What writes the files of --html and --trace; names that cannot be written end here."""
-    if request.html is None and request.trace is None:
+    html, trace = request.flags["html"], request.flags["trace"]
+    if html is None and trace is None:
         return lambda answer: None
     from launcher.submit.plan_files import check_files, plan_files, write_files
 
-    files = plan_files(request.html, request.trace)
+    files = plan_files(html, trace)
     if findings := check_files(files, len(jobs)):
         raise ConfigError([*findings, *_mistakes(jobs, request)])
 

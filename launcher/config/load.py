@@ -14,6 +14,7 @@ from launcher.config.compose import compose_run
 from launcher.config.local_hardware import LocalMachine, cpu_facts, detect_machine, gpu_option
 from launcher.config.partial import check_partial
 from launcher.config.reopen import reopen_values
+from launcher.config.resume import find_changes, readable_part, refuse_changes
 from launcher.config.rules import check_run
 from launcher.config.schedule_lines import with_schedule_lines
 from launcher.config.schema import Run
@@ -74,7 +75,7 @@ def load_resumed(
     """The frozen run under overrides, checked as `load_run` does.
 
     What the overrides make open is open again (`reopen_values`), and of `also_open` the keys that
-    no override names. Raises ConfigError likewise.
+    no override names. Raises ConfigError likewise, and for forbidden changes.
     """
     before = frozen.model_dump(mode="json")
     amended = amend_values(before, overrides, config_dirs)
@@ -83,7 +84,11 @@ def load_resumed(
     local = _local_facts(values, machine, config_dirs) if is_local_again else None
     run = _judge(
         _with_facts(values, local),
-        [*amended.findings, *(local.findings if local else ())],
+        [
+            *amended.findings,
+            *(local.findings if local else ()),
+            *refuse_changes(find_changes(frozen, readable_part(frozen, values))),
+        ],
         amended.unknown_groups,
         lambda field, given: find_written(field, given, overrides, amended.choices, config_dirs),
     )

@@ -91,23 +91,6 @@ def _time_limit(run: Run) -> str | None:
     return None
 
 
-def _no_checkpoints(key: str) -> Rule:
-    """Refuse a checkpoint key rather than ignore it."""
-
-    def broken(run: Run) -> str | None:
-        given = getattr(run.checkpoint, key)
-        return None if given is None else "checkpoints are not written in this version"
-
-    return Rule(
-        id=f"checkpoint-{key.replace('_', '-')}-not-available",
-        field=f"checkpoint.{key}",
-        says=f"checkpoint.{key} is null in this version",
-        why="A run that believed itself saved would be lost; refusing beats ignoring the key.",
-        broken=broken,
-        candidates=lambda run: (None,),
-    )
-
-
 RUN_RULES = (
     Rule(
         id="hardware-complete",
@@ -174,5 +157,4 @@ RUN_RULES = (
         candidates=lambda run: ("12:00:00", "1-00:00:00"),
         fix="launch.time_limit='\"12:00:00\"'",
     ),
-    *(_no_checkpoints(key) for key in ("every_steps", "every_minutes", "keep")),
 )

@@ -215,6 +215,8 @@ class Parallelism(Record):
     node; pp: stages fill the node. dp takes the rest."""
     zero_stage: Resharding[Annotated[int, Field(ge=0, le=3)]] = 1
     """ZeRO: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters sharded over dp."""
+    engine: Resharding[Literal["deepspeed", "fsdp2"]] = "deepspeed"
+    """What shards over dp: DeepSpeed's ZeRO or PyTorch's fully_shard. Stage 0 needs neither."""
     schedule: Resharding[Annotated[ScheduleName | str, BeforeValidator(_known_schedule)]] = "1f1b"
     """Order of the microbatches in the pipeline: a name, or a .csv or .json file that has it."""
     schedule_lines: Resharding[Annotated[tuple[str, ...], Field(strict=False)] | None] = None
@@ -306,14 +308,16 @@ class Precision(Record):
 
 
 class Checkpoint(Record):
-    """When the state is saved."""
+    """When the state is saved. With one of the periods also at the end, and when asked to stop."""
 
     every_steps: Safe[Positive | None] = None
-    """Steps between checkpoints; None: never."""
+    """Steps between checkpoints; None: no such period."""
     every_minutes: Safe[PositiveFloat | None] = None
-    """Minutes between checkpoints; None: never."""
+    """Minutes between checkpoints; None: no such period."""
     keep: Safe[Positive | None] = None
     """How many of the newest are kept; None: all."""
+    keep_every: Safe[Positive | None] = None
+    """The M-th checkpoint, the 2M-th and so on are kept for good; None: `keep` alone decides."""
 
 
 class Launch(Record):
