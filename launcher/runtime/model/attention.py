@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -88,6 +89,15 @@ class AttentionCore(nn.Module):
             return self._attend(q, k, v, self.dropout)
 
 
+Projection = Callable[[Tensor, Sequence[nn.Module]], tuple[Tensor, ...]]
+"""The outputs of several layers that read the same input."""
+
+
+def project_each(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
+    """One layer after the other."""
+    return tuple(layer(x) for layer in layers)
+
+
 class Attention(nn.Module):
     """Projections around the core; the number of heads follows from the weights."""
 
@@ -103,10 +113,13 @@ class Attention(nn.Module):
         self.v_proj = linear(hidden, model.kv_heads * size)
         self.core = AttentionCore(model, tables)
         self.out_proj = linear(model.num_heads * size, hidden)
+        self.project: Projection = project_each
+        """How the three projections are made; `parallel/tensor.py` puts another way in its place."""
 
     def forward(self, x_BSH: Tensor, core_seed: Tensor | None) -> Tensor:
         """hidden_BSH in and out."""
-        mixed = self.core(self.q_proj(x_BSH), self.k_proj(x_BSH), self.v_proj(x_BSH), core_seed)
+        q, k, v = self.project(x_BSH, (self.q_proj, self.k_proj, self.v_proj))
+        mixed = self.core(q, k, v, core_seed)
         return self.out_proj(mixed)  # type: ignore[no-any-return]
 
 
