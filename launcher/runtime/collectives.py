@@ -2,7 +2,7 @@
 
 Callers apply these only on an axis of more than one rank; with one rank they are absent.
 
-Between two cut products an activation *rests*: as a copy on every rank (`Copies`), or, with sequence
+Between two cut products an activation *rests*: as a copy on every rank (`Copies`) or, with sequence
 parallelism, as one piece of the sequence per rank (`SequencePieces`, arXiv:2205.05198, sec. 4.2.2).
 Products read it *whole* and give *partial sums*. To make it whole and to sum it up are each other's
 backward in both cases, and move the same bytes.

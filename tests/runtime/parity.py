@@ -196,7 +196,7 @@ def measure(case: Case) -> Gap:
     oracle = _shared_reference(case)
     gap = Gap()
     for step in range(STEPS):
-        if step == 1:
+        if step == 1 and not worker.run.model.dropout:  # which validation is without
             gap.validation = abs(worker.validate(step).item() / oracle.losses[step] - 1.0)
         loss = worker.accumulate(step).item()
         if step == 0:

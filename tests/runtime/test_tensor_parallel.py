@@ -38,7 +38,7 @@ CASES |= {
     for suffix, changes in (
         ("_overlap", OVERLAP), ("_sequence", SEQUENCE), ("_both", OVERLAP | SEQUENCE),
     )
-    for name in (*MODELS, "dropout", "full_recompute", "selective_recompute")
+    for name in ("llama_tied", "gpt_untied", "dropout", "full_recompute")
 }  # fmt: skip
 TP_SIZES = (2, 4)
 

@@ -114,7 +114,7 @@ class Attention(nn.Module):
         self.core = AttentionCore(model, tables)
         self.out_proj = linear(model.num_heads * size, hidden)
         self.project: Projection = project_each
-        """How the three projections are made; `parallel/tensor.py` puts another way in its place."""
+        """How the three are made; `parallel/tensor.py` puts another way in its place."""
 
     def forward(self, x_BSH: Tensor, core_seed: Tensor | None) -> Tensor:
         """hidden_BSH in and out."""
