@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher import __version__, commands
+from launcher import __version__, commands, run_commands
 from launcher.config.spelling import closest, did_you_mean
 from launcher.errors import (
     EXIT_DONE,
@@ -26,6 +26,9 @@ verbs
   run      check, plan, write the run directory, start the job and follow it (default)
   plan     check and predict only
   verify   train a shrunk model in the same layout on CPU processes and in one process; compare
+  resume RUN        continue a run, with other values where overrides say so
+  checkpoints RUN   list, verify or compare the checkpoints of a run
+  checkpoint RUN    have a running job save now
   rules    every rule that a configuration must obey, with its reason
 
 overrides (Hydra)
@@ -45,6 +48,8 @@ class Verb:
     flags: frozenset[str]
     """As the parser names them."""
     takes_overrides: bool = True
+    operands: tuple[str, ...] = ()
+    """Words that it needs before any override, as help names them."""
 
 
 _CONFIG = frozenset({"config_dir", "cfg", "package", "resolve"})
@@ -52,6 +57,23 @@ _VERBS = {
     "run": Verb(action=commands.run, flags=_CONFIG | {"dry_run", "run_dir", "multirun"}),
     "plan": Verb(action=commands.plan, flags=_CONFIG | {"json", "multirun"}),
     "verify": Verb(action=commands.verify, flags=_CONFIG | {"json", "run_dir"}),
+    "resume": Verb(
+        action=run_commands.resume,
+        flags=frozenset({"config_dir", "dry_run", "from_scratch"}),
+        operands=("RUN",),
+    ),
+    "checkpoints": Verb(
+        action=run_commands.checkpoints,
+        flags=frozenset({"json", "verify", "diff"}),
+        takes_overrides=False,
+        operands=("RUN",),
+    ),
+    "checkpoint": Verb(
+        action=run_commands.checkpoint,
+        flags=frozenset({"timeout"}),
+        takes_overrides=False,
+        operands=("RUN",),
+    ),
     "rules": Verb(action=commands.rules, flags=frozenset({"json"}), takes_overrides=False),
 }
 # `--cfg` prints and stops; `--package` and `--resolve` say what it prints.
@@ -80,8 +102,9 @@ def _dispatch(words: list[str]) -> int:
     parsed = parser.parse_intermixed_args(words)
     if parsed.shell_completion is not None:
         return commands.shell_completion(parsed.shell_completion, list(_VERBS), parser.flags())
-    name, overrides = _verb(parsed.words)
+    name, rest = _verb(parsed.words)
     verb = _VERBS[name]
+    operands, overrides = _split_operands(name, verb, rest)
     _check_flags(name, verb, parsed)
     _check_overrides(name, verb, overrides)
     request = commands.Request(
@@ -92,6 +115,8 @@ def _dispatch(words: list[str]) -> int:
         run_dir=parsed.run_dir,
         multirun=parsed.multirun,
         command_line=tuple(words),
+        operands=operands,
+        flags=vars(parsed),
     )
     if parsed.cfg:
         return commands.show_config(request, parsed.cfg, parsed.package, parsed.resolve)
@@ -116,6 +141,22 @@ def _verb(words: list[str]) -> tuple[str, list[str]]:
             )
         ]
     )
+
+
+def _split_operands(name: str, verb: Verb, words: list[str]) -> tuple[tuple[str, ...], list[str]]:
+    """The words that a verb needs, and the overrides behind them."""
+    given = []
+    for word in words[: len(verb.operands)]:
+        if "=" in word and not os.path.lexists(word) and os.sep not in word.partition("=")[0]:
+            break  # an override
+        given.append(word)
+    if len(given) < len(verb.operands):
+        usage = f"launch {name} {' '.join(verb.operands)}"
+        missing = " and ".join(verb.operands[len(given) :])
+        raise ConfigError(
+            [Finding(field=usage, rule="missing-operand", reason=f"{missing} not given")]
+        )
+    return tuple(given), words[len(given) :]
 
 
 def _check_flags(name: str, verb: Verb, parsed: argparse.Namespace) -> None:
@@ -188,7 +229,7 @@ def _parser() -> _Parser:
     parser = _Parser(prog="launch", usage="launch [VERB] [FLAGS] [OVERRIDES]", allow_abbrev=False)
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     add = parser.add_argument
-    add("--dry-run", action="store_true", help="run: print the exact script and stop")
+    add("--dry-run", action="store_true", help="run, resume: print the exact script and stop")
     add("--json", action="store_true", help="one JSON document on standard output")
     add("--run-dir", metavar="DIR", help="run directory (default: runs/<name>-<time>)")
     add("--config-dir", "-cd", metavar="DIR", action="append", default=[], help="own conf tree")
@@ -196,6 +237,10 @@ def _parser() -> _Parser:
     add("--cfg", "-c", choices=("job", "hydra", "all"), help="print the composed configuration")
     add("--package", "-p", metavar="KEY", help="--cfg: only this part")
     add("--resolve", action="store_true", help="--cfg: with interpolations resolved")
+    add("--from-scratch", action="store_true", help="resume: put the past aside and start again")
+    add("--verify", action="store_true", help="checkpoints: read every file and compare checksums")
+    add("--diff", nargs=2, metavar="STEP", help="checkpoints: what differs between two of them")
+    add("--timeout", metavar="S", type=float, help="checkpoint: seconds to wait for it (300)")
     add("--shell-completion", "-sc", metavar="install=SHELL", help="bash, zsh or fish completion")
     add("--version", action="version", version=f"launch {__version__}")
     return parser

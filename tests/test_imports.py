@@ -9,17 +9,38 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "launcher"
-# errors < config < plan < render < submit < cli; runtime beside them.
+# errors < config < plan < checkpoint < render < submit < cli; runtime beside them.
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
     "plan": {"errors", "config"},
+    "checkpoint": {"errors", "config", "plan"},
     "render": {"errors", "config", "plan"},
-    "submit": {"errors", "config", "plan", "render"},
-    "runtime": {"errors", "config", "plan"},
+    "submit": {"errors", "config", "plan", "checkpoint", "render"},
+    "runtime": {"errors", "config", "plan", "checkpoint"},
     "completion": {"errors", "config"},
-    "commands": {"errors", "config", "plan", "render", "submit", "completion"},
-    "cli": {"errors", "config", "commands"},
+    "jobs": {"errors", "config", "plan", "checkpoint", "render", "submit"},
+    "commands": {
+        "jobs",
+        "errors",
+        "config",
+        "plan",
+        "checkpoint",
+        "render",
+        "submit",
+        "completion",
+    },
+    "run_commands": {
+        "commands",
+        "jobs",
+        "errors",
+        "config",
+        "plan",
+        "checkpoint",
+        "render",
+        "submit",
+    },
+    "cli": {"errors", "config", "commands", "run_commands"},
     "__main__": {"cli"},
     "__init__": set(),
 }
@@ -27,7 +48,8 @@ MAY_IMPORT = {
 BELONGS_TO = {
     "torch": ("runtime",),
     "deepspeed": ("runtime",),
-    "numpy": ("runtime",),
+    "numpy": ("runtime", "checkpoint"),
+    "xxhash": ("checkpoint",),
     "hydra": ("config/compose.py",),
     "omegaconf": ("config",),
     "pydantic": ("config",),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from pydantic import ValidationError
 
 from launcher.config.resume_class import ClassName, ResumeClass
 from launcher.config.schema import Record, Run
@@ -61,6 +64,19 @@ def find_changes(old: Run, new: Run) -> tuple[Change, ...]:
         for key, kind in resume_classes()
         if before.get(key) != after.get(key)
     )
+
+
+def readable_part(frozen: Run, values: Mapping[str, Any]) -> Run:
+    """The frozen run with those groups of the values that the schema takes, rules aside.
+
+    So that a mistake in one group does not hide a forbidden change in another.
+    """
+    groups: dict[str, Any] = {}
+    for name, record in frozen:
+        if isinstance(record, Record) and name in values:
+            with contextlib.suppress(ValidationError):
+                groups[name] = type(record).model_validate(values[name])
+    return frozen.model_copy(update=groups)
 
 
 def refuse_changes(changes: tuple[Change, ...]) -> list[Finding]:

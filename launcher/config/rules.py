@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from launcher.config.rule import Rule
+from launcher.config.rules_engine import ENGINE_RULES
 from launcher.config.rules_layout import LAYOUT_RULES
 from launcher.config.rules_model import MODEL_RULES
 from launcher.config.rules_pipeline import PIPELINE_RULES
@@ -16,7 +17,7 @@ from launcher.config.rules_run import RUN_RULES
 from launcher.config.schema import Record, Run
 from launcher.errors import Finding
 
-RULES: tuple[Rule, ...] = MODEL_RULES + LAYOUT_RULES + PIPELINE_RULES + RUN_RULES
+RULES: tuple[Rule, ...] = MODEL_RULES + LAYOUT_RULES + ENGINE_RULES + PIPELINE_RULES + RUN_RULES
 """Every rule, in the order in which findings are reported."""
 
 

@@ -215,6 +215,8 @@ class Parallelism(Record):
     node; pp: stages fill the node. dp takes the rest."""
     zero_stage: Resharding[Annotated[int, Field(ge=0, le=3)]] = 1
     """ZeRO: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters sharded over dp."""
+    engine: Resharding[Literal["deepspeed", "fsdp2"]] = "deepspeed"
+    """What shards over dp: DeepSpeed's ZeRO or PyTorch's fully_shard. Stage 0 needs neither."""
     schedule: Resharding[Annotated[ScheduleName | str, BeforeValidator(_known_schedule)]] = "1f1b"
     """Order of the microbatches in the pipeline: a name, or a .csv or .json file that has it."""
     schedule_lines: Resharding[Annotated[tuple[str, ...], Field(strict=False)] | None] = None

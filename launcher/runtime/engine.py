@@ -11,6 +11,7 @@ from torch.autograd.graph import GradientEdge
 from launcher.config.schema import Run
 from launcher.plan.records import Layout
 from launcher.runtime.groups import Groups
+from launcher.runtime.state import StatePiece
 
 
 class Engine(Protocol):
@@ -52,15 +53,33 @@ class Engine(Protocol):
     def weights(self) -> dict[str, Tensor]:
         """Copies in float32 of the rank's weights by local name, whole over dp."""
 
+    def state(self) -> list[StatePiece]:
+        """Float32 weights and optimizer state as views on live storage, between two steps.
+
+        In the same order on every rank that holds the same pieces.
+        """
+
+    def state_loaded(self, step: int) -> None:
+        """After pieces of `state` were overwritten: take them over everywhere.
+
+        `step` updates were made to get there; 0 where only weights are new. Every rank must call
+        it.
+        """
+
 
 def build_engine(
-    module: nn.Module, run: Run, layout: Layout, groups: Groups, ds_config: dict[str, Any]
+    module: nn.Module, run: Run, layout: Layout, groups: Groups, ds_config: dict[str, Any] | None
 ) -> Engine:
     """The engine for a layout; every rank must call it, at the same place."""
+    if layout.engine == "fsdp2":
+        from launcher.runtime.engine_fsdp2 import Fsdp2Engine
+
+        return Fsdp2Engine(module, run, layout, groups)
     if layout.zero_stage == 0:
         from launcher.runtime.engine_replicated import ReplicatedEngine
 
         return ReplicatedEngine(module, run, layout, groups)
     from launcher.runtime.engine_deepspeed import DeepSpeedEngine  # seconds to import
 
+    assert ds_config is not None
     return DeepSpeedEngine(module, run, layout, groups, ds_config)

@@ -10,7 +10,14 @@ from typing import Any
 from launcher.config.schema import Run
 from launcher.plan.run_files import RunFiles
 from launcher.runtime.frozen import read_frozen
-from launcher.runtime.process import Place, end_with_parent, fail, log_to, read_place
+from launcher.runtime.process import (
+    Place,
+    end_with_parent,
+    fail,
+    log_to,
+    read_place,
+    take_directory,
+)
 
 # A collective that takes longer than this has lost a rank without an error.
 _TIMEOUT = datetime.timedelta(minutes=10)
@@ -22,6 +29,7 @@ def main(run_dir: str) -> None:
     end_with_parent()
     log_to(files.rank_log(place.rank))
     try:
+        take_directory(files, place)
         work(files, place)
     except BaseException as error:  # whatever it is, the launcher must be able to name it
         fail(files, place, error)

@@ -74,7 +74,6 @@ EXAMPLES: dict[str, list[Callable[[], Run]]] = {
         lambda: eight(tp=3, pp=2, dp=1),
         lambda: make_run(hardware=CPU | {"gpus_per_node": 4}),
     ],
-    "zero3-without-pipeline": [lambda: eight(tp=1, pp=2, zero_stage=3)],
     "order-complete": [
         lambda: make_run(parallelism={"order": ["tp", "dp", "pp"]}),
         lambda: make_run(parallelism={"order": ["tp", "cp", "ep", "pp"]}),
@@ -83,6 +82,13 @@ EXAMPLES: dict[str, list[Callable[[], Run]]] = {
     "cp-not-available": [lambda: eight(cp=2)],
     "ep-not-available": [lambda: eight(ep=2)],
     "sequence-parallel-not-available": [lambda: eight(sequence_parallel=True)],
+    "zero3-without-pipeline": [lambda: eight(tp=1, pp=2, zero_stage=3)],
+    "fsdp2-shards": [lambda: eight(engine="fsdp2", zero_stage=0)],
+    "fsdp2-without-split-backward": [
+        lambda: eight(engine="fsdp2", schedule="zb_h1"),
+        lambda: eight(engine="fsdp2", schedule="zb_v", vpp=2),
+        lambda: eight(engine="fsdp2", schedule="dualpipev", vpp=2),
+    ],
     "vpp-suits-schedule": [
         lambda: eight(vpp=2),
         lambda: eight(schedule="zb_v"),

@@ -74,6 +74,7 @@ class Case:
     """Of tp's collectives."""
     micro: int = 1
     """Samples per microbatch."""
+    engine: str = "deepspeed"
 
     def __str__(self) -> str:
         axes = "".join(f"{axis}{getattr(self, axis)}" for axis in ("tp", "pp", "dp"))
@@ -82,6 +83,7 @@ class Case:
         rest += f"-{self.recompute}" if self.recompute != "none" else ""
         rest += "-sp" * self.sp + "-overlap" * self.overlap
         rest += f"-micro{self.micro}" if self.micro > 1 else ""
+        rest += f"-{self.engine}" if self.engine != "deepspeed" else ""
         return f"{axes}-{rest}-{self.precision}"
 
     @property
@@ -91,7 +93,7 @@ class Case:
     def layout(self) -> Layout:
         return make_layout(
             tp=self.tp, pp=self.pp, dp=self.dp, zero_stage=self.zero, schedule=self.schedule,
-            vpp=self.vpp, recompute=self.recompute,
+            vpp=self.vpp, recompute=self.recompute, engine=self.engine,
             num_microbatches=self.num_microbatches, micro_batch_size=self.micro,
             sequence_parallel=self.sp, overlap_tp=self.overlap,
         )  # fmt: skip
