@@ -95,7 +95,7 @@ EXTRA = [
     Case(tp=2, pp=2, zero=1, overlap=True, schedule="zb_h1", model="untied"),
     Case(tp=2, pp=2, dp=2, zero=1, sp=True, overlap=True, model="dropout"),
     *(Case(tp=2, dp=2, zero=zero, sp=True, engine="fsdp2") for zero in (2, 3)),
-    Case(tp=2, pp=2, zero=1, sp=True, schedule="zb_h1", engine="fsdp2", model="one_kv_head"),
+    Case(tp=2, pp=2, zero=1, sp=True, overlap=True, engine="fsdp2", model="one_kv_head"),
     # One process: the engines alone.
     *(Case(zero=zero, model="tied") for zero in (0, 1, 2, 3)),
 ]
