@@ -14,6 +14,7 @@ from launcher.config.schema import Model
 from launcher.runtime.model.attention import (
     Attention,
     AttentionTables,
+    Packed,
     Projection,
     project_each,
 )
@@ -43,11 +44,12 @@ class Embedding(nn.Module):
         if model.position == "learned":
             self.positions = PositionTable(model, dtype)
 
-    def forward(self, tokens_BS: Tensor) -> Tensor:
+    def forward(self, tokens_BS: Tensor, packed: Packed | None = None) -> Tensor:
         """Token ids in, hidden_BSH out."""
         hidden_BSH = self.tokens(tokens_BS)
         if hasattr(self, "positions"):
-            hidden_BSH = hidden_BSH + self.positions(hidden_BSH.shape[1])
+            positions_BS = None if packed is None else packed.positions_BS
+            hidden_BSH = hidden_BSH + self.positions(hidden_BSH.shape[1], positions_BS)
         return hidden_BSH  # type: ignore[no-any-return]
 
 
@@ -61,9 +63,13 @@ class PositionTable(nn.Module):
         self.piece = 0
         """Which piece of the sequence is here; the first, where it is not cut."""
 
-    def forward(self, length: int) -> Tensor:
-        """The positions of this piece of `length` tokens, [S, H]."""
-        return self.weight[self.piece * length : (self.piece + 1) * length]
+    def forward(self, length: int, positions_BS: Tensor | None = None) -> Tensor:
+        """The positions of this piece of `length` tokens, [S, H].
+
+        Those that are given for the whole sequence instead, [B, S, H].
+        """
+        piece = slice(self.piece * length, (self.piece + 1) * length)
+        return self.weight[piece if positions_BS is None else positions_BS[:, piece]]
 
 
 class Mlp(nn.Module):
@@ -102,10 +108,12 @@ class Block(nn.Module):
         self.mlp_norm = build_norm(model, dtype)
         self.mlp = Mlp(model, dtype)
 
-    def forward(self, x_BSH: Tensor, masks: BlockMasks | None) -> Tensor:
+    def forward(
+        self, x_BSH: Tensor, masks: BlockMasks | None, packed: Packed | None = None
+    ) -> Tensor:
         """hidden_BSH in and out; without masks nothing is dropped."""
         attention_mask, mlp_mask, core_seed = (None, None, None) if masks is None else masks
-        branch = self.attention(self.attention_norm(x_BSH), core_seed)
+        branch = self.attention(self.attention_norm(x_BSH), core_seed, packed)
         x_BSH = x_BSH + drop(branch, attention_mask, self.dropout)
         branch = self.mlp(self.mlp_norm(x_BSH))
         return x_BSH + drop(branch, mlp_mask, self.dropout)
@@ -123,7 +131,7 @@ class Head(nn.Module):
         self.product: Callable[[Tensor, Tensor], Tensor] = F.linear
         """How logits are made; `parallel/` puts other ways in its place."""
 
-    def forward(self, x_BSH: Tensor, labels_BS: Tensor) -> Tensor:
-        """hidden_BSH in, mean loss in nats per token out."""
+    def forward(self, x_BSH: Tensor, labels_BS: Tensor, num_labels: float | None = None) -> Tensor:
+        """hidden_BSH in, mean loss in nats per token out; see `ForwardContext.num_labels`."""
         logits_NV = self.product(x_BSH, self.weight).flatten(0, 1)
-        return cross_entropy(logits_NV, labels_BS.flatten(), self.vocabulary)
+        return cross_entropy(logits_NV, labels_BS.flatten(), self.vocabulary, num_labels)
