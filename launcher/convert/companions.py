@@ -1,0 +1,49 @@
+"""The small files that travel with weights: tokenizer, generation settings, the original config."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from launcher.convert.families import TOKEN_KEYS
+
+FOLDER = "huggingface"
+"""Where our own format keeps them."""
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja",
+    "chat_template.json",
+)  # fmt: skip
+_KEPT = (*TOKENIZER_FILES, "generation_config.json")
+
+
+def find_companions(folders: Iterable[Path]) -> dict[str, Path]:
+    """Name -> file, from the first of the folders that has a tokenizer; empty where none has."""
+    for folder in folders:
+        found = {name: folder / name for name in _KEPT if (folder / name).is_file()}
+        if found.keys() & set(TOKENIZER_FILES):
+            if (folder / "config.json").is_file():
+                found["config.json"] = folder / "config.json"
+            return found
+    return {}
+
+
+def special_tokens(config: Path | None) -> dict[str, Any]:
+    """Ids of special tokens in a config.json; empty where there is none that can be read."""
+    if config is None:
+        return {}
+    try:
+        document = json.loads(config.read_text(encoding="utf-8"))
+        return {key: document[key] for key in TOKEN_KEYS if key in document}
+    except (OSError, ValueError, TypeError, RecursionError):
+        return {}
+
+
+def copy_companions(found: dict[str, Path], into: Path) -> None:
+    """Copy their content; links are followed, as in the cache of the hub."""
+    into.mkdir(exist_ok=True)
+    for name, path in found.items():
+        shutil.copyfile(path, into / name)

@@ -1,0 +1,78 @@
+"""A folder that appears whole or not at all: written beside its name, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from launcher.checkpoint.files import flush_folder
+from launcher.errors import ConfigError, Finding, RunFailed
+
+_SPARE_BYTES = 16 * 2**20
+"""For the small files, and for what the file system itself needs."""
+
+
+def check_new(path: Path, num_bytes: int) -> list[Finding]:
+    """Why a folder of this size cannot be made here; nothing that exists is ever written to."""
+    if os.path.lexists(path):
+        reason = "it exists, and nothing is overwritten"
+        return [_finding(path, "convert-destination", reason, "another folder")]
+    parent = _existing_parent(path)
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        return [_finding(path, "convert-destination", f"{parent} cannot be written to")]
+    free = shutil.disk_usage(parent).free
+    if num_bytes + _SPARE_BYTES > free:
+        reason = f"{size_words(num_bytes)} will be written, and {size_words(free)} are free there"
+        return [_finding(path, "convert-disk-space", reason, "a folder on another disk")]
+    return []
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path` that takes its name at the end, flushed to the disk.
+
+    After an error nothing is left. Raises RunFailed where the disk is full or breaks.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        partial.mkdir()
+        yield partial
+        for folder in [partial, *(each for each in partial.rglob("*") if each.is_dir())]:
+            flush_folder(folder)
+        if os.path.lexists(path):
+            raise ConfigError(check_new(path, 0))
+        partial.rename(path)
+        flush_folder(path.parent)
+    except OSError as error:
+        raise RunFailed(_explain(error, path)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def size_words(num_bytes: int) -> str:
+    """size_words(16_060_522_496) -> "16.06 GB" """
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.2f} {unit}"
+    return f"{num_bytes} bytes"
+
+
+def _existing_parent(path: Path) -> Path:
+    return next((p for p in path.absolute().parents if os.path.lexists(p)), Path("/"))
+
+
+def _finding(path: Path, rule: str, reason: str, fix: str = "") -> Finding:
+    return Finding(field=str(path), rule=rule, reason=reason, fix=fix)
+
+
+def _explain(error: OSError, path: Path) -> str:
+    what = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        what = "the disk is full"
+    return f"{path} [convert-write]: {what}; nothing is left of it. Try a folder on another disk."
