@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
+from launcher.config.resume_checks import RESUME_CHECKS
 from launcher.config.rules import RULES
 
 # Checks that are not rows of RULES: the schema, the composition, the command line and the reader
@@ -99,6 +100,7 @@ BASIC_CHECKS = (
         "there is at least one sample for training",
         "A shorter file yields no batch.",
     ),
+    *RESUME_CHECKS,
 )
 
 

@@ -11,6 +11,8 @@ from typing import Annotated, Literal, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from launcher.config.resume_class import Forbidden, Numerics, Resharding, Safe
+
 Positive = Annotated[int, Field(ge=1, le=2**62)]
 # Beyond any machine, and small enough that a mistyped number is answered at once.
 Layers = Annotated[int, Field(ge=1, le=1_000)]
@@ -48,60 +50,60 @@ class Record(BaseModel):
 class RopeScaling(Record):
     """Llama 3.1's frequency-dependent stretching of rotary positions."""
 
-    factor: PositiveFloat
+    factor: Forbidden[PositiveFloat]
     """By how much low frequencies are stretched."""
-    low_freq_factor: PositiveFloat
+    low_freq_factor: Forbidden[PositiveFloat]
     """Wavelengths longer than original_max_position / this are stretched in full."""
-    high_freq_factor: PositiveFloat
+    high_freq_factor: Forbidden[PositiveFloat]
     """Wavelengths shorter than original_max_position / this are left alone."""
-    original_max_position: Positive
+    original_max_position: Forbidden[Positive]
     """Sequence length of the pre-training before the stretch."""
 
 
 class Model(Record):
     """A decoder, as facts: GPT-2, GPT-3, Llama, Mistral and Yi differ in these fields only."""
 
-    name: str
+    name: Safe[str]
     """Name in reports; the file's name under conf/model."""
-    num_layers: Layers
+    num_layers: Forbidden[Layers]
     """Transformer blocks."""
-    hidden_size: Width
+    hidden_size: Forbidden[Width]
     """Width of the residual stream."""
-    num_heads: Width
+    num_heads: Forbidden[Width]
     """Query heads."""
-    num_kv_heads: Width | None = None
+    num_kv_heads: Forbidden[Width | None] = None
     """Key and value heads (GQA); None: as many as num_heads."""
-    head_dim: Width | None = None
+    head_dim: Forbidden[Width | None] = None
     """Width of one head; None: hidden_size / num_heads."""
-    ffn_hidden_size: Width
+    ffn_hidden_size: Forbidden[Width]
     """Inner width of the MLP."""
-    vocab_size: Width
+    vocab_size: Forbidden[Width]
     """Rows of the token embedding, without padding."""
-    max_sequence_length: Width
+    max_sequence_length: Forbidden[Width]
     """Longest sequence the positions are made for."""
-    position: Literal["learned", "rope", "none"] = "rope"
+    position: Forbidden[Literal["learned", "rope", "none"]] = "rope"
     """How positions enter: a learned table, rotary embedding or not at all."""
-    norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
+    norm: Forbidden[Literal["layernorm", "rmsnorm"]] = "rmsnorm"
     """Normalisation before attention, before the MLP and after the last block."""
-    norm_eps: PositiveFloat = 1e-5
+    norm_eps: Forbidden[PositiveFloat] = 1e-5
     """Added to the variance."""
-    activation: Literal["gelu", "gelu_tanh", "relu", "swiglu"] = "swiglu"
+    activation: Forbidden[Literal["gelu", "gelu_tanh", "relu", "swiglu"]] = "swiglu"
     """MLP activation; swiglu has a third (gate) projection."""
-    bias: bool = False
+    bias: Forbidden[bool] = False
     """Biases on all linear layers of the blocks."""
-    tie_embeddings: bool = False
+    tie_embeddings: Forbidden[bool] = False
     """The output head is the token embedding."""
-    rope_theta: PositiveFloat = 10000.0
+    rope_theta: Forbidden[PositiveFloat] = 10000.0
     """Base of the rotary frequencies."""
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: Forbidden[RopeScaling | None] = None
     """Stretching of rotary positions; None: none."""
-    sliding_window: Positive | None = None
+    sliding_window: Forbidden[Positive | None] = None
     """Each token sees this many tokens back, itself included; None: all."""
-    dropout: Fraction = 0.0
+    dropout: Numerics[Fraction] = 0.0
     """Dropout on the embedding and on both residual branches."""
-    attention_dropout: Fraction = 0.0
+    attention_dropout: Numerics[Fraction] = 0.0
     """Dropout on attention probabilities."""
-    init_std: PositiveFloat = 0.02
+    init_std: Safe[PositiveFloat] = 0.02
     """Standard deviation of initial weights; residual projections get it / sqrt(2 num_layers)."""
 
     @property
@@ -123,220 +125,220 @@ class Model(Record):
 class PeakFlops(Record):
     """Dense peak FLOP/s (2 per multiply-add) per compute type, without sparsity."""
 
-    fp32: PositiveFloat
+    fp32: Safe[PositiveFloat]
     """float32 as torch runs it by default (no TF32)."""
-    bf16: PositiveFloat
+    bf16: Safe[PositiveFloat]
     """bfloat16 with float32 accumulation."""
 
 
 class Gpu(Record):
     """One accelerator, or the share of a CPU machine that one process gets."""
 
-    name: str
+    name: Safe[str]
     """Product name."""
-    memory_bytes: Positive
+    memory_bytes: Safe[Positive]
     """Memory that programs can use."""
-    memory_bandwidth: PositiveFloat
+    memory_bandwidth: Safe[PositiveFloat]
     """Bytes per second."""
     peak_flops: PeakFlops
     """FLOP/s per compute type."""
-    max_efficiency: Annotated[float, Field(gt=0, le=1)]
+    max_efficiency: Safe[Annotated[float, Field(gt=0, le=1)]]
     """Share of peak that large matrix products reach."""
-    op_overhead_s: Annotated[float, Field(ge=0)]
+    op_overhead_s: Safe[Annotated[float, Field(ge=0)]]
     """Seconds that any operator takes however small it is."""
-    context_bytes: Annotated[int, Field(ge=0)]
+    context_bytes: Safe[Annotated[int, Field(ge=0)]]
     """Memory that a process takes before its first tensor (context, libraries, communicators)."""
 
 
 class Node(Record):
     """What joins the devices of one node."""
 
-    name: str
+    name: Safe[str]
     """Product name of the node or of its interconnect."""
-    bandwidth: PositiveFloat
+    bandwidth: Safe[PositiveFloat]
     """Bytes per second per device and direction, inside the node."""
-    latency_s: PositiveFloat
+    latency_s: Safe[PositiveFloat]
     """Seconds per message inside the node."""
-    host_memory_bytes: Positive
+    host_memory_bytes: Safe[Positive]
     """RAM of the node."""
 
 
 class Network(Record):
     """What joins the nodes."""
 
-    name: str
+    name: Safe[str]
     """Product name of the fabric."""
-    bandwidth: PositiveFloat
+    bandwidth: Safe[PositiveFloat]
     """Bytes per second per device and direction, between nodes."""
-    latency_s: PositiveFloat
+    latency_s: Safe[PositiveFloat]
     """Seconds per message between nodes."""
 
 
 class Hardware(Record):
     """The devices that the job gets."""
 
-    name: str
+    name: Safe[str]
     """The file's name under conf/hardware."""
-    device: Literal["cuda", "cpu", "auto"] = "cuda"
+    device: Numerics[Literal["cuda", "cpu", "auto"]] = "cuda"
     """What workers compute on; auto (local only): cuda if the machine has enough GPUs, else cpu."""
-    num_nodes: Nodes = 1
+    num_nodes: Resharding[Nodes] = 1
     """Nodes."""
-    gpus_per_node: PerNode | None = None
+    gpus_per_node: Resharding[PerNode | None] = None
     """Devices (processes) per node; None (local only): all GPUs, or what the layout asks for."""
-    gpu: Gpu | None = None
+    gpu: Safe[Gpu | None] = None
     """None (local only): detected."""
-    node: Node | None = None
+    node: Safe[Node | None] = None
     """None (local only): detected."""
-    network: Network | None = None
+    network: Safe[Network | None] = None
     """None: no second node."""
 
 
 class Parallelism(Record):
     """How the model and the batch are cut."""
 
-    name: str
+    name: Safe[str]
     """The file's name under conf/parallelism."""
-    tp: Positive | None = None
+    tp: Resharding[Positive | None] = None
     """Ranks that share each matrix; keep inside one node. None: filled."""
-    cp: Positive = 1
+    cp: Resharding[Positive] = 1
     """Ranks that share each sequence."""
-    ep: Positive = 1
+    ep: Resharding[Positive] = 1
     """Ranks that share the experts."""
-    pp: Positive | None = None
+    pp: Resharding[Positive | None] = None
     """Pipeline stages. None: filled."""
-    vpp: Positive = 1
+    vpp: Resharding[Positive] = 1
     """Model chunks per pipeline stage."""
-    dp: Positive | None = None
+    dp: Resharding[Positive | None] = None
     """Replicas that share the batch. None: what is left of the devices."""
-    fill: Literal["fit", "tp", "pp"] = "fit"
+    fill: Safe[Literal["fit", "tp", "pp"]] = "fit"
     """Which open axis takes devices first. fit: tp, then pp, until the model fits; tp: tp fills the
     node; pp: stages fill the node. dp takes the rest."""
-    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
+    zero_stage: Resharding[Annotated[int, Field(ge=0, le=3)]] = 1
     """ZeRO: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters sharded over dp."""
-    schedule: Annotated[ScheduleName | str, BeforeValidator(_known_schedule)] = "1f1b"
+    schedule: Resharding[Annotated[ScheduleName | str, BeforeValidator(_known_schedule)]] = "1f1b"
     """Order of the microbatches in the pipeline: a name, or a .csv or .json file that has it."""
-    schedule_lines: Annotated[tuple[str, ...], Field(strict=False)] | None = None
+    schedule_lines: Resharding[Annotated[tuple[str, ...], Field(strict=False)] | None] = None
     """What stands in that file, line by line; read when the run is composed."""
-    recompute: Literal["none", "selective", "full"] | None = "none"
+    recompute: Safe[Literal["none", "selective", "full"] | None] = "none"
     """Activations computed again in backward: none, attention only, whole blocks. None: filled."""
-    sequence_parallel: bool = False
+    sequence_parallel: Resharding[bool] = False
     """Norms and residuals sharded along the sequence over tp."""
-    cp_mode: Literal["ring", "all_gather", "ulysses"] = "ring"
+    cp_mode: Resharding[Literal["ring", "all_gather", "ulysses"]] = "ring"
     """How context-parallel ranks exchange keys and values."""
-    order: Annotated[tuple[Axis, ...], Field(strict=False)] = ("tp", "cp", "dp", "pp")
+    order: Resharding[Annotated[tuple[Axis, ...], Field(strict=False)]] = ("tp", "cp", "dp", "pp")
     """Axes from the fastest-varying rank digit to the slowest."""
 
 
 class Optimizer(Record):
     """The update rule and its learning-rate schedule."""
 
-    name: Literal["adamw", "sgd"]
+    name: Forbidden[Literal["adamw", "sgd"]]
     """Update rule."""
-    learning_rate: PositiveFloat
+    learning_rate: Numerics[PositiveFloat]
     """Peak learning rate."""
-    min_learning_rate: Annotated[float, Field(ge=0)] = 0.0
+    min_learning_rate: Numerics[Annotated[float, Field(ge=0)]] = 0.0
     """Where a decaying schedule ends."""
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    schedule: Numerics[Literal["constant", "cosine", "linear"]] = "constant"
     """Decay after the warm-up, over train.steps."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_steps: Numerics[Annotated[int, Field(ge=0)]] = 0
     """Steps of linear warm-up."""
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: Numerics[Annotated[float, Field(ge=0)]] = 0.0
     """Decoupled for adamw, L2 for sgd; on matrices only, not on norms and biases."""
-    beta1: Fraction = 0.9
+    beta1: Numerics[Fraction] = 0.9
     """adamw: decay of the first moment."""
-    beta2: Fraction = 0.95
+    beta2: Numerics[Fraction] = 0.95
     """adamw: decay of the second moment."""
-    eps: PositiveFloat = 1e-8
+    eps: Numerics[PositiveFloat] = 1e-8
     """adamw: added to the root of the second moment."""
-    momentum: Fraction = 0.0
+    momentum: Numerics[Fraction] = 0.0
     """sgd: momentum."""
-    clip_grad_norm: PositiveFloat | None = 1.0
+    clip_grad_norm: Numerics[PositiveFloat | None] = 1.0
     """Global gradient norm is cut to this; None: never."""
 
 
 class Data(Record):
     """Where tokens come from."""
 
-    name: str
+    name: Safe[str]
     """The file's name under conf/data."""
-    kind: Literal["stdlib_text", "tokens"]
+    kind: Numerics[Literal["stdlib_text", "tokens"]]
     """stdlib_text: sources of Python's standard library as bytes; tokens: a file of token ids."""
-    path: str | None = None
+    path: Numerics[str | None] = None
     """tokens: the file, memory-mapped."""
-    dtype: Literal["uint8", "uint16", "int32", "uint32"] = "uint16"
+    dtype: Numerics[Literal["uint8", "uint16", "int32", "uint32"]] = "uint16"
     """tokens: type of one id, little-endian."""
-    validation_fraction: Fraction = 0.05
+    validation_fraction: Numerics[Fraction] = 0.05
     """Share of the text (its tail) that is held out."""
 
 
 class Train(Record):
     """How long, on what batches, and what is looked at on the way."""
 
-    steps: Positive
+    steps: Numerics[Positive]
     """Optimizer steps."""
-    sequence_length: Positive | None = None
+    sequence_length: Numerics[Positive | None] = None
     """Tokens per sample. None: the model's longest, at most 8192."""
-    global_batch_size: Batch | None = None
+    global_batch_size: Numerics[Batch | None] = None
     """Samples per step = micro_batch_size x num_microbatches x dp. None: solved."""
-    micro_batch_size: Batch | None = None
+    micro_batch_size: Resharding[Batch | None] = None
     """Samples per forward. None: solved."""
-    num_microbatches: Batch | None = None
+    num_microbatches: Resharding[Batch | None] = None
     """Forwards per step and replica. None: solved."""
-    seed: Annotated[int, Field(ge=0)] = 1234
+    seed: Numerics[Annotated[int, Field(ge=0)]] = 1234
     """Of weights, data order and dropout."""
-    validate_every: Positive | None = None
+    validate_every: Safe[Positive | None] = None
     """Steps between validations; None: only at the end."""
-    validation_batches: Annotated[int, Field(ge=0)] = 8
+    validation_batches: Safe[Annotated[int, Field(ge=0)]] = 8
     """Global batches per validation; 0: no validation."""
-    log_every: Positive = 1
+    log_every: Safe[Positive] = 1
     """Steps between lines of metrics.jsonl."""
-    compile: bool = False
+    compile: Safe[bool] = False
     """torch.compile every block."""
 
 
 class Precision(Record):
     """Number formats; optimizer state and gradient accumulation are always float32."""
 
-    name: str
+    name: Safe[str]
     """The file's name under conf/precision."""
-    compute: Literal["fp32", "bf16"]
+    compute: Numerics[Literal["fp32", "bf16"]]
     """Format of weights, activations and their gradients in forward and backward."""
 
 
 class Checkpoint(Record):
     """When the state is saved."""
 
-    every_steps: Positive | None = None
+    every_steps: Safe[Positive | None] = None
     """Steps between checkpoints; None: never."""
-    every_minutes: PositiveFloat | None = None
+    every_minutes: Safe[PositiveFloat | None] = None
     """Minutes between checkpoints; None: never."""
-    keep: Positive | None = None
+    keep: Safe[Positive | None] = None
     """How many of the newest are kept; None: all."""
 
 
 class Launch(Record):
     """Where the job is submitted."""
 
-    name: Literal["local", "slurm"]
+    name: Safe[Literal["local", "slurm"]]
     """local: torchrun here; slurm: sbatch."""
-    job_name: str | None = None
+    job_name: Safe[str | None] = None
     """Name in the queue; None: the run's name."""
-    partition: str | None = None
+    partition: Safe[str | None] = None
     """Slurm partition."""
-    account: str | None = None
+    account: Safe[str | None] = None
     """Slurm account."""
-    time_limit: str | None = None
+    time_limit: Safe[str | None] = None
     """Slurm time limit as text, e.g. "12:00:00"."""
-    threads_per_rank: Positive | None = None
+    threads_per_rank: Safe[Positive | None] = None
     """OMP_NUM_THREADS of a worker; None: cores divided among the ranks of the node, at least 1."""
 
 
 class Run(Record):
     """Everything about one run; run.yaml holds exactly this."""
 
-    name: str | None = None
+    name: Safe[str | None] = None
     """Names the run directory; None: the recipe's or the model's name."""
-    recipe: str | None = None
+    recipe: Safe[str | None] = None
     """The recipe that the run started from; None: no recipe."""
     model: Model
     hardware: Hardware

@@ -18,6 +18,7 @@ from launcher.runtime.corpus import Tokens, open_corpus
 from launcher.runtime.keys import hash_key
 from launcher.runtime.model.context import ForwardContext
 from launcher.runtime.pipeline.execute import Microbatch
+from launcher.runtime.progress import Progress
 
 CHECKED_TOKENS = 1 << 26
 """So many tokens are looked at before the first step; later ones when they are drawn."""
@@ -80,17 +81,18 @@ class TokenWindows:
         return self.tokens[start : start + self.sequence_length + 1]
 
     def step_samples(
-        self, step: int, layout: Layout, dp_index: int, device: torch.device | None = None
+        self, progress: Progress, layout: Layout, dp_index: int, device: torch.device | None = None
     ) -> tuple[Microbatch, ...]:
         """The microbatches of one replica in one step.
 
-        Step k reads samples [k G, (k + 1) G) in every layout (G = global_batch_size): first all
-        microbatches of replica 0, then those of replica 1, and so on.
+        After C consumed samples a step reads the samples [C, C + G) in every layout
+        (G = global_batch_size): first all microbatches of replica 0, then those of replica 1, and
+        so on.
         """
         size, count = layout.micro_batch_size, layout.num_microbatches
-        first = step * layout.global_batch_size + dp_index * count * size
+        first = progress.consumed_samples + dp_index * count * size
         starts = range(first, first + count * size, size)
-        return tuple(self._microbatch(start, size, step, device) for start in starts)
+        return tuple(self._microbatch(start, size, progress.step, device) for start in starts)
 
     def _microbatch(
         self, first_sample: int, size: int, step: int, device: torch.device | None

@@ -14,16 +14,20 @@ from launcher.runtime.data import TokenWindows
 from launcher.runtime.metrics import MetricsLog, write_summary
 from launcher.runtime.optimizer import learning_rate
 from launcher.runtime.pipeline.execute import average_loss, run_forward, run_schedule
+from launcher.runtime.progress import Progress
 
 
 def train(trainer: Trainer, files: RunFiles) -> None:
     """Run all steps of a trainer and leave metrics.jsonl and summary.json behind."""
     run = trainer.frozen.run
     log = MetricsLog(files.metrics, trainer)
-    for step in range(run.train.steps):
+    progress = Progress()
+    while progress.step < run.train.steps:
+        step = progress.step
         started = time.perf_counter()
         rate = learning_rate(run.optimizer, step, run.train.steps)
-        loss, grad_norm = train_step(trainer, step, rate)
+        loss, grad_norm = train_step(trainer, progress, rate)
+        progress = progress.after(trainer.frozen.layout.global_batch_size)
         _require_finite("gradient norm", grad_norm, step)
         is_last = step == run.train.steps - 1
         if not is_last and (step + 1) % run.train.log_every:
@@ -43,10 +47,12 @@ def train(trainer: Trainer, files: RunFiles) -> None:
     write_summary(files, trainer, log)
 
 
-def train_step(trainer: Trainer, step: int, rate: float) -> tuple[torch.Tensor | None, float]:
+def train_step(
+    trainer: Trainer, progress: Progress, rate: float
+) -> tuple[torch.Tensor | None, float]:
     """One optimizer step: this rank's mean loss (last stage only) and the global gradient norm."""
     layout, groups = trainer.frozen.layout, trainer.groups
-    microbatches = trainer.data.train.step_samples(step, layout, groups.dp.index, groups.device)
+    microbatches = trainer.data.train.step_samples(progress, layout, groups.dp.index, groups.device)
     with trainer.engine.accumulate():
         loss = run_schedule(
             trainer.frozen.schedule, trainer.engine, trainer.channels, trainer.stage, microbatches
@@ -66,10 +72,9 @@ def validate(trainer: Trainer) -> float:
 
 
 def _validation_loss(trainer: Trainer, windows: TokenWindows, batch: int) -> float:
-    groups = trainer.groups
-    microbatches = windows.step_samples(
-        batch, trainer.frozen.layout, groups.dp.index, groups.device
-    )
+    groups, layout = trainer.groups, trainer.frozen.layout
+    place = Progress(step=batch, consumed_samples=batch * layout.global_batch_size)
+    microbatches = windows.step_samples(place, layout, groups.dp.index, groups.device)
     loss = run_forward(
         trainer.frozen.schedule, trainer.engine, trainer.channels, trainer.stage, microbatches
     )

@@ -19,6 +19,7 @@ from launcher.runtime.optimizer import learning_rate
 from launcher.runtime.parallel.shard import Shard, local_shards
 from launcher.runtime.pipeline.execute import average_loss
 from launcher.runtime.process import end_with_parent, fail, log_to, read_place
+from launcher.runtime.progress import Progress
 from launcher.runtime.reference import Reference, is_arbitrary, single_layout, train_reference
 from launcher.runtime.train import train_step
 from launcher.runtime.worker import join_job, leave_job
@@ -57,9 +58,9 @@ def compare(trainer: Trainer) -> dict[str, Any] | None:
     """Train both, and report the differences on rank 0; every rank must call it."""
     run = trainer.frozen.run
     losses, norms = [], []
-    for step in range(run.train.steps):
-        rate = learning_rate(run.optimizer, step, run.train.steps)
-        loss, norm = train_step(trainer, step, rate)
+    for progress in _steps(trainer):
+        rate = learning_rate(run.optimizer, progress.step, run.train.steps)
+        loss, norm = train_step(trainer, progress, rate)
         losses.append(float(average_loss(loss, trainer.groups)))
         norms.append(norm)
     weights = _gather_weights(trainer)
@@ -67,6 +68,13 @@ def compare(trainer: Trainer) -> dict[str, Any] | None:
         return None
     reference = _train_alone(trainer)
     return _report(trainer, reference, losses, norms, weights)
+
+
+def _steps(trainer: Trainer) -> list[Progress]:
+    """Where the run stands before each of its steps."""
+    size = trainer.frozen.layout.global_batch_size
+    steps = range(trainer.frozen.run.train.steps)
+    return [Progress(step=step, consumed_samples=step * size) for step in steps]
 
 
 def _gather_weights(trainer: Trainer) -> list[LocalWeight]:
@@ -84,10 +92,7 @@ def _gather_weights(trainer: Trainer) -> list[LocalWeight]:
 def _train_alone(trainer: Trainer) -> Reference:
     """The same steps in one process of plain torch."""
     layout = single_layout(trainer.frozen.layout)
-    steps = (
-        trainer.data.train.step_samples(step, layout, 0)
-        for step in range(trainer.frozen.run.train.steps)
-    )
+    steps = (trainer.data.train.step_samples(place, layout, 0) for place in _steps(trainer))
     return train_reference(trainer.frozen.run, layout, steps)
 
 

@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.errors import ConfigError
+from launcher.plan.records import Layout
 from launcher.runtime.corpus import SEPARATOR, open_corpus, split_documents, stdlib_documents
 from launcher.runtime.data import TokenWindows, open_datasets, permute
+from launcher.runtime.progress import Progress
 from tests.factory import make_run
 from tests.runtime.stages import make_layout
 
@@ -66,12 +68,16 @@ LAYOUTS = [
 ]
 
 
+def at(step: int, layout: Layout) -> Progress:
+    return Progress(step=step, consumed_samples=step * layout.global_batch_size)
+
+
 def digest_of_step(sizes: dict[str, int], step: int) -> str:
     """Hash of tokens and labels of a step, replicas one after the other."""
     layout, windows = make_layout(**sizes), make_windows()
     digest = hashlib.sha256()
     for dp_index in range(layout.dp):
-        for microbatch in windows.step_samples(step, layout, dp_index):
+        for microbatch in windows.step_samples(at(step, layout), layout, dp_index):
             for tokens, labels in zip(
                 microbatch.tokens_BS, microbatch.context.labels_BS, strict=True
             ):
@@ -88,12 +94,26 @@ def test_a_step_reads_the_same_tokens_in_any_layout(sizes: dict[str, int]) -> No
 
 def test_microbatches_name_their_first_global_sample() -> None:
     layout = make_layout(micro_batch_size=2, num_microbatches=3, dp=2)
-    first = [m.context.first_sample for m in make_windows().step_samples(4, layout, dp_index=1)]
+    first = [m.context.first_sample for m in make_windows().step_samples(at(4, layout), layout, 1)]
     assert first == [4 * 12 + 6, 4 * 12 + 8, 4 * 12 + 10]
 
 
+def test_a_changed_batch_goes_on_with_the_next_sample() -> None:
+    """Consumed samples, not steps, say what comes: 3 steps of 12 samples, then steps of 8."""
+    windows, progress, seen = make_windows(), Progress(), []
+    for size, steps in ((3, 3), (2, 2)):
+        layout = make_layout(micro_batch_size=2, num_microbatches=size, dp=2)
+        for _ in range(steps):
+            for dp_index in range(2):
+                for microbatch in windows.step_samples(progress, layout, dp_index):
+                    seen += microbatch.tokens_BS[:, 0].tolist()
+            progress = progress.after(layout.global_batch_size)
+    assert progress == Progress(step=5, consumed_samples=3 * 12 + 2 * 8)
+    assert seen == [int(windows.window(sample)[0]) for sample in range(progress.consumed_samples)]
+
+
 def test_labels_are_the_next_tokens() -> None:
-    (microbatch,) = make_windows().step_samples(0, make_layout(), 0)
+    (microbatch,) = make_windows().step_samples(Progress(), make_layout(), 0)
     assert microbatch.tokens_BS.dtype == torch.int64
     assert torch.equal(microbatch.tokens_BS[:, 1:], microbatch.context.labels_BS[:, :-1])
     assert torch.equal(microbatch.context.labels_BS, microbatch.tokens_BS + 1)
@@ -141,7 +161,7 @@ def open_(run: object, folder: Path, **sizes: int):
 def test_token_files_of_any_type_give_their_ids(tmp_path: Path, dtype: str) -> None:
     run = tokens_run(tmp_path / "t.bin", list(range(200)), dtype)
     datasets = open_(run, tmp_path, sequence_length=8)
-    (microbatch,) = datasets.train.step_samples(0, make_layout(sequence_length=8), 0)
+    (microbatch,) = datasets.train.step_samples(Progress(), make_layout(sequence_length=8), 0)
     assert torch.equal(microbatch.context.labels_BS, microbatch.tokens_BS + 1)
     assert datasets.validation is not None
     assert datasets.validation.tokens[0] == 190
@@ -169,7 +189,7 @@ def test_unusable_tokens_are_refused(tmp_path: Path, tokens: list[int], message:
 def test_ids_beyond_the_first_look_are_refused_when_drawn() -> None:
     windows = TokenWindows(np.full(100, 300, np.uint16), 16, 1, 256)
     with pytest.raises(ConfigError, match="token id 300"):
-        windows.step_samples(0, make_layout(), 0)
+        windows.step_samples(Progress(), make_layout(), 0)
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:
