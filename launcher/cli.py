@@ -26,6 +26,7 @@ verbs
   run      check, plan, write the run directory, start the job and follow it (default)
   plan     check and predict only
   verify   train a shrunk model in the same layout on CPU processes and in one process; compare
+  convert SRC DST   weights to and from Hugging Face safetensors
   rules    every rule that a configuration must obey, with its reason
 
 overrides (Hydra)
@@ -45,6 +46,8 @@ class Verb:
     flags: frozenset[str]
     """As the parser names them."""
     takes_overrides: bool = True
+    operands: tuple[str, ...] = ()
+    """Words that it needs before any override, as help names them."""
 
 
 _CONFIG = frozenset({"config_dir", "cfg", "package", "resolve"})
@@ -52,6 +55,11 @@ _VERBS = {
     "run": Verb(action=commands.run, flags=_CONFIG | {"dry_run", "run_dir", "multirun"}),
     "plan": Verb(action=commands.plan, flags=_CONFIG | {"json", "multirun"}),
     "verify": Verb(action=commands.verify, flags=_CONFIG | {"json", "run_dir"}),
+    "convert": Verb(
+        action=commands.convert,
+        flags=frozenset({"to", "step", "dtype", "max_shard_size", "tokenizer"}),
+        operands=("SRC", "DST"),
+    ),
     "rules": Verb(action=commands.rules, flags=frozenset({"json"}), takes_overrides=False),
 }
 # `--cfg` prints and stops; `--package` and `--resolve` say what it prints.
@@ -80,8 +88,9 @@ def _dispatch(words: list[str]) -> int:
     parsed = parser.parse_intermixed_args(words)
     if parsed.shell_completion is not None:
         return commands.shell_completion(parsed.shell_completion, list(_VERBS), parser.flags())
-    name, overrides = _verb(parsed.words)
+    name, rest = _verb(parsed.words)
     verb = _VERBS[name]
+    operands, overrides = _split_operands(name, verb, rest)
     _check_flags(name, verb, parsed)
     _check_overrides(name, verb, overrides)
     request = commands.Request(
@@ -92,6 +101,8 @@ def _dispatch(words: list[str]) -> int:
         run_dir=parsed.run_dir,
         multirun=parsed.multirun,
         command_line=tuple(words),
+        operands=operands,
+        flags=vars(parsed),
     )
     if parsed.cfg:
         return commands.show_config(request, parsed.cfg, parsed.package, parsed.resolve)
@@ -116,6 +127,22 @@ def _verb(words: list[str]) -> tuple[str, list[str]]:
             )
         ]
     )
+
+
+def _split_operands(name: str, verb: Verb, words: list[str]) -> tuple[tuple[str, ...], list[str]]:
+    """The words that a verb needs, and the overrides behind them."""
+    given = []
+    for word in words[: len(verb.operands)]:
+        if "=" in word and not os.path.lexists(word) and os.sep not in word.partition("=")[0]:
+            break  # an override
+        given.append(word)
+    if len(given) < len(verb.operands):
+        usage = f"launch {name} {' '.join(verb.operands)}"
+        missing = " and ".join(verb.operands[len(given) :])
+        raise ConfigError(
+            [Finding(field=usage, rule="missing-operand", reason=f"{missing} not given")]
+        )
+    return tuple(given), words[len(given) :]
 
 
 def _check_flags(name: str, verb: Verb, parsed: argparse.Namespace) -> None:
@@ -196,6 +223,11 @@ def _parser() -> _Parser:
     add("--cfg", "-c", choices=("job", "hydra", "all"), help="print the composed configuration")
     add("--package", "-p", metavar="KEY", help="--cfg: only this part")
     add("--resolve", action="store_true", help="--cfg: with interpolations resolved")
+    add("--to", choices=("hf", "launch"), help="convert: to this format (default: the other)")
+    add("--step", metavar="N", type=int, help="convert: checkpoint of a run (default: the newest)")
+    add("--dtype", choices=("float32", "bfloat16"), help="convert: to hf in this (float32)")
+    add("--max-shard-size", metavar="SIZE", help="convert: largest file (5GB)")
+    add("--tokenizer", metavar="DIR", help="convert: to hf with the tokenizer files in it")
     add("--shell-completion", "-sc", metavar="install=SHELL", help="bash, zsh or fish completion")
     add("--version", action="version", version=f"launch {__version__}")
     return parser

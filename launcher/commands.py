@@ -6,10 +6,10 @@ import gc
 import json as json_module
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from launcher.config.assets import assets_dir, conf_dir
 from launcher.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, ConfigError, DoesNotFit, LaunchError
@@ -27,6 +27,10 @@ class Request:
     run_dir: str | None = None
     multirun: bool = False
     command_line: tuple[str, ...] = ()
+    operands: tuple[str, ...] = ()
+    """Words before the overrides, as many as the verb has."""
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    """Every flag by its long name with underscores; for those of a single verb."""
 
 
 def run(request: Request) -> int:
@@ -80,6 +84,29 @@ def verify(request: Request) -> int:
 
     answer = _plan_job(list(request.overrides), request)
     return verify_plan(answer, _machine(), run_dir=request.run_dir, as_json=request.json)
+
+
+def convert(request: Request) -> int:
+    """Weights to and from Hugging Face."""
+    from launcher.config.model_fields import read_model_overrides
+    from launcher.convert.convert import Conversion
+    from launcher.convert.convert import convert as convert_weights
+
+    source, destination = (Path(os.path.expanduser(word)) for word in request.operands)
+    flags = request.flags
+    tokenizer = flags["tokenizer"]
+    asked = Conversion(
+        source=source,
+        destination=destination,
+        to=flags["to"],
+        step=flags["step"],
+        dtype=flags["dtype"],
+        max_shard_size=flags["max_shard_size"],
+        tokenizer=Path(os.path.expanduser(tokenizer)) if tokenizer else None,
+        overrides=read_model_overrides(request.overrides),
+    )
+    print(convert_weights(asked))
+    return EXIT_DONE
 
 
 def rules(request: Request) -> int:

@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "launcher"
-# errors < config < plan < render < submit < cli; runtime beside them.
+# errors < config < plan < checkpoint < convert < render < submit < cli; runtime beside them.
 MAY_IMPORT = {
     "errors": set(),
     "config": {"errors"},
     "plan": {"errors", "config"},
+    "convert": {"errors", "config", "plan", "checkpoint"},
     "render": {"errors", "config", "plan"},
     "submit": {"errors", "config", "plan", "render"},
-    "runtime": {"errors", "config", "plan"},
+    "runtime": {"errors", "config", "plan", "checkpoint", "convert"},
     "completion": {"errors", "config"},
-    "commands": {"errors", "config", "plan", "render", "submit", "completion"},
+    "commands": {"errors", "config", "plan", "convert", "render", "submit", "completion"},
     "cli": {"errors", "config", "commands"},
     "__main__": {"cli"},
     "__init__": set(),
@@ -27,7 +28,7 @@ MAY_IMPORT = {
 BELONGS_TO = {
     "torch": ("runtime",),
     "deepspeed": ("runtime",),
-    "numpy": ("runtime",),
+    "numpy": ("runtime", "checkpoint", "convert"),
     "hydra": ("config/compose.py",),
     "omegaconf": ("config",),
     "pydantic": ("config",),

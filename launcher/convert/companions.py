@@ -17,16 +17,14 @@ TOKENIZER_FILES = (
     "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja",
     "chat_template.json",
 )  # fmt: skip
-_KEPT = (*TOKENIZER_FILES, "generation_config.json")
+_KEPT = (*TOKENIZER_FILES, "generation_config.json", "config.json")
 
 
 def find_companions(folders: Iterable[Path]) -> dict[str, Path]:
-    """Name -> file, from the first of the folders that has a tokenizer; empty where none has."""
+    """Name -> file, from the first of the folders that has any; empty where none has."""
     for folder in folders:
         found = {name: folder / name for name in _KEPT if (folder / name).is_file()}
-        if found.keys() & set(TOKENIZER_FILES):
-            if (folder / "config.json").is_file():
-                found["config.json"] = folder / "config.json"
+        if found:
             return found
     return {}
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
+from launcher.config.model_fields import RefusedField, build_model
 from launcher.config.partial import check_partial
 from launcher.config.schema import Model
 from launcher.convert.families import (
@@ -66,13 +65,13 @@ def read_config(
     given = dict(overrides or {})
     fields, findings = _fields(config, family, given)
     findings += _refused_keys(config, family)
-    try:
-        # A field of ours that the family does not speak of keeps its default.
-        model = Model.model_validate({**family.constants, **fields, **given, "name": name})
-    except ValidationError as error:
-        refused = {f"model.{details['loc'][0]}" for details in error.errors()}
-        findings += _invalid(error, family)
-        return None, findings + check_partial({"model": {**family.constants, **fields}}, refused)
+    # A field of ours that the family does not speak of keeps its default.
+    fields = {**family.constants, **fields, **given, "name": name}
+    model, refused = build_model(fields)
+    if model is None:
+        findings += _invalid(refused, family)
+        keys = {f"model.{field.location[0]}" for field in refused}
+        return None, findings + check_partial({"model": fields}, keys)
     findings += check_partial({"model": model.model_dump(mode="json")}, set())
     return (None, findings) if findings else (Described(family=family, model=model), [])
 
@@ -193,20 +192,19 @@ def _refused_keys(config: Mapping[str, Any], family: Family) -> Iterator[Finding
             yield _with_fix(_finding_of_key(key, _short(value), reason), fix)
 
 
-def _invalid(error: ValidationError, family: Family) -> list[Finding]:
+def _invalid(refused: Sequence[RefusedField], family: Family) -> list[Finding]:
     keys = {row.field: row.key for row in reversed(family.keys)}
     if family.has_rotary_keys:
         keys |= {"rope_scaling": "rope_parameters", "rope_theta": "rope_theta"}
     findings = []
-    for details in error.errors(include_url=False):
-        location = [str(part) for part in details["loc"]]
-        if details["type"] == "extra_forbidden":
-            name = ".".join(["model", *location])
+    for field in refused:
+        first, *rest = field.location
+        if field.is_unknown:
+            name = ".".join(["model", first, *rest])
             findings.append(Finding(field=name, rule="unknown-key", reason="no such key"))
-            continue
-        key = ".".join([keys.get(location[0], f"model.{location[0]}"), *location[1:]])
-        reason = details["msg"][:1].lower() + details["msg"][1:]
-        findings.append(_finding_of_key(key, _short(details["input"]), reason))
+        else:
+            key = ".".join([keys.get(first, f"model.{first}"), *rest])
+            findings.append(_finding_of_key(key, _short(field.given), field.reason))
     return findings
 
 
@@ -234,8 +232,9 @@ def render_config(
     }
     for row in family.keys:
         value = fields[row.field]
-        theirs = {ours: word for word, ours in reversed(list(row.values.items()))}
-        config[row.key] = theirs[value] if row.values else value
+        if row.values:
+            value = next(word for word, ours in row.values.items() if ours == value)
+        config[row.key] = value
     # Written out: classes have other defaults than ours, or none.
     if "num_key_value_heads" in config:
         config["num_key_value_heads"] = model.kv_heads

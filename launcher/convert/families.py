@@ -7,7 +7,7 @@ it has (`choose_family`).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from launcher.config.schema import Model
@@ -21,7 +21,7 @@ class ConfigKey:
     field: str
     default: Any = None
     """What the class takes where the key is absent; it differs from class to class."""
-    values: Mapping[Any, Any] = field(default_factory=dict)
+    values: Mapping[str, str] | None = None
     """Theirs -> ours, where words differ; the first of several words is the one we write."""
 
 
@@ -211,12 +211,12 @@ MISTRAL = Family(
 FAMILIES = (GPT2, LLAMA, MISTRAL)
 """Yi's published models are LlamaForCausalLM; GPT-3 has no class, and is a GPT-2 in shape."""
 
-NEUTRAL_KEYS = frozenset(
-    """
+_NEUTRAL = """
     architectures model_type transformers_version torch_dtype dtype use_cache
     bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id cls_token_id
     decoder_start_token_id forced_bos_token_id forced_eos_token_id tokenizer_class name_or_path
-    task_specific_params id2label label2id num_labels problem_type return_dict return_dict_in_generate
+    task_specific_params id2label label2id num_labels problem_type return_dict
+    return_dict_in_generate
     output_attentions output_hidden_states output_scores torchscript finetuning_task prefix
     gradient_checkpointing chunk_size_feed_forward pretraining_tp n_ctx reorder_and_upcast_attn
     summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
@@ -226,8 +226,8 @@ NEUTRAL_KEYS = frozenset(
     length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
     num_return_sequences exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
     remove_invalid_values attn_implementation unsloth_version unsloth_fixed
-    """.split()
-)
+"""
+NEUTRAL_KEYS = frozenset(_NEUTRAL.split())
 """Keys of config.json that change neither weights nor logits."""
 
 TOKEN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")

@@ -115,9 +115,7 @@ def _bad_file(path: Path, reason: str) -> Finding:
 class HuggingFaceSource:
     """The tensors of a folder under our names, as a `TensorSource`."""
 
-    def __init__(
-        self, family: Family, model: Model, tensors: Mapping[str, StoredTensor]
-    ) -> None:
+    def __init__(self, family: Family, model: Model, tensors: Mapping[str, StoredTensor]) -> None:
         self._tensors = tensors
         self._places = dict(_our_places(family, model, tensors))
 
@@ -139,7 +137,8 @@ class HuggingFaceSource:
         stored = self._tensors[place.stored]
         start = (offsets[0] + place.first_row, *offsets[1:])
         if place.is_transposed:
-            return stored.read(start[::-1], sizes[::-1]).T
+            box: Array = stored.read(start[::-1], sizes[::-1]).T
+            return box
         return stored.read(start, sizes)
 
 
@@ -218,8 +217,10 @@ def check_tensors(family: Family, model: Model, files: WeightFiles) -> list[Find
         *_each(
             "shape",
             wrong,
-            lambda name: f"its shape is {list(files.tensors[name].shape)}, config.json makes it "
-            f"{list(expected[name])}",
+            lambda name: (
+                f"its shape is {list(files.tensors[name].shape)}, config.json makes it "
+                f"{list(expected[name])}"
+            ),
         ),
         *_each(
             "unknown",

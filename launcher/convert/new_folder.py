@@ -56,7 +56,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def size_words(num_bytes: int) -> str:
-    """size_words(16_060_522_496) -> "16.06 GB" """
+    """A size as people read it: size_words(16_060_522_496) -> 16.06 GB."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if num_bytes >= size:
             return f"{num_bytes / size:.2f} {unit}"

@@ -24,9 +24,7 @@ def read_pieces(source: TensorSource, name: str, is_transposed: bool = False) ->
         yield source.read(name, (start, *[0] * (len(shape) - 1)), (count, *shape[1:]))
 
 
-def read_joined(
-    source: TensorSource, parts: Sequence[str], is_transposed: bool
-) -> Iterator[Array]:
+def read_joined(source: TensorSource, parts: Sequence[str], is_transposed: bool) -> Iterator[Array]:
     """Tensors of ours one below the other, a few rows after the other; transposed if need be."""
     if not is_transposed:
         for part in parts:

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ def _stored_tensors(
 
 
 def _as_bytes(numbers: Array) -> memoryview:
-    return memoryview(numbers.reshape(-1).view(np.uint8))
+    return numbers.reshape(-1).view(np.uint8).data
 
 
 def _read_exactly(file: int, into: memoryview, start: int, tensor: StoredTensor) -> None:
@@ -154,9 +154,7 @@ class NewTensor:
 class TensorFileWriter:
     """Writes one file front to back; the header comes first, so all tensors are named at once."""
 
-    def __init__(
-        self, path: Path, tensors: Sequence[NewTensor], on_bytes: Callable[[Any], None] | None
-    ) -> None:
+    def __init__(self, path: Path, tensors: Sequence[NewTensor]) -> None:
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         end = 0
         for tensor in tensors:
@@ -167,7 +165,7 @@ class TensorFileWriter:
             end = place[1]
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)  # numbers begin on a multiple of 8
-        self._left, self._on_bytes = end, on_bytes
+        self._left = end
         self._file = path.open("xb", buffering=0)
         self._write(struct.pack("<Q", len(text)) + text)
 
@@ -188,7 +186,5 @@ class TensorFileWriter:
 
     def _write(self, data: bytes | memoryview) -> None:
         view = memoryview(data)
-        if self._on_bytes:
-            self._on_bytes(view)
         while len(view):
             view = view[self._file.write(view) :]
