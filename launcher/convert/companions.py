@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from launcher.convert.families import TOKEN_KEYS
-
 FOLDER = "huggingface"
 """Where our own format keeps them."""
 TOKENIZER_FILES = (
@@ -29,15 +27,13 @@ def find_companions(folders: Iterable[Path]) -> dict[str, Path]:
     return {}
 
 
-def special_tokens(config: Path | None) -> dict[str, Any]:
-    """Ids of special tokens in a config.json; empty where there is none that can be read."""
-    if config is None:
-        return {}
+def original_config(found: dict[str, Path]) -> dict[str, Any]:
+    """The config.json that the weights once came with; empty where there is none."""
     try:
-        document = json.loads(config.read_text(encoding="utf-8"))
-        return {key: document[key] for key in TOKEN_KEYS if key in document}
-    except (OSError, ValueError, TypeError, RecursionError):
+        document = json.loads(found["config.json"].read_text(encoding="utf-8"))
+    except (KeyError, OSError, ValueError, RecursionError):
         return {}
+    return document if isinstance(document, dict) else {}
 
 
 def copy_companions(found: dict[str, Path], into: Path) -> None:

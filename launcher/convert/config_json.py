@@ -54,11 +54,11 @@ def read_config(
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        return None, [_finding(path, "", error.strerror or str(error), rule="hf-config-readable")]
+        return None, [_unreadable(path, error.strerror or str(error))]
     except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
-        return None, [_finding(path, "", "it is not a JSON object", rule="hf-config-readable")]
+        return None, [_unreadable(path, "it is not a JSON object")]
     family = _family_in(config)
     if family is None:
         return None, [_unknown_architecture(config)]
@@ -209,19 +209,21 @@ def _invalid(refused: Sequence[RefusedField], family: Family) -> list[Finding]:
 
 
 def render_config(
-    model: Model, dtype: str, tokens: Mapping[str, Any] | None = None
+    model: Model, dtype: str, original: Mapping[str, Any] | None = None
 ) -> tuple[Family, str]:
     """config.json of a model, as transformers 4 and 5 read it.
 
     Args:
         model: what the weights are of.
         dtype: float32 or bfloat16.
-        tokens: ids of special tokens, where they are known.
+        original: the config.json that the weights once came with: its class is taken again where
+            it fits, and its ids of special tokens, which we do not know.
 
     Raises ConfigError where no class computes the model.
 
     """
-    family = choose_family(model)
+    original = original or {}
+    family = choose_family(model, _family_in(original))
     if family is None:
         raise ConfigError([_no_family(model)])
     fields = plain_fields(model)
@@ -243,7 +245,7 @@ def render_config(
     if family.has_rotary_keys:
         config |= _rope_keys(model)
     for key in TOKEN_KEYS:
-        config[key] = (tokens or {}).get(key)
+        config[key] = original.get(key)
     return family, json.dumps(config, indent=2) + "\n"
 
 
@@ -269,8 +271,8 @@ def _no_family(model: Model) -> Finding:
     )
 
 
-def _finding(path: Path, key: str, reason: str, *, rule: str) -> Finding:
-    return Finding(field=f"{path}{key}", rule=rule, reason=reason)
+def _unreadable(path: Path, reason: str) -> Finding:
+    return Finding(field=str(path), rule="hf-config-readable", reason=reason)
 
 
 def _finding_of_key(key: str, value: Any, reason: str, legal: Any = ()) -> Finding:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from launcher.convert.companions import FOLDER, TOKENIZER_FILES, find_companions
 from launcher.convert.config_json import render_config
-from launcher.convert.new_folder import check_new, new_folder, size_words
+from launcher.convert.new_folder import check_destination, check_space, new_folder, size_words
 from launcher.convert.source import Weights, open_weights, verify_weights, weights_folder
 from launcher.convert.to_hf import hf_bytes, write_hf
 from launcher.convert.to_launch import launch_bytes, write_launch
@@ -48,7 +48,7 @@ def convert(asked: Conversion) -> str:
     # 1. Which way.
     folder, format = weights_folder(asked.source, asked.step)
     is_to_hf = format == "launch"
-    findings = [*_refused_flags(asked, is_to_hf), *check_new(asked.destination, 0)]
+    findings = [*_refused_flags(asked, is_to_hf), *check_destination(asked.destination)]
     # 2. Headers and config of the source.
     try:
         weights = open_weights(folder, format, _name(asked), asked.overrides)
@@ -58,9 +58,7 @@ def convert(asked: Conversion) -> str:
     shard_bytes, refused = _shard_bytes(asked.max_shard_size or DEFAULT_SHARD)
     dtype = asked.dtype or "float32"
     size = hf_bytes(weights.model, dtype) if is_to_hf else launch_bytes(weights.model)
-    findings += refused
-    if not check_new(asked.destination, 0):
-        findings += check_new(asked.destination, size)
+    findings += [*refused, *check_space(asked.destination, size)]
     companions = find_companions(_companion_folders(asked, weights))
     if asked.tokenizer and not companions.keys() & set(TOKENIZER_FILES):
         reason = "there are no tokenizer files in it"

@@ -239,9 +239,10 @@ def family_of(architecture: str) -> Family | None:
     return next((family for family in FAMILIES if family.architecture == architecture), None)
 
 
-def choose_family(model: Model) -> Family | None:
-    """The class that computes what the model computes; None where there is none."""
-    return next((family for family in FAMILIES if not differences(family, model)), None)
+def choose_family(model: Model, preferred: Family | None = None) -> Family | None:
+    """A class that computes what the model computes, if possible the preferred; None: none does."""
+    candidates = FAMILIES if preferred is None else (preferred, *FAMILIES)
+    return next((family for family in candidates if not differences(family, model)), None)
 
 
 def differences(family: Family, model: Model) -> list[str]:

@@ -213,9 +213,8 @@ def check_tensors(family: Family, model: Model, files: WeightFiles) -> list[Find
         if name not in expected and name != tied and not name.endswith(family.ignored_tensors)
     ]
     findings = [
-        *_each("missing", missing, lambda _: "no file holds it"),
+        *_each(missing, lambda _: "no file holds it"),
         *_each(
-            "shape",
             wrong,
             lambda name: (
                 f"its shape is {list(files.tensors[name].shape)}, config.json makes it "
@@ -223,7 +222,6 @@ def check_tensors(family: Family, model: Model, files: WeightFiles) -> list[Find
             ),
         ),
         *_each(
-            "unknown",
             unread,
             lambda _: f"{family.architecture} as it is known here has no such tensor",
         ),
@@ -248,14 +246,13 @@ def _compare_tied(
             return []
     reason = "config.json ties it to the token embedding, and it holds other numbers"
     fix = "model.tie_embeddings=false"
-    return [Finding(field="lm_head.weight", rule="hf-tensor-tied", reason=reason, fix=fix)]
+    return [Finding(field="lm_head.weight", rule="hf-tensor", reason=reason, fix=fix)]
 
 
-def _each(kind: str, names: list[str], reason: Callable[[str], str]) -> Iterator[Finding]:
+def _each(names: list[str], reason: Callable[[str], str]) -> Iterator[Finding]:
     """A finding for each of the names, up to a number that can be read."""
-    rule = f"hf-tensor-{kind}"
     for name in names[:_MOST_NAMED]:
-        yield Finding(field=name, rule=rule, reason=reason(name))
+        yield Finding(field=name, rule="hf-tensor", reason=reason(name))
     if len(names) > _MOST_NAMED:
         rest = f"{len(names) - _MOST_NAMED} more tensors"
-        yield Finding(field=rest, rule=rule, reason="the same as the ones above")
+        yield Finding(field=rest, rule="hf-tensor", reason="the same as the ones above")

@@ -17,18 +17,24 @@ _SPARE_BYTES = 16 * 2**20
 """For the small files, and for what the file system itself needs."""
 
 
-def check_new(path: Path, num_bytes: int) -> list[Finding]:
-    """Why a folder of this size cannot be made here; nothing that exists is ever written to."""
+def check_destination(path: Path) -> list[Finding]:
+    """Why a folder cannot be made here; nothing that exists is ever written to."""
     if os.path.lexists(path):
         reason = "it exists, and nothing is overwritten"
-        return [_finding(path, "convert-destination", reason, "another folder")]
+        return [_not_here(path, reason, "another folder")]
     parent = _existing_parent(path)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        return [_finding(path, "convert-destination", f"{parent} cannot be written to")]
-    free = shutil.disk_usage(parent).free
+        return [_not_here(path, f"{parent} cannot be written to")]
+    return []
+
+
+def check_space(path: Path, num_bytes: int) -> list[Finding]:
+    """Why what will be written has no room on the disk."""
+    free = shutil.disk_usage(_existing_parent(path)).free
     if num_bytes + _SPARE_BYTES > free:
         reason = f"{size_words(num_bytes)} will be written, and {size_words(free)} are free there"
-        return [_finding(path, "convert-disk-space", reason, "a folder on another disk")]
+        fix = "a folder on another disk"
+        return [Finding(field=str(path), rule="convert-disk-space", reason=reason, fix=fix)]
     return []
 
 
@@ -46,7 +52,7 @@ def new_folder(path: Path) -> Iterator[Path]:
         for folder in [partial, *(each for each in partial.rglob("*") if each.is_dir())]:
             flush_folder(folder)
         if os.path.lexists(path):
-            raise ConfigError(check_new(path, 0))
+            raise ConfigError(check_destination(path))
         partial.rename(path)
         flush_folder(path.parent)
     except OSError as error:
@@ -67,8 +73,8 @@ def _existing_parent(path: Path) -> Path:
     return next((p for p in path.absolute().parents if os.path.lexists(p)), Path("/"))
 
 
-def _finding(path: Path, rule: str, reason: str, fix: str = "") -> Finding:
-    return Finding(field=str(path), rule=rule, reason=reason, fix=fix)
+def _not_here(path: Path, reason: str, fix: str = "") -> Finding:
+    return Finding(field=str(path), rule="convert-destination", reason=reason, fix=fix)
 
 
 def _explain(error: OSError, path: Path) -> str:

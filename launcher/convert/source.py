@@ -24,6 +24,8 @@ from launcher.errors import ConfigError, Finding
 from launcher.plan.costs import parameter_table
 
 Format = Literal["hf", "launch"]
+_MOST_NAMED = 20
+"""Tensors that are spelled out; a number stands for the rest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,43 +165,21 @@ def verify_weights(weights: Weights) -> None:
         raise ConfigError(findings)
 
 
-def compare_shapes(
-    source: TensorSource, model: Model, rule: str = "weights-fit-model"
-) -> list[Finding]:
+def compare_shapes(source: TensorSource, model: Model) -> list[Finding]:
     """A finding for every tensor of the model that the source lacks or has in another shape."""
     there = {name: tuple(source.shape(name)) for name in source.names()}
     wanted = {spec.name: spec.shape for spec in parameter_table(model)}
-    findings = [
-        Finding(field=name, rule=rule, reason="the weights have no such tensor")
-        for name in wanted
-        if name not in there
-    ]
-    findings += [
-        Finding(
-            field=name,
-            rule=rule,
-            reason=f"its shape is {list(there[name])} there and {list(shape)} in this model",
-        )
+    wrong = {name: "the weights have no such tensor" for name in wanted if name not in there}
+    wrong |= {
+        name: f"its shape is {list(there[name])} there and {list(shape)} in this model"
         for name, shape in wanted.items()
         if name in there and there[name] != shape
-    ]
-    findings += [
-        Finding(field=name, rule=rule, reason="this model has no such tensor")
-        for name in there
-        if name not in wanted
-    ]
-    return _shortened(findings)
-
-
-def _shortened(findings: list[Finding], most: int = 20) -> list[Finding]:
-    if len(findings) <= most:
-        return findings
-    rest = Finding(
-        field=f"{len(findings) - most} more tensors",
-        rule=findings[0].rule,
-        reason="like the ones above",
-    )
-    return [*findings[:most], rest]
+    }
+    wrong |= {name: "this model has no such tensor" for name in there if name not in wanted}
+    named = list(wrong.items())[:_MOST_NAMED]
+    if len(wrong) > _MOST_NAMED:
+        named.append((f"{len(wrong) - _MOST_NAMED} more tensors", "like the ones above"))
+    return [Finding(field=name, rule="weights-fit-model", reason=reason) for name, reason in named]
 
 
 def _finding(path: Path, reason: str, legal: Iterable[object] = ()) -> Finding:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launcher.checkpoint.publish import write_durably
 from launcher.config.schema import Model
-from launcher.convert.companions import copy_companions, special_tokens
+from launcher.convert.companions import copy_companions, original_config
 from launcher.convert.config_json import render_config
 from launcher.convert.hf_folder import INDEX, stored_entries, stored_shape
 from launcher.convert.numbers import NAMES, from_float32, item_size
@@ -44,8 +44,7 @@ def write_hf(
 
     Raises ConfigError where no class of theirs computes the model.
     """
-    tokens = special_tokens(companions.get("config.json"))
-    family, config = render_config(weights.model, dtype, tokens)
+    family, config = render_config(weights.model, dtype, original_config(companions))
     shapes = {spec.name: spec.shape for spec in parameter_table(weights.model)}
     tensors = [
         _Tensor(

@@ -11,6 +11,7 @@ from torch.autograd.graph import GradientEdge
 from launcher.config.schema import Run
 from launcher.plan.records import Layout
 from launcher.runtime.groups import Groups
+from launcher.runtime.state import StatePiece
 
 
 class Engine(Protocol):
@@ -51,6 +52,19 @@ class Engine(Protocol):
 
     def weights(self) -> dict[str, Tensor]:
         """Copies in float32 of the rank's weights by local name, whole over dp."""
+
+    def state(self) -> list[StatePiece]:
+        """Float32 weights and optimizer state as views on live storage, between two steps.
+
+        In the same order on every rank that holds the same pieces.
+        """
+
+    def state_loaded(self, step: int) -> None:
+        """After pieces of `state` were overwritten: take them over everywhere.
+
+        `step` updates were made to get there; 0 where only weights are new. Every rank must call
+        it.
+        """
 
 
 def build_engine(

@@ -30,6 +30,8 @@ from launcher.runtime.gradients import accumulate_in_float32, sum_gradient
 from launcher.runtime.groups import Axis, Groups
 from launcher.runtime.model.stage import tied_parameter
 from launcher.runtime.optimizer import build_optimizer, set_learning_rate
+from launcher.runtime.state import StatePiece
+from launcher.runtime.zero_state import take_over, zero_pieces
 
 
 class DeepSpeedEngine:
@@ -120,6 +122,14 @@ class DeepSpeedEngine:
     def weights(self) -> dict[str, Tensor]:
         """See `Engine`."""
         return {name: self._whole(p) for name, p in self.module.named_parameters()}
+
+    def state(self) -> list[StatePiece]:
+        """See `Engine`."""
+        return zero_pieces(self._zero, self.module, self._zero_stage)
+
+    def state_loaded(self, step: int) -> None:
+        """See `Engine`."""
+        take_over(self._zero, self._zero_stage, step)
 
     def _gather(self) -> Iterator[None]:
         """Keep gradients local while microbatches run, then sum tied ones and reduce over dp."""

@@ -28,6 +28,14 @@ from launcher.runtime.gradients import (
 from launcher.runtime.groups import Groups
 from launcher.runtime.model.stage import tied_parameter
 from launcher.runtime.optimizer import build_optimizer, set_learning_rate
+from launcher.runtime.state import (
+    StatePiece,
+    held_kinds,
+    prepare_optimizer_state,
+    set_optimizer_step,
+    shard_of,
+    shard_pieces,
+)
 
 
 class ReplicatedEngine:
@@ -73,9 +81,7 @@ class ReplicatedEngine:
         set_learning_rate(self._optimizer, learning_rate)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        if self._masters is not self._parameters:
-            with torch.no_grad():
-                torch._foreach_copy_(self._parameters, self._masters)
+        self._update_compute_weights()
         return float(norm)
 
     def gradients(self) -> dict[str, Tensor]:
@@ -90,6 +96,31 @@ class ReplicatedEngine:
             name: self._master_of(parameter).detach().to("cpu", torch.float32, copy=True)
             for name, parameter in self.module.named_parameters()
         }
+
+    def state(self) -> list[StatePiece]:
+        """See `Engine`. All replicas hold the same and share the saving."""
+        prepare_optimizer_state(self._optimizer, self._masters)
+        kinds = held_kinds(self._optimizer)
+        dp, pieces = self._groups.dp, []
+        for parameter, master in zip(self._parameters, self._masters, strict=True):
+            live = {"weight": master.detach()}
+            live |= {kind: self._optimizer.state[master][key] for kind, key in kinds}
+            for kind, values in live.items():
+                pieces += shard_pieces(
+                    kind, shard_of(parameter), tuple(master.shape), values.view(-1),
+                    copy=dp.index, num_copies=dp.size,
+                )  # fmt: skip
+        return pieces
+
+    def state_loaded(self, step: int) -> None:
+        """See `Engine`."""
+        set_optimizer_step(self._optimizer, step)
+        self._update_compute_weights()
+
+    def _update_compute_weights(self) -> None:
+        if self._masters is not self._parameters:
+            with torch.no_grad():
+                torch._foreach_copy_(self._parameters, self._masters)
 
     def _keep_float32_masters(self) -> None:
         """Compute in bfloat16; update, and add gradients, in float32."""
