@@ -13,8 +13,11 @@ from launcher.convert.numbers import Array
 
 _PIECE_BYTES = 2**20
 """Of float32 at once; more would not be faster."""
-_COLUMNS = 1024
-"""Rows at once where they are columns in the file: 4 KiB of each of its rows, a page."""
+_TRANSPOSED_SHARE = 8
+"""A tensor whose rows are columns in the file is read in at most so many pieces.
+
+Each piece visits every row of the file; fewer visits cost memory, an eighth of the tensor.
+"""
 
 
 def read_pieces(source: TensorSource, name: str, is_transposed: bool = False) -> Iterator[Array]:
@@ -44,6 +47,6 @@ def _runs(shape: Shape, is_transposed: bool) -> Iterator[tuple[int, int]]:
     """First row and number of rows of every piece."""
     at_once = max(1, _PIECE_BYTES // max(1, 4 * math.prod(shape[1:])))
     if is_transposed:
-        at_once = max(at_once, _COLUMNS)
+        at_once = max(at_once, -(-shape[0] // _TRANSPOSED_SHARE))
     for start in range(0, shape[0], at_once):
         yield start, min(at_once, shape[0] - start)

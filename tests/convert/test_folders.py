@@ -424,27 +424,23 @@ def test_what_is_no_source_is_said(tmp_path):
 def test_memory_stays_below_twice_the_largest_tensor(tmp_path, family):
     """Peak resident memory beyond what the interpreter and its modules take, both ways.
 
-    The whole model is 6 times its largest tensor, so holding it would be seen.
+    The whole model is several times its largest tensor, so holding it would be seen.
     """
-    shape = {"num_layers": 6, "hidden_size": 1024, "num_heads": 8, "vocab_size": 9216}
-    if family == "llama":
-        more = {"ffn_hidden_size": 4096, "max_sequence_length": 64}
-        model = OUR_LLAMA.model_copy(update=shape | more | {"num_kv_heads": 2})
-    else:
-        more = {"ffn_hidden_size": 9216, "max_sequence_length": 64}
-        model = OUR_GPT.model_copy(update=shape | more)
-    largest = 4 * 9216 * 1024
+    shape = {"num_layers": 4, "hidden_size": 512, "num_heads": 8, "vocab_size": 8192}
+    own, width = (OUR_LLAMA, 2048) if family == "llama" else (OUR_GPT, 8192)
+    model = own.model_copy(update=shape | {"ffn_hidden_size": width})
+    largest = 4 * 8192 * 512
     weights = ones(model)
     write_checkpoint(tmp_path / "ours", model, weights, num_files=2)
-    assert sum(values.nbytes for values in weights.values()) > 6 * largest
-    del weights
-    steps = (("ours", "hf", ["--max-shard-size", "60MB"]), ("hf", "again", []))
+    assert sum(values.nbytes for values in weights.values()) > 5 * largest
+    steps = (
+        ("ours", "hf", ["--max-shard-size", "60MB"]),
+        ("hf", "again", []),
+        ("ours", "half", ["--dtype", "bfloat16"]),
+    )
     for source, target, flags in steps:
-        assert peak_bytes(tmp_path / source, tmp_path / target, flags) < 2 * largest
-
-
-def random_weights_of_ones(model: Model) -> dict[str, np.ndarray]:
-    return {spec.name: np.ones(spec.shape, np.float32) for spec in parameter_table(model)}
+        peak = peak_bytes(tmp_path / source, tmp_path / target, flags)
+        assert peak < 2 * largest, (target, peak)
 
 
 def ones(model: Model) -> dict[str, np.ndarray]:
@@ -452,15 +448,19 @@ def ones(model: Model) -> dict[str, np.ndarray]:
 
 
 def peak_bytes(source: Path, target: Path, flags: list[str]) -> int:
-    """Growth of the peak resident memory over that before the first byte of weights."""
+    """Growth of the peak resident memory over that before the first byte of weights.
+
+    VmHWM is that of the program itself; getrusage would begin with the peak of its parent.
+    """
     code = (
-        "import resource, sys\n"
+        "import re, sys\n"
         "from launcher import cli\n"
         "import launcher.convert.convert, launcher.config.partial\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "def peak():\n"
+        "    return int(re.search(r'VmHWM:\\s+([0-9]+) kB', open('/proc/self/status').read())[1])\n"
+        "before = peak()\n"
         "code = cli.main()\n"
-        "after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "print(after - before, file=sys.stderr)\n"
+        "print(peak() - before, file=sys.stderr)\n"
         "sys.exit(code)\n"
     )
     result = subprocess.run(
