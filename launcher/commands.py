@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import gc
 import json as json_module
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from launcher.config.assets import assets_dir, conf_dir
-from launcher.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, ConfigError, DoesNotFit, LaunchError
+from launcher.config.assets import conf_dir
+from launcher.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, ConfigError
+from launcher.jobs import print_plan, refuse_here, require_fit, start_job, this_machine, too_large
 from launcher.plan.records import Plan
 
 
@@ -42,20 +42,20 @@ def run(request: Request) -> int:
     # Every job is checked before the first one starts.
     plans = [_plan_job(overrides, request) for overrides in jobs]
     for number, plan in enumerate(plans):
-        _require_fit(plan)
+        require_fit(plan)
         # A dry run's standard output is the script alone, so that it can be piped.
-        _print_plan(plan, sys.stderr if request.dry_run else sys.stdout)
+        print_plan(plan, sys.stderr if request.dry_run else sys.stdout)
         chosen = request.run_dir
         if chosen and len(plans) > 1:
             chosen = str(Path(chosen) / str(number))
         run_dir = new_run_dir(run_name(plan.run), chosen)
-        bundle = render_bundle(plan, run_dir, _machine())
+        bundle = render_bundle(plan, run_dir, this_machine())
         if request.dry_run:
             print(bundle.texts[bundle.script], end="")
             continue
-        _refuse(plan)
+        refuse_here(plan)
         write_bundle(bundle)
-        _start(bundle, plan)
+        start_job(bundle, plan)
     return EXIT_DONE
 
 
@@ -69,9 +69,9 @@ def plan(request: Request) -> int:
         if request.json:
             documents.append(answer.to_json())
         else:
-            _print_plan(answer)
+            print_plan(answer)
             if not answer.memory.fits:
-                print(_too_large(answer), file=sys.stderr)
+                print(too_large(answer), file=sys.stderr)
     if request.json:
         document = documents if request.multirun else documents[0]
         print(json_module.dumps(document, indent=1))
@@ -83,7 +83,7 @@ def verify(request: Request) -> int:
     from launcher.submit.verify import verify_plan
 
     answer = _plan_job(list(request.overrides), request)
-    return verify_plan(answer, _machine(), run_dir=request.run_dir, as_json=request.json)
+    return verify_plan(answer, this_machine(), run_dir=request.run_dir, as_json=request.json)
 
 
 def convert(request: Request) -> int:
@@ -165,67 +165,3 @@ def _plan_job(overrides: Sequence[str], request: Request) -> Plan:
     loaded = load_run(overrides, request.config_dirs)
     answer = build_plan(loaded.run)
     return replace(answer, decisions=(*loaded.decisions, *answer.decisions))
-
-
-def _print_plan(answer: Plan, stream: TextIO | None = None) -> None:
-    from launcher.plan.report import render_report
-
-    print(render_report(answer).rstrip("\n"), file=stream or sys.stdout, flush=True)
-
-
-def _require_fit(answer: Plan) -> None:
-    if not answer.memory.fits:
-        _print_plan(answer)
-        raise DoesNotFit(_too_large(answer))
-
-
-def _too_large(answer: Plan) -> str:
-    memory = answer.memory
-    fullest = max(memory.per_stage, key=lambda stage: stage.total_bytes)
-    missing = memory.peak_bytes - memory.usable_bytes
-    return (
-        f"does not fit [memory]: stage {fullest.stage} needs {memory.peak_bytes / 2**30:.1f} of "
-        f"{memory.usable_bytes / 2**30:.1f} GiB usable, {missing / 2**30:.1f} GiB too much. "
-        "Try more devices, a larger parallelism.tp or parallelism.pp, parallelism.recompute=full, "
-        "a smaller train.micro_batch_size, or a higher parallelism.zero_stage."
-    )
-
-
-def _machine():  # type: ignore[no-untyped-def]
-    from launcher.config.local_hardware import detect_machine
-    from launcher.render.bundle import Machine
-
-    template = assets_dir() / "slurm" / "torchrun.sbatch"
-    return Machine(
-        python=sys.executable,
-        cores=detect_machine().cores,
-        slurm_template=template.read_text(encoding="utf-8"),
-    )
-
-
-def _refuse(answer: Plan) -> None:
-    """Refuse what cannot be submitted from here before anything is written."""
-    from launcher.config.local_hardware import detect_machine
-    from launcher.submit.local import refuse_if_not_here
-    from launcher.submit.slurm import refuse_submission
-
-    if answer.run.launch.name == "slurm":
-        refuse_submission()
-    refuse_if_not_here(answer, detect_machine())
-
-
-def _start(bundle, answer: Plan) -> None:  # type: ignore[no-untyped-def]
-    from launcher.submit.local import run_bundle
-    from launcher.submit.summary import render_summary, write_failure
-
-    print(f"\nrun directory  {bundle.files.root}", flush=True)
-    gc.enable()
-    try:
-        run_bundle(bundle, answer)
-    except (LaunchError, KeyboardInterrupt) as error:
-        status = "failed" if isinstance(error, LaunchError) else "interrupted"
-        write_failure(bundle.files, status, str(error))
-        print(f"run directory  {bundle.files.root}", file=sys.stderr)
-        raise
-    print(render_summary(bundle.files))
-    print(f"run directory  {bundle.files.root}")

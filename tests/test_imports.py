@@ -20,7 +20,9 @@ MAY_IMPORT = {
     "submit": {"errors", "config", "plan", "checkpoint", "render"},
     "runtime": {"errors", "config", "plan", "checkpoint", "convert"},
     "completion": {"errors", "config"},
+    "jobs": {"errors", "config", "plan", "checkpoint", "render", "submit"},
     "commands": {
+        "jobs",
         "errors",
         "config",
         "plan",
@@ -30,7 +32,17 @@ MAY_IMPORT = {
         "submit",
         "completion",
     },
-    "cli": {"errors", "config", "commands"},
+    "run_commands": {
+        "commands",
+        "jobs",
+        "errors",
+        "config",
+        "plan",
+        "checkpoint",
+        "render",
+        "submit",
+    },
+    "cli": {"errors", "config", "commands", "run_commands"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from launcher.config.assets import conf_dir
 from launcher.config.override_findings import empty_sweep, group_not_in_use, unreadable
-from launcher.config.prepare import Prepared, prepare_overrides
+from launcher.config.prepare import FORCE, Prepared, prepare_overrides
 from launcher.config.resolve import delete_keys, resolve_values
 from launcher.errors import ConfigError, Finding
 
@@ -53,7 +53,7 @@ def compose_run(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> C
     A mistaken override is left out and noted in `findings`, so that the rest can still be judged.
     Raises ConfigError where nothing can be composed.
     """
-    parsed, findings = _parse(overrides)
+    parsed, findings = parse_overrides(overrides)
     prepared = prepare_overrides(parsed, config_dirs)
     prepared.findings[:0] = findings
     with _hydra():
@@ -71,9 +71,33 @@ def compose_run(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> C
     )
 
 
+def compose_options(prepared: Prepared) -> DictConfig:
+    """The options that overrides choose, on top of the defaults, with no recipe."""
+    lines = [line for line in prepared.lines if not line.startswith(FORCE)]
+    with _hydra():
+        return _compose(replace(prepared, lines=lines, recipe=[]))
+
+
+def parse_overrides(overrides: Sequence[str]) -> tuple[list[Override], list[Finding]]:
+    """Overrides as Hydra reads them, and a finding for each that it cannot read."""
+    parser = OverridesParser.create()
+    parsed: list[Override] = []
+    findings: list[Finding] = []
+    for line in overrides:
+        try:
+            override = parser.parse_override(line)
+            if override.key_or_group:
+                parsed.append(override)
+            else:
+                findings.append(unreadable(line, "there is no key"))
+        except HydraException as error:
+            findings.append(unreadable(line, str(error).splitlines()[0].rstrip(".")))
+    return parsed, findings
+
+
 def split_sweep(overrides: Sequence[str]) -> list[list[str]]:
     """The jobs of `-m`: one list of overrides per combination of swept values, in order."""
-    parsed, findings = _parse(overrides)
+    parsed, findings = parse_overrides(overrides)
     if findings:
         raise ConfigError(findings)
     try:
@@ -172,22 +196,6 @@ def _keep_named_options(config: DictConfig, prepared: Prepared) -> list[str]:
 def _container(config: DictConfig, key: str) -> Any:
     node = OmegaConf.select(config, key)
     return OmegaConf.to_container(node) if OmegaConf.is_config(node) else node
-
-
-def _parse(overrides: Sequence[str]) -> tuple[list[Override], list[Finding]]:
-    parser = OverridesParser.create()
-    parsed: list[Override] = []
-    findings: list[Finding] = []
-    for line in overrides:
-        try:
-            override = parser.parse_override(line)
-            if override.key_or_group:
-                parsed.append(override)
-            else:
-                findings.append(unreadable(line, "there is no key"))
-        except HydraException as error:
-            findings.append(unreadable(line, str(error).splitlines()[0].rstrip(".")))
-    return parsed, findings
 
 
 def _hydra_finding(error: Exception) -> Finding:

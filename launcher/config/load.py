@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.config.amend import amend_values
 from launcher.config.choose_model import choose_model
 from launcher.config.compose import compose_run
 from launcher.config.local_hardware import LocalMachine, cpu_facts, detect_machine, gpu_option
 from launcher.config.partial import check_partial
+from launcher.config.reopen import reopen_values
 from launcher.config.rules import check_run
 from launcher.config.schedule_lines import with_schedule_lines
 from launcher.config.schema import Run
-from launcher.config.validate import validate_run
+from launcher.config.validate import Wrote, validate_run
 from launcher.config.written import find_written
 from launcher.errors import ConfigError, Finding
 
@@ -52,21 +54,59 @@ def load_run(
         decisions.append(f"model={name}: suits {_hardware_words(values)}")
     if local:
         decisions.append(local.decision)
-    values, unreadable = with_schedule_lines(values)
     # 4. The schema, then the rules.
-    run, refused = validate_run(
+    run = _judge(
         values,
+        [*composed.findings, *(local.findings if local else ())],
+        composed.unknown_groups,
         lambda field, given: find_written(field, given, overrides, composed.choices, config_dirs),
     )
-    findings = [*composed.findings, *(local.findings if local else ()), *unreadable, *refused]
-    if run is not None and not composed.unknown_groups:
-        findings += check_run(run)
-    else:
-        unknown = {finding.field for finding in refused} | composed.unknown_groups
-        findings += check_partial(values, unknown)
-    if findings or run is None:
-        raise ConfigError(findings)
     return Loaded(run=run, decisions=tuple(decisions))
+
+
+def load_resumed(
+    frozen: Run,
+    overrides: Sequence[str],
+    config_dirs: Sequence[Path] = (),
+    machine: Callable[[], LocalMachine] = detect_machine,
+    also_open: Set[str] = frozenset(),
+) -> Loaded:
+    """The frozen run under overrides, checked as `load_run` does.
+
+    What the overrides make open is open again (`reopen_values`), and of `also_open` the keys that
+    no override names. Raises ConfigError likewise.
+    """
+    before = frozen.model_dump(mode="json")
+    amended = amend_values(before, overrides, config_dirs)
+    values = reopen_values(before, amended.values, amended.named, also_open)
+    is_local_again = _group(values, "hardware").get("gpus_per_node") is None
+    local = _local_facts(values, machine, config_dirs) if is_local_again else None
+    run = _judge(
+        _with_facts(values, local),
+        [*amended.findings, *(local.findings if local else ())],
+        amended.unknown_groups,
+        lambda field, given: find_written(field, given, overrides, amended.choices, config_dirs),
+    )
+    return Loaded(run=run, decisions=(local.decision,) if local else ())
+
+
+def _judge(
+    values: dict[str, Any],
+    findings: Sequence[Finding],
+    unknown_groups: Set[str],
+    written: Wrote,
+) -> Run:
+    """The schema, then the rules; ConfigError with these findings and those that were there."""
+    values, unreadable = with_schedule_lines(values)
+    run, refused = validate_run(values, written)
+    found = [*findings, *unreadable, *refused]
+    if run is not None and not unknown_groups:
+        found += check_run(run)
+    else:
+        found += check_partial(values, {finding.field for finding in refused} | unknown_groups)
+    if found or run is None:
+        raise ConfigError(found)
+    return run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,8 @@ from launcher.config.spelling import closest
 from launcher.errors import Finding
 
 DEFAULT_RECIPE = "quickstart"
+FORCE = "++"
+"""In front of a line that sets a key, whether or not it exists."""
 
 
 class ParsedOverride(Protocol):
@@ -56,6 +58,8 @@ class Prepared:
     """Group, or group@package, -> the line that names its option."""
     recipe: list[str] = field(default_factory=list)
     """Lines that choose the recipe."""
+    keys: list[ParsedOverride] = field(default_factory=list)
+    """Overrides that set a key; their lines are among `lines`."""
     deletions: list[tuple[str, Any]] = field(default_factory=list)
     """Dotted key and the value it must have, None for any."""
     findings: list[Finding] = field(default_factory=list)
@@ -94,6 +98,7 @@ def prepare_overrides(parsed: Sequence[ParsedOverride], config_dirs: Sequence[Pa
             prepared.deletions.append((override.key_or_group, override.value()))
         else:
             prepared.lines.append(_forced(override))
+            prepared.keys.append(override)
     if not named & {"model", "hardware", "recipe"}:
         prepared.recipe.append(f"recipe={DEFAULT_RECIPE}")
     return prepared
@@ -170,4 +175,4 @@ def _forced(override: ParsedOverride) -> str:
 
     The schema judges the keys later; Hydra would stop at the first unknown one.
     """
-    return "++" + (override.input_line or "").lstrip("+")
+    return FORCE + (override.input_line or "").lstrip("+")

@@ -10,4 +10,10 @@ RESUME_CHECKS = (
         "a resumed run keeps the model's shape and function, and the optimizer",
         "What it has learned means nothing under another value (docs/resume.md).",
     ),
+    (
+        "run-on-resume",
+        "recipe, model=auto",
+        "what chooses a whole run is not given to `launch resume`",
+        "The run is chosen already; its keys can be changed.",
+    ),
 )

@@ -51,6 +51,7 @@ def build_plan(run: Run) -> Plan:
         communication=step.communication,
         parameters=parameters,
         checkpoint_bytes=parameters * _checkpoint_bytes_per_parameter(run.optimizer),
+        simulation=step.simulation,
         warnings=warnings,
         decisions=filled.decisions,
     )

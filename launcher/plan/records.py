@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from launcher.config.schema import Run
+from launcher.plan.simulate import Simulation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +183,8 @@ class Plan:
     """Parameters of the model, each once."""
     checkpoint_bytes: int
     """float32 weights and optimizer state on disk."""
+    simulation: Simulation
+    """The step that `time` and `memory` were read from; not in the JSON."""
     warnings: tuple[Warning, ...] = ()
     decisions: tuple[str, ...] = field(default=())
     """What was left open and how it was filled, a line each."""

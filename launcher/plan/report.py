@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 from launcher.plan.mesh import Mesh, build_mesh
 from launcher.plan.records import Layout, Plan, StageMemory
+from launcher.plan.units import count, duration, gib, number, plural, seconds, size
 
 MAX_STAGE_ROWS = 6
 """More stages than this are shown as the first few and the last few."""
@@ -13,11 +15,21 @@ MAX_STAGE_ROWS = 6
 MAX_NODE_ROWS = 2
 """Nodes whose ranks are listed."""
 
-WIDTH = 100
+WIDTH = 80
+"""Columns: a terminal as it opens."""
+
+LABEL = 12
+"""Columns of the label in front of a line."""
+
+GAP = re.compile(
+    r"(?<![+])(?<!bubble)(?<!communication)(?<!optimizer) "
+    r"(?!(?:s|ms|us|min|h|days|GiB|MiB|[(][0-9.]+%[)])(?![a-z]))"
+)
+"""A space at which a line may break."""
 
 
 def render_report(plan: Plan) -> str:
-    """At most WIDTH columns and about 40 lines, without colour."""
+    """At most WIDTH columns and about 45 lines, without colour."""
     lines = [
         *_head(plan),
         *_decisions(plan),
@@ -33,28 +45,31 @@ def render_report(plan: Plan) -> str:
 def _head(plan: Plan) -> Iterator[str]:
     layout, run = plan.layout, plan.run
     device = run.hardware.gpu.name if run.hardware.gpu else run.hardware.device
-    yield (
-        f"{'model':<12}{run.model.name}, {plan.parameters:,} parameters, {run.precision.compute}"
+    yield from _labelled(
+        "model", f"{run.model.name}, {plan.parameters:,} parameters, {run.precision.compute}"
     )
-    yield (
-        f"{'hardware':<12}{layout.nodes} {_plural('node', layout.nodes)} x {layout.gpus_per_node} "
-        f"{device} = {layout.world_size:,} {_plural('process', layout.world_size)}"
+    yield from _labelled(
+        "hardware",
+        f"{layout.nodes} {plural('node', layout.nodes)} x {layout.gpus_per_node} "
+        f"{device} = {layout.world_size:,} {plural('process', layout.world_size)}",
     )
-    yield (
-        f"{'layout':<12}tp={layout.tp} pp={layout.pp} dp={layout.dp} zero_stage="
-        f"{layout.zero_stage} schedule={layout.schedule} recompute={layout.recompute}"
+    yield from _labelled(
+        "layout",
+        f"tp={layout.tp} pp={layout.pp} dp={layout.dp} zero_stage="
+        f"{layout.zero_stage} schedule={layout.schedule} recompute={layout.recompute}",
     )
-    yield (
-        f"{'tokens/step':<12}{layout.global_batch_size * layout.sequence_length:,} = "
+    yield from _labelled(
+        "tokens/step",
+        f"{layout.global_batch_size * layout.sequence_length:,} = "
         f"{layout.dp} dp x {layout.num_microbatches} "
-        f"{_plural('microbatch', layout.num_microbatches)} x {layout.micro_batch_size} x "
-        f"{layout.sequence_length}"
+        f"{plural('microbatch', layout.num_microbatches)} x {layout.micro_batch_size} x "
+        f"{layout.sequence_length}",
     )
 
 
 def _decisions(plan: Plan) -> Iterator[str]:
     for index, line in enumerate(plan.decisions):
-        yield f"{'decided' if index == 0 else '':<12}{line}"
+        yield from _labelled("decided" if index == 0 else "", line)
 
 
 def _placement(plan: Plan) -> Iterator[str]:
@@ -62,13 +77,16 @@ def _placement(plan: Plan) -> Iterator[str]:
     layout, mesh = plan.layout, build_mesh(plan.layout)
     shown = min(layout.nodes, MAX_NODE_ROWS)
     for node in range(shown):
-        label = "placement" if node == 0 else ""
         first = node * layout.gpus_per_node
         last = min(first + layout.gpus_per_node, layout.world_size) - 1
         ranks = f"{first}-{last}" if last > first else str(first)
-        yield f"{label:<12}node {node}: ranks {ranks}: {_coordinates(mesh, layout, first, last)}"
+        yield from _labelled(
+            "placement" if node == 0 else "",
+            f"node {node}: ranks {ranks}: {_coordinates(mesh, layout, first, last)}",
+        )
     if layout.nodes > shown:
-        yield f"{'':<12}... and {layout.nodes - shown:,} more nodes"
+        more = layout.nodes - shown
+        yield from _labelled("", f"... and {more:,} more {plural('node', more)}")
 
 
 def _coordinates(mesh: Mesh, layout: Layout, first: int, last: int) -> str:
@@ -87,58 +105,64 @@ def _stages(plan: Plan) -> Iterator[str]:
     unit, name = (2**30, "GiB") if memory.peak_bytes >= 2**32 else (2**20, "MiB")
     yield ""
     yield (
-        f"{'stage':<7}{'layers':>9}{'parameters':>17}{'weights':>9}{'grads':>8}{'optim':>8}"
-        f"{'activ':>8}{'buffers':>9}{'other':>8}{'total':>8}  {name}"
+        f"{'stage':<6}{'layers':>9}{'params':>9}{'weights':>8}{'grads':>7}{'optim':>7}"
+        f"{'activ':>7}{'buffers':>8}{'other':>7}{'total':>7} {name}"
     )
     rows = list(zip(plan.stages, memory.per_stage, strict=True))
     cut = MAX_STAGE_ROWS // 2
     for index, (stage, used) in enumerate(rows):
         if len(rows) > MAX_STAGE_ROWS and cut <= index < len(rows) - cut:
             if index == cut:
-                yield f"{'...':<7}{len(rows) - 2 * cut} more stages"
+                yield f"{'...':<6}{len(rows) - 2 * cut} more stages"
             continue
         layers = "none"
         if stage.end_layer > stage.first_layer:
             layers = ",".join(f"{p.first_layer}-{p.end_layer - 1}" for p in stage.pieces)
         if len(layers) > 9:
             layers = f"{len(stage.pieces)} chunks"
-        yield f"{stage.stage:<7}{layers:>9}{stage.parameters:>17,}{_kinds(used, unit)}"
+        yield f"{stage.stage:<6}{layers:>9}{count(stage.parameters):>9}{_kinds(used, unit)}"
     verdict = "fits" if memory.fits else "DOES NOT FIT"
-    peak, usable = _gib(memory.peak_bytes), _gib(memory.usable_bytes)
+    peak, usable = gib(memory.peak_bytes), gib(memory.usable_bytes)
     yield from _wrap(
         f"{verdict}: the fullest rank takes {peak} of {usable} GiB usable "
-        f"({_gib(memory.capacity_bytes)} in all); a node's RAM "
-        f"{_gib(memory.host_bytes_per_node)} GiB"
+        f"({gib(memory.capacity_bytes)}); node RAM {gib(memory.host_bytes_per_node)} GiB"
     )
 
 
 def _kinds(used: StageMemory, unit: int) -> str:
     sizes = (
-        (used.parameters_bytes, 9), (used.gradients_bytes, 8), (used.optimizer_bytes, 8),
-        (used.activations_bytes, 8), (used.buffers_bytes, 9), (used.overhead_bytes, 8),
-        (used.total_bytes, 8),
+        (used.parameters_bytes, 8), (used.gradients_bytes, 7), (used.optimizer_bytes, 7),
+        (used.activations_bytes, 7), (used.buffers_bytes, 8), (used.overhead_bytes, 7),
+        (used.total_bytes, 7),
     )  # fmt: skip
-    return "".join(f"{size / unit:>{width},.1f}" for size, width in sizes)
+    return "".join(_cell(size_bytes / unit, width) for size_bytes, width in sizes)
+
+
+def _cell(value: float, width: int) -> str:
+    """Right-aligned, with at least one space in front of it up to 99,999."""
+    return f"{value:>{width}.1f}" if value < 1000 else f"{value:>{width}.0f}"
 
 
 def _time(plan: Plan) -> Iterator[str]:
     time = plan.time
     yield ""
-    yield (
-        f"{'step':<12}{_seconds(time.step_s)} = compute {_seconds(time.compute_s)} + bubble "
-        f"{_seconds(time.bubble_s)} + communication "
-        f"{_seconds(time.exposed_communication_s)} + optimizer {_seconds(time.optimizer_s)}"
+    yield from _labelled(
+        "step",
+        f"{seconds(time.step_s)} = compute {seconds(time.compute_s)} + bubble "
+        f"{seconds(time.bubble_s)} ({time.bubble_fraction:.1%}) + communication "
+        f"{seconds(time.exposed_communication_s)} + optimizer {seconds(time.optimizer_s)}",
     )
-    yield (
-        f"{'speed':<12}{time.tokens_per_s:,.0f} tokens/s, {time.tokens_per_s_per_gpu:,.0f} per "
-        f"device; {_number(time.tflops_per_gpu)} TFLOP/s, MFU {time.mfu:.1%}, "
-        f"bubble {time.bubble_fraction:.1%}"
+    yield from _labelled(
+        "speed",
+        f"{time.tokens_per_s:,.0f} tokens/s, {time.tokens_per_s_per_gpu:,.0f} per "
+        f"device; {number(time.tflops_per_gpu)} TFLOP/s, MFU {time.mfu:.1%}",
     )
     steps = plan.run.train.steps
-    yield (
-        f"{'run':<12}{steps:,} {_plural('step', steps)} take {_duration(steps * time.step_s)}, "
-        f"{_number(time.gpu_hours)} device hours; a checkpoint takes "
-        f"{_size(plan.checkpoint_bytes)}"
+    yield from _labelled(
+        "run",
+        f"{steps:,} {plural('step', steps)} take {duration(steps * time.step_s)}, "
+        f"{number(time.gpu_hours)} device hours; a checkpoint takes "
+        f"{size(plan.checkpoint_bytes)}",
     )
 
 
@@ -151,7 +175,7 @@ def _communication(plan: Plan) -> Iterator[str]:
         where = "network" if entry.crosses_nodes else "node"
         yield (
             f"{entry.axis:<12}{entry.op:<16}{entry.group_size:>7}{where:>10}"
-            f"{entry.bytes_per_step / 2**20:>13,.1f}{_seconds(entry.seconds_per_step):>12}"
+            f"{entry.bytes_per_step / 2**20:>13,.1f}{seconds(entry.seconds_per_step):>12}"
         )
 
 
@@ -162,13 +186,20 @@ def _warnings(plan: Plan) -> Iterator[str]:
         yield from _wrap(f"warning [{warning.id}]: {warning.message}. Try {warning.fix}.")
 
 
-def _wrap(text: str) -> Iterator[str]:
-    """Break at words; what follows is indented."""
+def _labelled(label: str, text: str) -> Iterator[str]:
+    """A label, and the text beside it over as many lines as it needs."""
+    for line in _wrap(text, WIDTH - LABEL, indent=""):
+        yield f"{label:<{LABEL}}{line}"
+        label = ""
+
+
+def _wrap(text: str, width: int = WIDTH, indent: str = "  ") -> Iterator[str]:
+    """Break at words, but not between a number and its unit; what follows is indented."""
     line = ""
-    for word in text.split(" "):
-        if line and len(line) + 1 + len(word) > WIDTH:
+    for word in GAP.split(text):
+        if line and len(line) + 1 + len(word) > width:
             yield line
-            line = f"  {word}"
+            line = f"{indent}{word}"
         else:
             line = f"{line} {word}" if line else word
     yield line
@@ -184,32 +215,3 @@ def _span(values: Sequence[int]) -> str:
     if values[-1] - values[0] == len(values) - 1:
         return f"{values[0]}-{values[-1]}"
     return f"{values[0]}..{values[-1]}"
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:,.1f}" if size >= 2**30 / 20 else f"{size / 2**30:.2g}"
-
-
-def _size(size: int) -> str:
-    return f"{_gib(size)} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
-
-
-def _seconds(seconds: float) -> str:
-    if seconds >= 1 or seconds == 0:
-        return f"{seconds:.2f} s"
-    return f"{seconds * 1e3:.1f} ms" if seconds >= 1e-4 else f"{seconds * 1e6:.0f} us"
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.1f} {unit}"
-    return f"{seconds:.1f} s"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
-
-
-def _plural(word: str, count: int) -> str:
-    return word if count == 1 else f"{word}es" if word.endswith(("s", "ch")) else f"{word}s"

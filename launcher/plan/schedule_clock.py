@@ -54,8 +54,23 @@ def walk(
     A compute action starts when its stage is free and its input has arrived: p2p_s after the send,
     or, for orders without transfers, after the compute action on the other stage.
     """
+    clocks = run_clocks(chain, num_microbatches, ranks, durations, has_transfers)
+    return Timing(
+        starts=tuple(clock.start_s() for clock in clocks),
+        finishes=tuple(clock.time_s for clock in clocks),
+    )
+
+
+def run_clocks(
+    chain: Chain,
+    num_microbatches: int,
+    ranks: Sequence[Sequence[Action]],
+    durations: Durations,
+    has_transfers: bool = True,
+) -> list[Clock]:
+    """One clock per stage, run to its end: every arrival in its table is then known."""
     tables = _connect(chain, num_microbatches, durations, has_transfers)
-    clocks = [_Clock(actions, table) for actions, table in zip(ranks, tables, strict=True)]
+    clocks = [Clock(actions, table) for actions, table in zip(ranks, tables, strict=True)]
     waiting = list(enumerate(clocks))
     while waiting:
         # Down and up again: forwards travel one way, backwards the other.
@@ -67,10 +82,7 @@ def walk(
                 f"deadlock: stage {stage} waits at {clock.actions[clock.position]} "
                 "for a transfer that is never sent"
             )
-    return Timing(
-        starts=tuple(clock.start_s() for clock in clocks),
-        finishes=tuple(clock.time_s for clock in clocks),
-    )
+    return clocks
 
 
 def _connect(
@@ -114,7 +126,7 @@ def _connect(
     return tables
 
 
-class _Clock:
+class Clock:
     """How far one stage has come."""
 
     def __init__(self, actions: Sequence[Action], table: dict[str, list[Effect]]) -> None:

@@ -36,6 +36,10 @@ class Simulation:
     peak_in_flight: tuple[int, ...]
     """Most microbatches (times chunks) that each stage holds between their forward and the end of
     their backward, weight gradients included."""
+    times: tuple[StageTimes, ...]
+    """Of every part of the model, in its order: what was simulated."""
+    p2p_s: float
+    """From the end of an action to the arrival of its result on another stage."""
 
     @property
     def bubble_fraction(self) -> float:
@@ -78,6 +82,8 @@ def simulate(schedule: Schedule, times: Sequence[StageTimes], p2p_s: float = 0.0
         finish_s=timing.finishes,
         busy_s=busy,
         peak_in_flight=peaks,
+        times=tuple(times),
+        p2p_s=p2p_s,
     )
 
 

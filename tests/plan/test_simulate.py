@@ -85,10 +85,11 @@ def test_there_are_published_bubbles_to_compare_with():
 def test_a_long_schedule_takes_little_time():
     best = float("inf")
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         simulate(build_schedule("1f1b", 16, 512), uniform(16))
-        best = min(best, time.perf_counter() - start)
-    assert best < 0.15
+        best = min(best, time.process_time() - start)
+    # A tenth of this where the machine is idle; a walk that is quadratic anywhere takes minutes.
+    assert best < 1.0
 
 
 def edit(schedule: Schedule, stage: int, change) -> Schedule:

@@ -1,0 +1,80 @@
+"""From a plan to a job that runs and is followed: what `run` and `resume` share."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from typing import TextIO
+
+from launcher.config.assets import assets_dir
+from launcher.errors import DoesNotFit, LaunchError
+from launcher.plan.records import Plan
+
+
+def print_plan(answer: Plan, stream: TextIO | None = None) -> None:
+    """The report of a plan."""
+    from launcher.plan.report import render_report
+
+    print(render_report(answer).rstrip("\n"), file=stream or sys.stdout, flush=True)
+
+
+def require_fit(answer: Plan) -> None:
+    """Raise DoesNotFit, after the report, where memory is too small."""
+    if not answer.memory.fits:
+        print_plan(answer)
+        raise DoesNotFit(too_large(answer))
+
+
+def too_large(answer: Plan) -> str:
+    """What is missing, and what would help."""
+    memory = answer.memory
+    fullest = max(memory.per_stage, key=lambda stage: stage.total_bytes)
+    missing = memory.peak_bytes - memory.usable_bytes
+    return (
+        f"does not fit [memory]: stage {fullest.stage} needs {memory.peak_bytes / 2**30:.1f} of "
+        f"{memory.usable_bytes / 2**30:.1f} GiB usable, {missing / 2**30:.1f} GiB too much. "
+        "Try more devices, a larger parallelism.tp or parallelism.pp, parallelism.recompute=full, "
+        "a smaller train.micro_batch_size, or a higher parallelism.zero_stage."
+    )
+
+
+def this_machine():  # type: ignore[no-untyped-def]
+    """What rendering must know of this machine."""
+    from launcher.config.local_hardware import detect_machine
+    from launcher.render.bundle import Machine
+
+    template = assets_dir() / "slurm" / "torchrun.sbatch"
+    return Machine(
+        python=sys.executable,
+        cores=detect_machine().cores,
+        slurm_template=template.read_text(encoding="utf-8"),
+    )
+
+
+def refuse_here(answer: Plan) -> None:
+    """Refuse what cannot be submitted from here before anything is written."""
+    from launcher.config.local_hardware import detect_machine
+    from launcher.submit.local import refuse_if_not_here
+    from launcher.submit.slurm import refuse_submission
+
+    if answer.run.launch.name == "slurm":
+        refuse_submission()
+    refuse_if_not_here(answer, detect_machine())
+
+
+def start_job(bundle, answer: Plan) -> None:  # type: ignore[no-untyped-def]
+    """Start the written bundle, follow it to its end and print what came out."""
+    from launcher.submit.local import run_bundle
+    from launcher.submit.summary import render_summary, write_failure
+
+    print(f"\nrun directory  {bundle.files.root}", flush=True)
+    gc.enable()
+    try:
+        run_bundle(bundle, answer)
+    except (LaunchError, KeyboardInterrupt) as error:
+        status = "failed" if isinstance(error, LaunchError) else "interrupted"
+        write_failure(bundle.files, status, str(error))
+        print(f"run directory  {bundle.files.root}", file=sys.stderr)
+        raise
+    print(render_summary(bundle.files))
+    print(f"run directory  {bundle.files.root}")
