@@ -126,7 +126,9 @@ def test_every_error_a_user_may_see_has_an_exit_code():
     ("words", "text"),
     [
         (["plna"], "plna [unknown-verb]: neither a verb nor an override (key=value). "
-                   "Legal here: plan, rules, run, verify. Try launch plan."),
+                   f"Legal here: {', '.join(sorted(cli._VERBS))}. Try launch plan."),
+        (["convert", "folder", "model.name=x"],
+         "launch convert SRC DST [missing-operand]: DST not given."),
         (["plan", "--jsno"], "--jsno [unknown-flag]: no such flag; did you mean '--json'?"),
         (["--zzz"], "--zzz [unknown-flag]: no such flag. Try launch --help."),
         (["--json"], "--json [unused-flag]: `launch run` has no such flag. Legal here: --cfg, "
