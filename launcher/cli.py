@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher import __version__, commands
+from launcher import __version__, commands, run_commands
 from launcher.config.spelling import closest, did_you_mean
 from launcher.errors import (
     EXIT_DONE,
@@ -27,6 +27,9 @@ verbs
   plan     check and predict only
   verify   train a shrunk model in the same layout on CPU processes and in one process; compare
   convert SRC DST   weights to and from Hugging Face safetensors
+  resume RUN        continue a run, with other values where overrides say so
+  checkpoints RUN   list, verify or compare the checkpoints of a run
+  checkpoint RUN    have a running job save now
   rules    every rule that a configuration must obey, with its reason
 
 overrides (Hydra)
@@ -59,6 +62,23 @@ _VERBS = {
         action=commands.convert,
         flags=frozenset({"to", "step", "dtype", "max_shard_size", "tokenizer"}),
         operands=("SRC", "DST"),
+    ),
+    "resume": Verb(
+        action=run_commands.resume,
+        flags=frozenset({"config_dir", "dry_run", "from_scratch"}),
+        operands=("RUN",),
+    ),
+    "checkpoints": Verb(
+        action=run_commands.checkpoints,
+        flags=frozenset({"json", "verify", "diff"}),
+        takes_overrides=False,
+        operands=("RUN",),
+    ),
+    "checkpoint": Verb(
+        action=run_commands.checkpoint,
+        flags=frozenset({"timeout"}),
+        takes_overrides=False,
+        operands=("RUN",),
     ),
     "rules": Verb(action=commands.rules, flags=frozenset({"json"}), takes_overrides=False),
 }
@@ -215,7 +235,7 @@ def _parser() -> _Parser:
     parser = _Parser(prog="launch", usage="launch [VERB] [FLAGS] [OVERRIDES]", allow_abbrev=False)
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     add = parser.add_argument
-    add("--dry-run", action="store_true", help="run: print the exact script and stop")
+    add("--dry-run", action="store_true", help="run, resume: print the exact script and stop")
     add("--json", action="store_true", help="one JSON document on standard output")
     add("--run-dir", metavar="DIR", help="run directory (default: runs/<name>-<time>)")
     add("--config-dir", "-cd", metavar="DIR", action="append", default=[], help="own conf tree")
@@ -228,6 +248,10 @@ def _parser() -> _Parser:
     add("--dtype", choices=("float32", "bfloat16"), help="convert: to hf in this (float32)")
     add("--max-shard-size", metavar="SIZE", help="convert: largest file (5GB)")
     add("--tokenizer", metavar="DIR", help="convert: to hf with the tokenizer files in it")
+    add("--from-scratch", action="store_true", help="resume: put the past aside and start again")
+    add("--verify", action="store_true", help="checkpoints: read every file and compare checksums")
+    add("--diff", nargs=2, metavar="STEP", help="checkpoints: what differs between two of them")
+    add("--timeout", metavar="S", type=float, help="checkpoint: seconds to wait for it (300)")
     add("--shell-completion", "-sc", metavar="install=SHELL", help="bash, zsh or fish completion")
     add("--version", action="version", version=f"launch {__version__}")
     return parser

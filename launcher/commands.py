@@ -12,7 +12,15 @@ from typing import Any
 
 from launcher.config.assets import conf_dir
 from launcher.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, ConfigError
-from launcher.jobs import print_plan, refuse_here, require_fit, start_job, this_machine, too_large
+from launcher.jobs import (
+    hold_run,
+    print_plan,
+    refuse_here,
+    require_fit,
+    start_job,
+    this_machine,
+    too_large,
+)
 from launcher.plan.records import Plan
 
 
@@ -36,6 +44,7 @@ class Request:
 def run(request: Request) -> int:
     """Check, plan, write, start, follow; one after the other for every job of a sweep."""
     from launcher.render.bundle import render_bundle, run_name
+    from launcher.submit.space import refuse_if_disk_is_small
     from launcher.submit.write import new_run_dir, write_bundle
 
     jobs = _jobs(request)
@@ -54,8 +63,10 @@ def run(request: Request) -> int:
             print(bundle.texts[bundle.script], end="")
             continue
         refuse_here(plan)
+        refuse_if_disk_is_small(plan, run_dir)
         write_bundle(bundle)
-        start_job(bundle, plan)
+        with hold_run(bundle.files):
+            start_job(bundle, plan)
     return EXIT_DONE
 
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
+from collections.abc import Iterator
 from typing import TextIO
 
 from launcher.config.assets import assets_dir
-from launcher.errors import DoesNotFit, LaunchError
+from launcher.errors import DoesNotFit, Finding, LaunchError, SubmissionRefused
 from launcher.plan.records import Plan
+from launcher.plan.run_files import RunFiles
+
+_OTHER_JOB_ENDS_S = 60.0
+"""A job whose launcher was killed saves once more before it ends."""
 
 
 def print_plan(answer: Plan, stream: TextIO | None = None) -> None:
@@ -62,7 +68,32 @@ def refuse_here(answer: Plan) -> None:
     refuse_if_not_here(answer, detect_machine())
 
 
-def start_job(bundle, answer: Plan) -> None:  # type: ignore[no-untyped-def]
+@contextlib.contextmanager
+def hold_run(files: RunFiles) -> Iterator[None]:
+    """Hold the run directory; SubmissionRefused where another command or job has it."""
+    from launcher.checkpoint.lock import Held, hold, wait_until_free
+
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(hold(files.launch_lock))
+            wait_until_free(files.job_lock, _OTHER_JOB_ENDS_S)
+        except Held as held:
+            finding = Finding(
+                field=str(files.root),
+                rule="run-in-use",
+                reason=f"{held} works in it",
+                fix="again when that has ended",
+            )
+            raise SubmissionRefused(str(finding)) from held
+        except OSError as error:
+            raise SubmissionRefused(
+                f"{files.root} [run-dir-not-writable]: {error.strerror}. "
+                "Try again when the directory can be written."
+            ) from error
+        yield
+
+
+def start_job(bundle, answer: Plan, first_step: int = 0) -> None:  # type: ignore[no-untyped-def]
     """Start the written bundle, follow it to its end and print what came out."""
     from launcher.submit.local import run_bundle
     from launcher.submit.summary import render_summary, write_failure
@@ -70,7 +101,7 @@ def start_job(bundle, answer: Plan) -> None:  # type: ignore[no-untyped-def]
     print(f"\nrun directory  {bundle.files.root}", flush=True)
     gc.enable()
     try:
-        run_bundle(bundle, answer)
+        run_bundle(bundle, answer, first_step)
     except (LaunchError, KeyboardInterrupt) as error:
         status = "failed" if isinstance(error, LaunchError) else "interrupted"
         write_failure(bundle.files, status, str(error))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 # Id, what it blames, what must hold, why.
 CONVERT_CHECKS = (
-    ("missing-operand", "command line", "the verb has its words", "None can be guessed."),
     (
         "convert-flag",
         "flags of convert",

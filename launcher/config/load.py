@@ -11,9 +11,11 @@ from typing import Any
 from launcher.config.amend import amend_values
 from launcher.config.choose_model import choose_model
 from launcher.config.compose import compose_run
+from launcher.config.data_files import check_data_files
 from launcher.config.local_hardware import LocalMachine, cpu_facts, detect_machine, gpu_option
 from launcher.config.partial import check_partial
 from launcher.config.reopen import reopen_values
+from launcher.config.resume import find_changes, readable_part, refuse_changes
 from launcher.config.rules import check_run
 from launcher.config.schedule_lines import with_schedule_lines
 from launcher.config.schema import Run
@@ -74,7 +76,7 @@ def load_resumed(
     """The frozen run under overrides, checked as `load_run` does.
 
     What the overrides make open is open again (`reopen_values`), and of `also_open` the keys that
-    no override names. Raises ConfigError likewise.
+    no override names. Raises ConfigError likewise, and for forbidden changes.
     """
     before = frozen.model_dump(mode="json")
     amended = amend_values(before, overrides, config_dirs)
@@ -83,7 +85,11 @@ def load_resumed(
     local = _local_facts(values, machine, config_dirs) if is_local_again else None
     run = _judge(
         _with_facts(values, local),
-        [*amended.findings, *(local.findings if local else ())],
+        [
+            *amended.findings,
+            *(local.findings if local else ()),
+            *refuse_changes(find_changes(frozen, readable_part(frozen, values))),
+        ],
         amended.unknown_groups,
         lambda field, given: find_written(field, given, overrides, amended.choices, config_dirs),
     )
@@ -101,7 +107,7 @@ def _judge(
     run, refused = validate_run(values, written)
     found = [*findings, *unreadable, *refused]
     if run is not None and not unknown_groups:
-        found += check_run(run)
+        found += check_run(run) or check_data_files(run)
     else:
         found += check_partial(values, {finding.field for finding in refused} | unknown_groups)
     if found or run is None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from pydantic import ValidationError
 
 from launcher.config.resume_class import ClassName, ResumeClass
 from launcher.config.schema import Record, Run
@@ -63,6 +66,19 @@ def find_changes(old: Run, new: Run) -> tuple[Change, ...]:
     )
 
 
+def readable_part(frozen: Run, values: Mapping[str, Any]) -> Run:
+    """The frozen run with those groups of the values that the schema takes, rules aside.
+
+    So that a mistake in one group does not hide a forbidden change in another.
+    """
+    groups: dict[str, Any] = {}
+    for name, record in frozen:
+        if isinstance(record, Record) and name in values:
+            with contextlib.suppress(ValidationError):
+                groups[name] = type(record).model_validate(values[name])
+    return frozen.model_copy(update=groups)
+
+
 def refuse_changes(changes: tuple[Change, ...]) -> list[Finding]:
     """A finding with both values for every change that the saved state does not bear."""
     return [
@@ -105,5 +121,7 @@ def _shown(value: Any) -> Any:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        return "[" + ",".join(str(part) for part in value) + "]"
+        return "[" + ",".join(str(_shown(part)) for part in value) + "]"
+    if isinstance(value, Record):
+        return "{" + ",".join(f"{key}:{_shown(part)}" for key, part in value) + "}"
     return value

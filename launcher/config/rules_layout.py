@@ -109,12 +109,6 @@ def _dp_candidates(run: Run) -> list[int]:
     return [devices // others] if devices % others == 0 else []
 
 
-def _zero3_pipeline(run: Run) -> str | None:
-    if run.parallelism.zero_stage == 3 and (run.parallelism.pp or 1) > 1:
-        return f"parameters cannot be sharded over dp inside a pipeline of {run.parallelism.pp}"
-    return None
-
-
 def _order_complete(run: Run) -> str | None:
     order = run.parallelism.order
     if sorted(order) != sorted(AXES):
@@ -190,15 +184,6 @@ LAYOUT_RULES = (
         broken=_mesh_fills_devices,
         candidates=_dp_candidates,
         fix=_mesh_fix,
-    ),
-    Rule(
-        id="zero3-without-pipeline",
-        field="parallelism.zero_stage",
-        says="zero_stage=3 needs pp=1",
-        why="DeepSpeed's ZeRO-3 checks its parameter trace over all ranks of the job at the first "
-        "forward; pipeline stages reach it at different times and hang (seen with 0.19.8).",
-        broken=_zero3_pipeline,
-        candidates=lambda run: (0, 1, 2),
     ),
     Rule(
         id="order-complete",

@@ -36,7 +36,8 @@ def _facts(run: Run) -> ScheduleFacts | None:
     return SCHEDULE_FACTS.get(run.parallelism.schedule)
 
 
-def _splits(run: Run) -> bool:
+def splits_backward(run: Run) -> bool:
+    """Whether weight gradients may come later than the rest; of a file it is not known here."""
     facts = _facts(run)
     return facts is None or facts.splits_backward
 
@@ -81,13 +82,13 @@ def _microbatches(run: Run) -> str | None:
 
 
 def _needs_pipeline(run: Run) -> str | None:
-    if run.parallelism.pp == 1 and (_splits(run) or run.parallelism.vpp > 1):
+    if run.parallelism.pp == 1 and (splits_backward(run) or run.parallelism.vpp > 1):
         return f"{run.parallelism.schedule} orders the work of several stages, and pp is 1"
     return None
 
 
 def _no_compile(run: Run) -> str | None:
-    if run.train.compile and _splits(run):
+    if run.train.compile and splits_backward(run):
         return f"{run.parallelism.schedule} puts weight gradients off, which compiled blocks cannot"
     return None
 

@@ -47,7 +47,7 @@ def _memory(run: Run, layout: Layout, memory: Memory) -> Warning | None:
         fix = f"train.micro_batch_size={layout.micro_batch_size // 2}"
     elif layout.zero_stage == 0 and layout.dp > 1:
         fix = "parallelism.zero_stage=1"
-    elif layout.zero_stage < 3 and layout.dp > 1 and layout.pp == 1:
+    elif layout.zero_stage < 3 and layout.dp > 1 and _may_shard_weights(layout):
         fix = "parallelism.zero_stage=3"
     else:
         times = 2 ** math.ceil(math.log2(memory.peak_bytes / memory.usable_bytes))
@@ -58,6 +58,11 @@ def _memory(run: Run, layout: Layout, memory: Memory) -> Warning | None:
         f"{_gib(memory.usable_bytes)} GiB usable ({_gib(memory.capacity_bytes)} GiB in all)",
         fix=fix,
     )
+
+
+def _may_shard_weights(layout: Layout) -> bool:
+    """The rule zero3-without-pipeline."""
+    return layout.pp == 1 or layout.engine == "fsdp2"
 
 
 def _host_memory(run: Run, layout: Layout, memory: Memory) -> Warning | None:

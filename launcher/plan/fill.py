@@ -120,6 +120,7 @@ def build_layout(run: Run) -> Layout:
         vpp=degrees.vpp,
         dp=dp,
         zero_stage=degrees.zero_stage,
+        engine=degrees.engine,
         micro_batch_size=_closed(train.micro_batch_size),
         num_microbatches=_closed(train.num_microbatches),
         global_batch_size=_closed(train.global_batch_size),

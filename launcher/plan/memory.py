@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from launcher.config.schema import Gpu, Optimizer, Run
+from launcher.plan.memory_fsdp2 import group_buffers_bytes
 from launcher.plan.records import Layout, Memory, Stage, StageMemory
 from launcher.plan.stages import count_stage_parameters
 from launcher.plan.work import (
@@ -82,8 +83,10 @@ def gradients_are_whole(layout: Layout) -> bool:
 
     ZeRO-2 shards them as they come, but not inside a pipeline: there microbatches add up first,
     because a reduction for each of them would multiply the traffic (and tied embeddings need the
-    sum over both stages).
+    sum over both stages). FSDP2 reduces whatever the last backward leaves while that one runs.
     """
+    if layout.engine == "fsdp2" and layout.num_microbatches * layout.vpp == 1:
+        return False
     return layout.zero_stage < 2 or (layout.zero_stage == 2 and layout.pp > 1)
 
 
@@ -111,6 +114,10 @@ def _stage_memory(run: Run, layout: Layout, stage: Stage, in_flight: int, gpu: G
     state_bytes = optimizer_bytes_per_parameter(
         run.optimizer, run.precision.compute, layout.zero_stage
     )
+    weight_bytes = element_bytes * (share if layout.zero_stage == 3 else size)
+    if layout.engine == "fsdp2" and layout.zero_stage == 3:
+        # The masters are all there is: weights in the compute type exist only while gathered.
+        weight_bytes, state_bytes = 4 * share, state_bytes - 4
     activations = -(-in_flight * _kept_bytes(run, layout, stage) // layout.vpp)
     # The reduction's buckets come when the activations are gone: only what is beyond them counts.
     buffers = max(
@@ -118,7 +125,7 @@ def _stage_memory(run: Run, layout: Layout, stage: Stage, in_flight: int, gpu: G
     )
     return StageMemory(
         stage=stage.stage,
-        parameters_bytes=element_bytes * (share if layout.zero_stage == 3 else size),
+        parameters_bytes=weight_bytes,
         gradients_bytes=4 * (size if gradients_are_whole(layout) else share),
         optimizer_bytes=state_bytes * (share if layout.zero_stage >= 1 else size),
         activations_bytes=activations,
@@ -143,12 +150,16 @@ def _pass_buffers(run: Run, layout: Layout, stage: Stage) -> int:
     """Temporaries of forward and backward, and what is under way between stages."""
     shape = build_shape(run, layout)
     working = backward_temporary_bytes(run.model, shape, layout.recompute)
-    if stage.is_last:
-        working = max(working, logit_temporary_bytes(run.model, shape))
+    logits = logit_temporary_bytes(run.model, shape) if stage.is_last else 0
+    if layout.engine == "fsdp2":
+        working = group_buffers_bytes(
+            run.model, layout, stage, shape.element_bytes, working, logits
+        )
+    working = max(working, logits)
     # One activation and one gradient, posted early or not yet sent, per neighbour.
     neighbours = (not stage.is_first) + (not stage.is_last)
     buffers = working + 2 * neighbours * boundary_bytes(run.model, shape)
-    if layout.zero_stage == 3:
+    if layout.zero_stage == 3 and layout.engine == "deepspeed":
         # The block at hand and the next one are gathered; the first has whole gradients too.
         block = count_stage_parameters(run.model, 1, False, False, layout.tp)
         buffers += block * (2 * shape.element_bytes + 4)
@@ -157,7 +168,7 @@ def _pass_buffers(run: Run, layout: Layout, stage: Stage) -> int:
 
 def _step_buffers(run: Run, layout: Layout, size: int, share: int) -> int:
     """Bucket of the reduction, this rank's part of the reduced gradients, gathered weights."""
-    if layout.dp == 1 and layout.zero_stage == 0:
+    if layout.engine == "fsdp2" or (layout.dp == 1 and layout.zero_stage == 0):
         return 0
     bucket = 4 * min(size, BUCKET_ELEMENTS)
     # Under bf16, ZeRO-1's update reads the whole gradients in place; other kinds copy their part.

@@ -24,6 +24,8 @@ class Layout:
     vpp: int
     dp: int
     zero_stage: int
+    engine: str = "deepspeed"
+    """What shards over dp: deepspeed or fsdp2."""
     micro_batch_size: int
     """Samples per forward."""
     num_microbatches: int

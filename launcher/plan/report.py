@@ -56,7 +56,8 @@ def _head(plan: Plan) -> Iterator[str]:
     yield from _labelled(
         "layout",
         f"tp={layout.tp} pp={layout.pp} dp={layout.dp} zero_stage="
-        f"{layout.zero_stage} schedule={layout.schedule} recompute={layout.recompute}",
+        f"{layout.zero_stage} schedule={layout.schedule} recompute={layout.recompute}"
+        + (" engine=fsdp2" if layout.engine == "fsdp2" else ""),
     )
     yield from _labelled(
         "tokens/step",

@@ -25,7 +25,7 @@ class RunFiles:
 
     @property
     def deepspeed(self) -> Path:
-        """Configuration of the data-parallel engine."""
+        """What DeepSpeed is told; not there under another engine."""
         return self.root / "ds_config.json"
 
     @property
@@ -62,6 +62,16 @@ class RunFiles:
         return self.root / "checkpoints"
 
     @property
+    def save_request(self) -> Path:
+        """Asks a running job for a checkpoint; removed when the copy begins."""
+        return self.checkpoints / ".save_now"
+
+    @property
+    def has_saved(self) -> Path:
+        """Marks a run that has saved: it never starts from the beginning by itself again."""
+        return self.root / "has_saved"
+
+    @property
     def data(self) -> Path:
         """Token files prepared for this run."""
         return self.root / "data"
@@ -80,3 +90,32 @@ class RunFiles:
     def verification(self) -> Path:
         """What `launch verify` compared."""
         return self.root / "verify.json"
+
+    @property
+    def attempts(self) -> Path:
+        """What each earlier attempt of a resumed run had in place of the present files."""
+        return self.root / "attempts"
+
+    def attempt(self, number: int) -> Path:
+        """Files of an attempt that is over; the first is 1."""
+        return self.attempts / f"{number:04d}"
+
+    @property
+    def pending(self) -> Path:
+        """New files of a resume that was cut off while it put them in place."""
+        return self.attempts / "pending"
+
+    @property
+    def resume(self) -> Path:
+        """Of a resumed run: from which step, and what was changed."""
+        return self.root / "resume.json"
+
+    @property
+    def launch_lock(self) -> Path:
+        """Held by the command that follows the run."""
+        return self.root / "launch.lock"
+
+    @property
+    def job_lock(self) -> Path:
+        """Held by the first rank of a running job."""
+        return self.root / "job.lock"

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 from launcher.config.schema import Run
 from launcher.plan.links import transfer_s
-from launcher.plan.memory import build_shape, optimizer_bytes_per_parameter
+from launcher.plan.memory import (
+    build_shape,
+    gradients_are_whole,
+    optimizer_bytes_per_parameter,
+)
 from launcher.plan.mesh import Mesh
 from launcher.plan.records import Communication, Layout, Stage, Time
 from launcher.plan.roofline import PartTimes, estimate_parts
@@ -116,13 +120,26 @@ def _exposed_reduction_s(
 ) -> float:
     """What of dp and embedding traffic the step waits for.
 
-    Below ZeRO-3 all of it: it starts when the last microbatch is done. ZeRO-3 gathers and reduces
-    beside the computing (`overlap_comm`), so only what is longer shows.
+    Only what is longer than the computing that runs beside it shows.
     """
-    total = sum(
-        entry.seconds_per_step for entry in communication if entry.axis in ("dp", "embedding")
-    )
-    return max(0.0, total - compute_s) if layout.zero_stage == 3 else total
+    seconds = {"dp": 0.0, "embedding": 0.0}
+    for entry in communication:
+        if entry.axis in seconds:
+            seconds[entry.axis] += entry.seconds_per_step
+    beside_s = _overlapped_share(layout) * compute_s
+    return max(0.0, seconds["dp"] - beside_s) + seconds["embedding"]
+
+
+def _overlapped_share(layout: Layout) -> float:
+    """Of the computing, what dp traffic runs beside.
+
+    DeepSpeed below ZeRO-3 reduces when the last microbatch is done; ZeRO-3 (`overlap_comm`) gathers
+    and reduces throughout. FSDP2 does so too, or, where gradients add up first, gathers beside the
+    first microbatch's forward and reduces beside the last one's backward.
+    """
+    if layout.engine == "fsdp2":
+        return 1.0 / layout.num_microbatches if gradients_are_whole(layout) else 1.0
+    return 1.0 if layout.zero_stage == 3 else 0.0
 
 
 def _optimizer_s(run: Run, layout: Layout, stage: Stage) -> float:

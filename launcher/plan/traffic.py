@@ -9,6 +9,7 @@ from launcher.config.schema import Model, Run
 from launcher.plan.costs import sum_sizes, tied_copy
 from launcher.plan.links import Link, find_link, sent_bytes, transfer_s
 from launcher.plan.memory import build_shape, gradients_are_whole
+from launcher.plan.memory_fsdp2 import gathered_per_microbatch
 from launcher.plan.mesh import Mesh
 from launcher.plan.records import Communication, Layout, Stage
 from launcher.plan.stages import count_stage_parameters
@@ -19,7 +20,7 @@ GRADIENT_BYTES = 4
 
 GRADIENT_OP = {0: "all_reduce", 1: "all_reduce", 2: "all_reduce", 3: "reduce_scatter"}
 """How each ZeRO stage reduces: DeepSpeed 0.19.8 all-reduces buckets below stage 3 and lets every
-rank keep its part (`use_multi_rank_bucket_allreduce`), and so does our stage 0."""
+rank keep its part (`use_multi_rank_bucket_allreduce`), and so does our stage 0. FSDP2 scatters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,8 @@ def list_communication(
     if layout.dp > 1:
         entries += _data_parallel(run, layout, stages, links.dp)
     if layout.pp > 1 and run.model.tie_embeddings:
-        payload = GRADIENT_BYTES * sum_sizes(tied_copy(run.model), layout.tp)
+        rows = layout.dp if layout.engine == "fsdp2" else 1  # which sums the rows of each dp rank
+        payload = GRADIENT_BYTES * sum_sizes(tied_copy(run.model), layout.tp) // rows
         entries.append(_entry("embedding", "all_reduce", payload, 1, links.embedding))
     return tuple(entries)
 
@@ -94,9 +96,12 @@ def _data_parallel(
         for stage in stages
     )
     reductions = 1 if gradients_are_whole(layout) else layout.num_microbatches
-    op = GRADIENT_OP[layout.zero_stage]
+    op = GRADIENT_OP[3 if layout.engine == "fsdp2" else layout.zero_stage]
     entries = [_entry("dp", op, GRADIENT_BYTES * size, reductions, link)]
     gathers = {0: 0, 1: 1, 2: 1, 3: 2 * layout.num_microbatches}[layout.zero_stage]
+    if layout.engine == "fsdp2" and layout.zero_stage == 3:
+        gathers = layout.num_microbatches
+        size = max(gathered_per_microbatch(run.model, stage, layout.tp) for stage in stages)
     if gathers:
         payload = ELEMENT_BYTES[run.precision.compute] * size
         entries.append(_entry("dp", "all_gather", payload, gathers, link))

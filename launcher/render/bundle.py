@@ -56,10 +56,11 @@ def render_bundle(plan: Plan, run_dir: Path, machine: Machine, module: str = WOR
     texts = {
         files.run: render_run(plan.run),
         files.plan: json.dumps(plan.to_json(), indent=1) + "\n",
-        files.deepspeed: json.dumps(render_deepspeed_config(plan.run, plan.layout), indent=2)
-        + "\n",
         script: text,
     }
+    if plan.layout.engine == "deepspeed":
+        config = render_deepspeed_config(plan.run, plan.layout)
+        texts[files.deepspeed] = json.dumps(config, indent=2) + "\n"
     return Bundle(files=files, texts=texts, script=script)
 
 

@@ -68,13 +68,18 @@ class Engine(Protocol):
 
 
 def build_engine(
-    module: nn.Module, run: Run, layout: Layout, groups: Groups, ds_config: dict[str, Any]
+    module: nn.Module, run: Run, layout: Layout, groups: Groups, ds_config: dict[str, Any] | None
 ) -> Engine:
     """The engine for a layout; every rank must call it, at the same place."""
+    if layout.engine == "fsdp2":
+        from launcher.runtime.engine_fsdp2 import Fsdp2Engine
+
+        return Fsdp2Engine(module, run, layout, groups)
     if layout.zero_stage == 0:
         from launcher.runtime.engine_replicated import ReplicatedEngine
 
         return ReplicatedEngine(module, run, layout, groups)
     from launcher.runtime.engine_deepspeed import DeepSpeedEngine  # seconds to import
 
+    assert ds_config is not None
     return DeepSpeedEngine(module, run, layout, groups, ds_config)

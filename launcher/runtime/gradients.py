@@ -37,12 +37,16 @@ def sum_gradient(gradient: Tensor, axis: Axis | None) -> None:
 
 
 def global_norm(
-    parameters: Sequence[Parameter], gradients: Sequence[Tensor], groups: Groups
+    parameters: Sequence[Parameter],
+    gradients: Sequence[Tensor],
+    groups: Groups,
+    is_cut_over_dp: bool = False,
 ) -> Tensor:
     """L2 norm of the whole model's gradient; each element counts once however often it is kept.
 
     A shard counts on every tp rank, a replicated parameter on the first, a copy whose owner is
-    another rank never. dp is no part of it: gradients are averaged over dp already.
+    another rank never. Gradients are averaged over dp already; `is_cut_over_dp` says that each
+    dp rank holds its own part of them.
     """
     counted = [
         gradient
@@ -53,6 +57,8 @@ def global_norm(
     if counted:
         square += torch.stack(torch._foreach_norm(counted)).square().sum()
     sum_gradient(square, groups.model)
+    if is_cut_over_dp:
+        sum_gradient(square, groups.dp)
     return square.sqrt()
 
 

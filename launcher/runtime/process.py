@@ -13,9 +13,12 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.checkpoint.lock import Held, take
+from launcher.errors import RunFailed
 from launcher.plan.run_files import RunFiles
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+_OTHER_JOB_ENDS_S = 60.0
 # How torch's backends say that a peer has gone: gloo's and NCCL's words, and the store's.
 _ECHOES = (
     "gloo/transport",
@@ -69,6 +72,19 @@ def log_to(path: Path) -> None:
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)
+
+
+def take_directory(files: RunFiles, place: Place) -> None:
+    """Hold the run directory until this process ends, for all ranks; RunFailed where it is held.
+
+    A job that was asked to end may still be saving: it is waited for.
+    """
+    if place.rank != 0:
+        return
+    try:
+        take(files.job_lock, _OTHER_JOB_ENDS_S)
+    except Held as held:
+        raise RunFailed(f"{held} works in {files.root}; two jobs would mix their files") from held
 
 
 def fail(files: RunFiles, place: Place, error: BaseException) -> None:

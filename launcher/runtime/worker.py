@@ -10,7 +10,14 @@ from typing import Any
 from launcher.config.schema import Run
 from launcher.plan.run_files import RunFiles
 from launcher.runtime.frozen import read_frozen
-from launcher.runtime.process import Place, end_with_parent, fail, log_to, read_place
+from launcher.runtime.process import (
+    Place,
+    end_with_parent,
+    fail,
+    log_to,
+    read_place,
+    take_directory,
+)
 
 # A collective that takes longer than this has lost a rank without an error.
 _TIMEOUT = datetime.timedelta(minutes=10)
@@ -22,6 +29,7 @@ def main(run_dir: str) -> None:
     end_with_parent()
     log_to(files.rank_log(place.rank))
     try:
+        take_directory(files, place)
         work(files, place)
     except BaseException as error:  # whatever it is, the launcher must be able to name it
         fail(files, place, error)
@@ -35,11 +43,16 @@ def work(files: RunFiles, place: Place) -> None:
     device = join_job(frozen.run, place)
     # 3. Process groups, this rank's stage, its engine and its links.
     from launcher.runtime.build import build_trainer
+    from launcher.runtime.checkpoint.board import Board
+    from launcher.runtime.checkpoint.restore import restore
     from launcher.runtime.train import train
 
     trainer = build_trainer(frozen, device, files.data, place)
-    # 4. Step by step to the end.
-    train(trainer, files)
+    # 4. Where the run stands: the beginning, or the newest checkpoint that verifies.
+    board = Board(place.rank, place.world_size)
+    start = restore(trainer.engine, files, board)
+    # 5. Step by step to the end.
+    train(trainer, files, start, board)
     leave_job()
 
 

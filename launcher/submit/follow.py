@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -12,21 +15,32 @@ from typing import Any, TextIO
 class MetricsTail:
     """Reads the lines that were added to metrics.jsonl since the last look."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, first_step: int = 0) -> None:
+        """`first_step` is where a resumed run goes on: what is there already is not new."""
         self._path = path
-        self._offset = 0
+        self._offset = path.stat().st_size if first_step and path.exists() else 0
 
     def new_entries(self) -> list[dict[str, Any]]:
         """Complete lines only; a line that is still being written is read at the next look."""
         try:
             with self._path.open("rb") as stream:
+                # A job that goes on from an older checkpoint than expected cuts the file.
+                self._offset = min(self._offset, stream.seek(0, os.SEEK_END))
                 stream.seek(self._offset)
                 block = stream.read()
         except FileNotFoundError:
             return []
         complete = block[: block.rfind(b"\n") + 1]
         self._offset += len(complete)
-        return [json.loads(line) for line in complete.splitlines()]
+        return list(_entries(complete))
+
+
+def _entries(lines: bytes) -> Iterator[dict[str, Any]]:
+    for line in lines.splitlines():
+        with contextlib.suppress(ValueError):
+            entry = json.loads(line)
+            if isinstance(entry, dict):
+                yield entry
 
 
 class Progress:

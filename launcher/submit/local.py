@@ -48,9 +48,12 @@ def refuse_if_not_here(plan: Plan, machine: LocalMachine) -> None:
         )
 
 
-def run_bundle(bundle: Bundle, plan: Plan) -> None:
-    """Start a training run and show its progress to its end; raises as `run_script`."""
-    tail = MetricsTail(bundle.files.metrics)
+def run_bundle(bundle: Bundle, plan: Plan, first_step: int = 0) -> None:
+    """Start a training run and show its progress to its end; raises as `run_script`.
+
+    `first_step` is where a resumed run goes on.
+    """
+    tail = MetricsTail(bundle.files.metrics, first_step)
     progress = Progress(plan.run.train.steps)
     try:
         run_script(bundle, plan, on_poll=lambda: progress.update(tail.new_entries()))
@@ -65,7 +68,9 @@ def run_script(bundle: Bundle, plan: Plan, on_poll: Callable[[], None]) -> None:
     a signal, with every process gone.
     """
     previous = {number: signal.signal(number, _interrupt) for number in _SIGNALS}
-    with bundle.files.launcher_log.open("wb") as log:
+    # An earlier attempt's log stays; what is explained below is what this one adds.
+    with bundle.files.launcher_log.open("ab") as log:
+        log_start = log.tell()
         process = subprocess.Popen(
             ["bash", str(bundle.script)],
             stdin=subprocess.DEVNULL,
@@ -84,7 +89,7 @@ def run_script(bundle: Bundle, plan: Plan, on_poll: Callable[[], None]) -> None:
             for number, handler in previous.items():
                 signal.signal(number, handler)
     if process.returncode != 0:
-        raise RunFailed(explain_failure(bundle.files, plan, process.returncode))
+        raise RunFailed(explain_failure(bundle.files, plan, process.returncode, log_start))
 
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)

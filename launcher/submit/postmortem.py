@@ -31,11 +31,14 @@ class Failure:
     """It failed because another rank was gone."""
 
 
-def explain_failure(files: RunFiles, plan: Plan, exit_code: int) -> str:
-    """The last lines that a user sees: who failed first, where, why and where to read on."""
-    failure = first_failure(files)
+def explain_failure(files: RunFiles, plan: Plan, exit_code: int, log_start: int = 0) -> str:
+    """The last lines that a user sees: who failed first, where, why and where to read on.
+
+    `log_start` is the byte of torchrun's log at which this attempt begins.
+    """
+    failure = first_failure(files, log_start)
     if failure is None:
-        tail = _tail(files.launcher_log.read_text(errors="replace")) if _has_log(files) else ""
+        tail = _tail(_report(files, log_start))
         return f"the run failed with exit code {exit_code}\n{tail}  log: {files.launcher_log}"
     coordinates = build_mesh(plan.layout).coordinates(failure.rank)
     place = ", ".join(f"{axis} {coordinates[axis]}" for axis in ("dp", "pp", "tp"))
@@ -45,12 +48,13 @@ def explain_failure(files: RunFiles, plan: Plan, exit_code: int) -> str:
     )
 
 
-def first_failure(files: RunFiles) -> Failure | None:
+def first_failure(files: RunFiles, log_start: int = 0) -> Failure | None:
     """The earliest error of a rank's own; a killed rank before the errors that it caused."""
     told = sorted(_told_failures(files), key=lambda failure: failure.time)
     own = [failure for failure in told if not failure.is_echo]
+    report = _report(files, log_start)
     told_ranks = {failure.rank for failure in told}
-    silent = [failure for failure in _silent_ranks(files) if failure.rank not in told_ranks]
+    silent = [failure for failure in _silent_ranks(report) if failure.rank not in told_ranks]
     candidates = own or silent or told
     return candidates[0] if candidates else None
 
@@ -67,14 +71,11 @@ def _told_failures(files: RunFiles) -> list[Failure]:
     return failures
 
 
-def _silent_ranks(files: RunFiles) -> list[Failure]:
+def _silent_ranks(report: str) -> list[Failure]:
     """Ranks that could not say anything, from torchrun's own report, its root cause first.
 
     torchrun ends the other ranks by SIGTERM: apart from the root cause, that is no failure.
     """
-    if not _has_log(files):
-        return []
-    report = files.launcher_log.read_text(errors="replace")
     others, _, root = report.rpartition("Root Cause")
     found = [_reported(root)] + [_reported(block) for block in re.split(r"\n\[\d+\]:", others)[1:]]
     first, *rest = found
@@ -102,8 +103,12 @@ def _signal_words(number: int) -> str:
     return f"killed by signal {reasons.get(number, str(number))}"
 
 
-def _has_log(files: RunFiles) -> bool:
-    return files.launcher_log.exists()
+def _report(files: RunFiles, start: int) -> str:
+    """What torchrun said in this attempt."""
+    try:
+        return files.launcher_log.read_bytes()[start:].decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def _tail(text: str, lines: int = 8) -> str:

@@ -50,9 +50,10 @@ def _run(bundle: Bundle, small: Plan) -> dict[str, Any]:
 def render_report(report: dict[str, Any], plan: Plan, small: Plan) -> str:
     """The comparison, aligned: a line per step, the largest differences, the verdict."""
     full, layout = plan.layout, small.layout
+    engine = "FSDP2 as ZeRO" if full.engine == "fsdp2" else "ZeRO"
     lines = [
         f"layout    tp {full.tp} x pp {full.pp} x dp {full.dp}, {full.schedule}, "
-        f"ZeRO-{full.zero_stage}, as tp {layout.tp} x pp {layout.pp} x dp {layout.dp} "
+        f"{engine}-{full.zero_stage}, as tp {layout.tp} x pp {layout.pp} x dp {layout.dp} "
         f"with {layout.num_microbatches} microbatches, in float32",
         "",
         f"{'step':>4}{'loss':>12}{'one process':>13}{'relative':>10}"

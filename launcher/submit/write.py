@@ -49,7 +49,7 @@ def write_bundle(bundle: Bundle) -> None:
         for folder in (bundle.files.logs, bundle.files.checkpoints):
             folder.mkdir()
         for path, text in bundle.texts.items():
-            _write(path, text)
+            write_text(path, text)
         bundle.script.chmod(0o755)
     except FileExistsError as error:
         raise SubmissionRefused(
@@ -63,7 +63,7 @@ def write_bundle(bundle: Bundle) -> None:
         ) from error
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Whole or not at all: a name only ever points at a complete file."""
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", encoding="utf-8") as stream:

@@ -142,6 +142,25 @@ def test_mistakes_are_reported_at_once(frozen):
     }  # fmt: skip
 
 
+def test_a_forbidden_change_is_reported_beside_other_mistakes(frozen):
+    words = ["model.vocab_size=300", "optimizer=sgd", "train.seed=x", "parallelism.tpp=1"]
+    with pytest.raises(ConfigError) as caught:
+        plan_resumed(frozen, words)
+    found = [(finding.field, finding.rule) for finding in caught.value.findings]
+    assert sorted(found) == [
+        ("model.vocab_size", "forbidden-on-resume"), ("optimizer.name", "forbidden-on-resume"),
+        ("parallelism.tpp", "unknown-key"), ("train.seed", "wrong-type"),
+    ]  # fmt: skip
+
+
+def test_another_model_is_refused_key_by_key(frozen):
+    with pytest.raises(ConfigError) as caught:
+        plan_resumed(frozen, ["model=gpt2_124m"])
+    fields = {finding.field for finding in caught.value.findings}
+    assert {"model.vocab_size", "model.hidden_size", "model.position"} < fields
+    assert "model.name" not in fields
+
+
 def test_text_that_looks_like_an_interpolation_stays_text():
     run = make_run(name="a${b}")
     amended = amend_values(run.model_dump(mode="json"), ["train.seed=1"])

@@ -25,7 +25,9 @@ def test_every_leaf_of_the_schema_is_walked():
 
     groups = {key for key in CLASSES if any(other.startswith(f"{key}.") for other in CLASSES)}
     assert len(CLASSES) - len(groups) == count(Run)
-    assert groups == {"model.rope_scaling", "hardware.gpu", "hardware.node", "hardware.network"}
+    assert groups == {
+        "model.rope_scaling", "hardware.gpu", "hardware.node", "hardware.network", "data.sources",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -68,12 +68,14 @@ class Case:
     precision: str = "fp32"
     vpp: int = 1
     recompute: str = "none"
+    engine: str = "deepspeed"
 
     def __str__(self) -> str:
         axes = "".join(f"{axis}{getattr(self, axis)}" for axis in ("tp", "pp", "dp"))
         rest = f"zero{self.zero}-{self.schedule}-m{self.num_microbatches}-{self.model}"
         rest += f"-vpp{self.vpp}" if self.vpp > 1 else ""
         rest += f"-{self.recompute}" if self.recompute != "none" else ""
+        rest += f"-{self.engine}" if self.engine != "deepspeed" else ""
         return f"{axes}-{rest}-{self.precision}"
 
     @property
@@ -83,7 +85,7 @@ class Case:
     def layout(self) -> Layout:
         return make_layout(
             tp=self.tp, pp=self.pp, dp=self.dp, zero_stage=self.zero, schedule=self.schedule,
-            vpp=self.vpp, recompute=self.recompute,
+            vpp=self.vpp, recompute=self.recompute, engine=self.engine,
             num_microbatches=self.num_microbatches, micro_batch_size=1,
         )  # fmt: skip
 

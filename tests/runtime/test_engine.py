@@ -25,6 +25,8 @@ BF16_CASES = [
     *(Case(dp=2, zero=zero, precision="bf16") for zero in (0, 1, 2, 3)),
     *(Case(pp=2, zero=zero, precision="bf16") for zero in (0, 1, 2)),
     *(Case(tp=2, zero=zero, precision="bf16", model="one_kv_head") for zero in (0, 1, 2, 3)),
+    *(Case(dp=2, zero=zero, precision="bf16", engine="fsdp2") for zero in (1, 2, 3)),
+    *(Case(pp=2, zero=zero, precision="bf16", engine="fsdp2", model="untied") for zero in (1, 3)),
 ]
 
 
@@ -55,6 +57,7 @@ SUM_CASES = [
     *(Case(dp=2, zero=zero, precision="bf16", model="small") for zero in (0, 1, 2, 3)),
     # Only this pair gathers otherwise under a pipeline than it does without one.
     Case(pp=2, zero=2, precision="bf16", model="small"),
+    *(Case(dp=2, zero=zero, precision="bf16", model="small", engine="fsdp2") for zero in (1, 3)),
 ]
 
 

@@ -6,6 +6,7 @@ with room for another order of summation; they are never to be relaxed.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from itertools import cycle
 from typing import Any
@@ -81,7 +82,33 @@ EXTRA = [
     # One process: the engines alone.
     *(Case(zero=zero, model="tied") for zero in (0, 1, 2, 3)),
 ]
-CASES = list(dict.fromkeys(grid() + EXTRA))
+FSDP2 = [
+    *(Case(dp=2, zero=zero, model="tied") for zero in (1, 2, 3)),
+    *(Case(dp=2, zero=zero, model="untied", schedule="gpipe") for zero in (1, 2, 3)),
+    # 97 rows of the vocabulary over 4 ranks: uneven, and norms of the one head's bias are empty.
+    *(Case(dp=4, zero=zero, model="one_kv_head") for zero in (1, 2, 3)),
+    Case(dp=4, zero=1, num_microbatches=1),
+    *(Case(tp=2, dp=2, zero=zero, model="one_kv_head") for zero in (1, 3)),
+    Case(tp=2, dp=2, zero=2, model="tied"),
+    *(
+        Case(pp=2, dp=2, zero=zero, model=model, schedule=schedule)
+        for zero, model, schedule in ((1, "tied", "1f1b"), (2, "untied", "gpipe"))
+    ),
+    # Parameters sharded inside a pipeline, which DeepSpeed cannot.
+    *(Case(pp=2, dp=2, zero=3, model="tied", schedule=schedule) for schedule in SCHEDULES),
+    *(
+        Case(pp=2, zero=zero, schedule="interleaved_1f1b", vpp=2, num_microbatches=5,
+             recompute=recompute)
+        for zero in (1, 3) for recompute in ("none", "full")
+    ),
+    Case(pp=4, zero=3, model="tied_llama", num_microbatches=5),
+    Case(dp=2, zero=3, recompute="selective"),
+    Case(dp=2, zero=3, recompute="full"),
+    *(Case(tp=2, pp=2, dp=2, zero=zero) for zero in (1, 3)),
+    *(Case(zero=zero, model="tied") for zero in (1, 2, 3)),
+]  # fmt: skip
+FSDP2 = [replace(case, engine="fsdp2") for case in FSDP2]
+CASES = list(dict.fromkeys(grid() + EXTRA + FSDP2))
 
 
 def measure_all(rank: int, cases: list[Case]) -> dict[Case, Gap]:

@@ -1,0 +1,224 @@
+"""PyTorch's FSDP2 (`fully_shard`) as a data-parallel engine for one stage of the model.
+
+Every block, the embedding and the head are groups that are gathered and reduced together; each
+rank keeps rows of every parameter in float32, which are the masters that the optimizer updates.
+What `zero_stage` says is when groups are gathered and gradients reduced:
+
+- 1: gathered once per step; gradients add up whole and are reduced after the last microbatch.
+- 2: gathered once per step; each backward reduces its gradients (under a pipeline as 1, because a
+  reduction for every microbatch would multiply the traffic).
+- 3: gathered for every forward and again for every backward, which reduces its gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn import Parameter
+
+from launcher.config.schema import Run
+from launcher.plan.memory import gradients_are_whole
+from launcher.plan.records import Layout
+from launcher.runtime.gradients import global_norm, sum_gradient
+from launcher.runtime.groups import Groups
+from launcher.runtime.model.stage import StageModule, tied_parameter
+from launcher.runtime.optimizer import build_optimizer, set_learning_rate
+
+MARKS = ("shard", "model_parallel", "ds_pipe_replicated")
+"""What a stage's parameters carry (`model/initial.py`) and a new parameter must take over."""
+
+
+class Fsdp2Engine:
+    """ZeRO stages 1 to 3 by PyTorch. See `Engine` for the methods."""
+
+    def __init__(self, module: nn.Module, run: Run, layout: Layout, groups: Groups) -> None:
+        assert isinstance(module, StageModule)
+        self.module = module
+        self._groups = groups
+        self._clip_norm = run.optimizer.clip_grad_norm
+        self._num_expected = layout.num_microbatches * layout.vpp
+        self._num_backwards = 0
+        self._loss_share = torch.tensor(1.0 / layout.num_microbatches, device=groups.device)
+        tied = tied_parameter(module)
+        tied_name = next((n for n, p in module.named_parameters() if p is tied), None)
+        marks = _read_marks(module)
+        # 1. Rows of every parameter instead of the whole, group by group.
+        policy = MixedPrecisionPolicy()
+        if run.precision.compute == "bf16":
+            policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        _shard_stage(module, _build_mesh(groups), policy, layout.zero_stage == 3)
+        self._sharded = {name: _as_dtensor(p) for name, p in module.named_parameters()}
+        # 2. The same rows as plain tensors: for them an update costs no dispatch.
+        self._rows = {name: Parameter(p.to_local().detach()) for name, p in self._sharded.items()}
+        for name, rows in self._rows.items():
+            _set_marks(rows, marks[name])
+            _set_marks(self._sharded[name], marks[name])
+        self._tied = None if tied_name is None else self._rows[tied_name]
+        self._optimizer = build_optimizer(self._rows.values(), run.optimizer)
+        # 3. What is put off to the last microbatch of a step.
+        self._root: FSDPModule = module
+        self._gathers_once = layout.zero_stage < 3
+        self._reduces_once = gradients_are_whole(layout)
+
+    def forward(self, x: Tensor, context: Any) -> Tensor:
+        """See `Engine`."""
+        return self.module(x, context)  # type: ignore[no-any-return]
+
+    def backward(self, output: Tensor | GradientEdge, gradient: Tensor | None) -> None:
+        """See `Engine`."""
+        self._num_backwards += 1
+        if self._num_backwards == self._num_expected:
+            self._put_off(False)
+        torch.autograd.backward(output, self._loss_share if gradient is None else gradient)
+
+    @contextmanager
+    def accumulate(self) -> Iterator[None]:
+        """See `Engine`."""
+        self._num_backwards = 0
+        self._put_off(True)
+        yield
+        assert self._num_backwards == self._num_expected
+        for name, sharded in self._sharded.items():
+            self._rows[name].grad = _local_gradient(sharded)
+        if self._tied is not None:
+            # Both stages cut the table alike, so the rows of one dp rank meet each other.
+            assert self._tied.grad is not None
+            sum_gradient(self._tied.grad, self._groups.embedding)
+
+    def step(self, learning_rate: float) -> float:
+        """See `Engine`."""
+        rows = list(self._rows.values())
+        gradients = [row.grad for row in rows if row.grad is not None]
+        norm = global_norm(rows, gradients, self._groups, is_cut_over_dp=True)
+        if self._clip_norm is not None:
+            factor = (self._clip_norm / (norm + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_(gradients, factor)
+        set_learning_rate(self._optimizer, learning_rate)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        for sharded in self._sharded.values():
+            sharded.grad = None
+        return float(norm)
+
+    def gradients(self) -> dict[str, Tensor]:
+        """See `Engine`."""
+        return {
+            name: _whole(_like(sharded, _local_gradient(sharded)))
+            for name, sharded in self._sharded.items()
+        }
+
+    def weights(self) -> dict[str, Tensor]:
+        """See `Engine`."""
+        return {name: _whole(sharded) for name, sharded in self._sharded.items()}
+
+    def _put_off(self, is_on: bool) -> None:
+        """Until the last backward: keep what is gathered, gradients to add up, prefetch orders."""
+        self._root.set_is_last_backward(not is_on)
+        if self._gathers_once:
+            self._root.set_reshard_after_backward(not is_on)
+        if self._reduces_once:
+            self._root.set_requires_gradient_sync(not is_on)
+
+
+def _shard_stage(
+    module: StageModule, mesh: DeviceMesh, policy: MixedPrecisionPolicy, regathers: bool
+) -> None:
+    """Make groups of the stage's parts, in place; their order of use tells what to gather ahead."""
+    shared = {"mesh": mesh, "mp_policy": policy}
+    module_of = dict(module.layers.items())
+    for block in module_of.values():
+        fully_shard(_in_float32(block), reshard_after_forward=regathers, **shared)
+    first: list[nn.Module] = []
+    last: list[nn.Module] = []
+    if not (module.is_tied and module.is_first and module.is_last):
+        if module.is_first:
+            fully_shard(_in_float32(module.embedding), reshard_after_forward=regathers, **shared)
+            module.embedding.set_unshard_in_backward(False)  # a lookup's backward reads no weight
+            first = [module.embedding]
+        if module.is_last:
+            # Backward begins where forward ends: gathering the head again would be in vain.
+            parts = [_in_float32(module.final_norm), _in_float32(module.head)]
+            fully_shard(parts, reshard_after_forward=False, **shared)
+            last = [module.head]
+    # What is left: a table that embedding and head share.
+    fully_shard(_in_float32(module), reshard_after_forward=False, **shared)
+    for piece in module.pieces:
+        order = [module_of[str(layer)] for layer in range(piece.first_layer, piece.end_layer)]
+        _gather_ahead(
+            (first if piece.is_first else []) + order + (last or [module]) * piece.is_last
+        )
+
+
+def _in_float32(module: nn.Module) -> nn.Module:
+    """Its parameters in the masters' type; buffers stay in the compute type."""
+    for parameter in module.parameters():
+        if not isinstance(parameter, DTensor):
+            parameter.data = parameter.data.float()
+    return module
+
+
+def _gather_ahead(order: list[Any]) -> None:
+    """In backward, gather each group while the one behind it computes.
+
+    FSDP2's own guess follows the order of forwards, which with several microbatches under way
+    names the wrong group. The first names itself, which does nothing: no name would mean a guess.
+    """
+    for group, before in zip(order, order[:1] + order[:-1], strict=True):
+        group.set_modules_to_backward_prefetch([before])
+
+
+def _build_mesh(groups: Groups) -> DeviceMesh:
+    """The dp ranks as a mesh; alone, a group of one."""
+    if not dist.is_initialized():
+        assert groups.world_size == 1
+        backend = "nccl" if groups.device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    group = groups.dp.group
+    if group is None:
+        group = dist.new_group([groups.rank], use_local_synchronization=True)
+    return DeviceMesh.from_group(group, groups.device.type, mesh_dim_names=("dp",))
+
+
+def _read_marks(module: nn.Module) -> dict[str, dict[str, Any]]:
+    return {
+        name: {mark: getattr(parameter, mark) for mark in MARKS if hasattr(parameter, mark)}
+        for name, parameter in module.named_parameters()
+    }
+
+
+def _set_marks(parameter: Any, marks: dict[str, Any]) -> None:
+    for mark, value in marks.items():
+        setattr(parameter, mark, value)
+
+
+def _as_dtensor(parameter: Parameter) -> Any:
+    assert isinstance(parameter, DTensor)
+    return parameter
+
+
+def _local_gradient(sharded: Any) -> Tensor:
+    """Its own rows of the averaged gradient; zeros for a parameter that took no part."""
+    if sharded.grad is None:
+        return torch.zeros_like(sharded.to_local())
+    return sharded.grad.to_local()  # type: ignore[no-any-return]
+
+
+def _like(sharded: Any, rows: Tensor) -> Any:
+    """Rows cut as another tensor is cut."""
+    return DTensor.from_local(
+        rows, sharded.device_mesh, sharded.placements, run_check=False,
+        shape=sharded.shape, stride=sharded.stride(),
+    )  # fmt: skip
+
+
+def _whole(sharded: Any) -> Tensor:
+    return sharded.full_tensor().detach().to("cpu", torch.float32, copy=True)  # type: ignore[no-any-return]
