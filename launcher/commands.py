@@ -100,6 +100,29 @@ def verify(request: Request) -> int:
     return verify_plan(answer, this_machine(), run_dir=request.run_dir, as_json=request.json)
 
 
+def convert(request: Request) -> int:
+    """Weights to and from Hugging Face."""
+    from launcher.config.model_fields import read_model_overrides
+    from launcher.convert.convert import Conversion
+    from launcher.convert.convert import convert as convert_weights
+
+    source, destination = (Path(os.path.expanduser(word)) for word in request.operands)
+    flags = request.flags
+    tokenizer = flags["tokenizer"]
+    asked = Conversion(
+        source=source,
+        destination=destination,
+        to=flags["to"],
+        step=flags["step"],
+        dtype=flags["dtype"],
+        max_shard_size=flags["max_shard_size"],
+        tokenizer=Path(os.path.expanduser(tokenizer)) if tokenizer else None,
+        overrides=read_model_overrides(request.overrides),
+    )
+    print(convert_weights(asked))
+    return EXIT_DONE
+
+
 def rules(request: Request) -> int:
     """Print the table of rules."""
     from launcher.config.rules_table import render_rules, rules_document

@@ -127,6 +127,8 @@ def test_every_error_a_user_may_see_has_an_exit_code():
     [
         (["plna"], "plna [unknown-verb]: neither a verb nor an override (key=value). "
                    f"Legal here: {', '.join(sorted(cli._VERBS))}. Try launch plan."),
+        (["convert", "folder", "model.name=x"],
+         "launch convert SRC DST [missing-operand]: DST not given."),
         (["plan", "--jsno"], "--jsno [unknown-flag]: no such flag; did you mean '--json'?"),
         (["--zzz"], "--zzz [unknown-flag]: no such flag. Try launch --help."),
         (["--json"], "--json [unused-flag]: `launch run` has no such flag. Legal here: --cfg, "

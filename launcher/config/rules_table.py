@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
+from launcher.config.convert_checks import CONVERT_CHECKS
 from launcher.config.resume_checks import RESUME_CHECKS
 from launcher.config.rules import RULES
 
@@ -87,7 +88,13 @@ BASIC_CHECKS = (
         "device=cuda on hardware=local needs a GPU here",
         "The job would fail when its workers start.",
     ),
-    ("data-readable", "data.path", "the file can be read", "The job would fail after its start."),
+    ("data-readable", "data.path", "the data can be read", "The job would fail after its start."),
+    (
+        "mixture-one-tokenizer",
+        "data.sources",
+        "the stores of a mixture were made with one tokenizer",
+        "Another tokenizer's ids stand for other words.",
+    ),
     (
         "data-fits-vocabulary",
         "data.path",
@@ -100,6 +107,7 @@ BASIC_CHECKS = (
         "there is at least one sample for training",
         "A shorter file yields no batch.",
     ),
+    *CONVERT_CHECKS,
     *RESUME_CHECKS,
 )
 

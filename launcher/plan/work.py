@@ -16,6 +16,10 @@ LOGIT_BYTES = 4
 """The softmax of the logits is made in float32 in every compute type."""
 
 
+ROW_CHUNKS = 4
+"""Column chunks of a row-parallel product whose sums run beside the chunks behind them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Operator:
     """One kernel's worth of work in the forward pass."""
