@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
+from launcher.config.convert_checks import CONVERT_CHECKS
 from launcher.config.resume_checks import RESUME_CHECKS
 from launcher.config.rules import RULES
 
@@ -116,6 +117,7 @@ BASIC_CHECKS = (
         "there is at least one sample for training",
         "A shorter file yields no batch.",
     ),
+    *CONVERT_CHECKS,
     *RESUME_CHECKS,
 )
 

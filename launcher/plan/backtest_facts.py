@@ -82,7 +82,7 @@ PROGRAMS = (
     ),
     Program(
         pattern=r"gpt-neox|gptneox|2204\.06745",
-        execution=replace(MEGATRON_2021, fusion="eager", dropout_masks=False),
+        execution=replace(MEGATRON_2021, fusion="eager", dropout_masks=False, p2p_split=False),
         is_modern=False,
     ),
     Program(

@@ -120,6 +120,7 @@ def build_layout(run: Run) -> Layout:
         schedule=degrees.schedule,
         recompute=degrees.recompute,
         order=degrees.order,
+        sequence_parallel=degrees.sequence_parallel,
     )
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from launcher.config.schema import Model
 
+ROW_CHUNKS = 4
+"""Column chunks of a row-parallel product whose sums run beside the chunks behind them."""
+
 
 def forward_flops_per_token(
     model: Model, sequence_length: int, *, causal: bool = True, with_head: bool = True
