@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "launcher"
-# errors < config < plan < checkpoint < render < submit < cli; runtime beside them.
+# errors < data < config < plan < checkpoint < convert < render < submit < cli; runtime beside them.
 MAY_IMPORT = {
     "errors": set(),
-    "config": {"errors"},
+    "data": {"errors"},
+    "config": {"errors", "data"},
     "plan": {"errors", "config"},
     "checkpoint": {"errors", "config", "plan"},
+    "convert": {"errors", "config", "plan", "checkpoint"},
     "render": {"errors", "config", "plan"},
     "submit": {"errors", "config", "plan", "checkpoint", "render"},
-    "runtime": {"errors", "config", "plan", "checkpoint"},
+    "runtime": {"errors", "data", "config", "plan", "checkpoint", "convert"},
     "completion": {"errors", "config"},
     "jobs": {"errors", "config", "plan", "checkpoint", "render", "submit"},
     "commands": {
@@ -26,6 +28,7 @@ MAY_IMPORT = {
         "config",
         "plan",
         "checkpoint",
+        "convert",
         "render",
         "submit",
         "completion",
@@ -40,7 +43,8 @@ MAY_IMPORT = {
         "render",
         "submit",
     },
-    "cli": {"errors", "config", "commands", "run_commands"},
+    "table_commands": {"commands", "errors", "config", "plan"},
+    "cli": {"errors", "config", "commands", "run_commands", "table_commands"},
     "__main__": {"cli"},
     "__init__": set(),
 }
@@ -48,7 +52,7 @@ MAY_IMPORT = {
 BELONGS_TO = {
     "torch": ("runtime",),
     "deepspeed": ("runtime",),
-    "numpy": ("runtime", "checkpoint"),
+    "numpy": ("runtime", "checkpoint", "convert", "data"),
     "xxhash": ("checkpoint",),
     "hydra": ("config/compose.py",),
     "omegaconf": ("config",),

@@ -13,7 +13,7 @@ from launcher.runtime.build import Trainer
 from launcher.runtime.checkpoint.board import Board
 from launcher.runtime.checkpoint.keeper import build_keeper
 from launcher.runtime.checkpoint.restore import Start
-from launcher.runtime.data import TokenWindows
+from launcher.runtime.data import Batches
 from launcher.runtime.metrics import MetricsLog, write_summary
 from launcher.runtime.optimizer import learning_rate
 from launcher.runtime.pipeline.execute import average_loss, run_forward, run_schedule
@@ -78,10 +78,12 @@ def validate(trainer: Trainer) -> float:
     return total / batches
 
 
-def _validation_loss(trainer: Trainer, windows: TokenWindows, batch: int) -> float:
+def _validation_loss(trainer: Trainer, windows: Batches, batch: int) -> float:
     groups, layout = trainer.groups, trainer.frozen.layout
     place = Progress(step=batch, consumed_samples=batch * layout.global_batch_size)
-    microbatches = windows.step_samples(place, layout, groups.dp.index, groups.device)
+    microbatches = windows.step_samples(
+        place, layout, groups.dp.index, groups.device, trainer.frozen.run.train.validation_batches
+    )
     loss = run_forward(
         trainer.frozen.schedule, trainer.engine, trainer.channels, trainer.stage, microbatches
     )

@@ -241,7 +241,7 @@ def test_null_leaves_a_text_open():
 
 
 @pytest.mark.parametrize("bad", ["a\nb", "a\rb", "a\x00b", "a\x1b[31mb", "a\u2028b", "a\udcffb"])
-@pytest.mark.parametrize("field", ["launch.job_name", "name", "data.path", "model.name"])
+@pytest.mark.parametrize("field", ["launch.job_name", "name", "launch.partition", "model.name"])
 def test_text_with_control_characters_is_refused(field, bad):
     findings = changed(field, bad)
     assert [(f.field, f.rule) for f in findings] == [(field, "text-on-one-line")]
