@@ -97,7 +97,7 @@ def measure(root: Path, rounds: int) -> None:
         nonlocal step
         step += 1
         saver.save(Progress(step=step), 0)
-        saver.wait()
+        saver.wait()  # asynchronous saves return before this
         (outcome,) = saver.outcomes()
         assert outcome.error is None, outcome.error
         stalls.append(outcome.stall_s)
@@ -130,9 +130,14 @@ def measure(root: Path, rounds: int) -> None:
         print(f"  {name:32} median {statistics.median(times):6.2f} s  {rate:6,.0f} MB/s")
     stalls = stalls[1:]
     pairs = list(zip(seconds["raw write and fsync"], seconds["save, waited for"], strict=True))
+    both = list(zip(stalls, pairs, strict=True))
+    writes = [raw_s / (save_s - stall) for stall, (raw_s, save_s) in both]
     shares = [raw_s / save_s for raw_s, save_s in pairs]
-    waits = [stall / whole_s for stall, (_, whole_s) in zip(stalls, pairs, strict=True)]
-    print(f"  share of the raw write's speed: {statistics.median(shares):.2f}")
+    waits = [stall / whole_s for stall, (_, whole_s) in both]
+    print(
+        f"  share of the raw write's speed: {statistics.median(writes):.2f} while writing, "
+        f"{statistics.median(shares):.2f} with the copy before it"
+    )
     print(
         f"  training stands still: {1e3 * statistics.median(stalls):.0f} ms, "
         f"{statistics.median(waits):.2f} of a save that is waited for"

@@ -205,6 +205,11 @@ class Checkpoint(Record):
     keep_every: Safe[Positive | None] = None
     """The M-th checkpoint, the 2M-th and so on are kept for good; None: `keep` alone decides."""
 
+    @property
+    def is_on(self) -> bool:
+        """Whether a run saves by itself; when asked to (`launch checkpoint`) it always does."""
+        return self.every_steps is not None or self.every_minutes is not None
+
 
 class Launch(Record):
     """Where the job is submitted."""

@@ -102,7 +102,7 @@ class StageMemory:
     buffers_bytes: int
     """Communication and reduction buffers, and temporaries such as float32 logits."""
     overhead_bytes: int
-    """Context, libraries, communicators and allocator reserve."""
+    """Context, libraries, communicators, allocator reserve; on a CPU a checkpoint's copy, too."""
 
     @property
     def total_bytes(self) -> int:
@@ -130,7 +130,7 @@ class Memory:
     """What of it the plan allows itself: the fit's margin is the difference."""
     fits: bool
     host_bytes_per_node: int
-    """Host RAM that the job's processes take on one node."""
+    """Host RAM that the job's processes take on one node, copies of checkpoints included."""
 
 
 @dataclass(frozen=True, kw_only=True)
