@@ -195,5 +195,4 @@ LAYOUT_RULES = (
     ),
     _only("cp", 1, "context parallelism is not in this version"),
     _only("ep", 1, "expert parallelism is not in this version"),
-    _only("sequence_parallel", False, "sequence parallelism is not in this version"),
 )

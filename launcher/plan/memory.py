@@ -102,6 +102,7 @@ def build_shape(run: Run, layout: Layout) -> Shape:
         micro_batch_size=layout.micro_batch_size,
         sequence_length=layout.sequence_length,
         tp=layout.tp,
+        sequence_parallel=layout.sequence_parallel,
         element_bytes=ELEMENT_BYTES[run.precision.compute],
     )
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from launcher.config.schema import Run
-from launcher.plan.links import transfer_s
 from launcher.plan.memory import (
     build_shape,
     gradients_are_whole,
@@ -18,15 +17,15 @@ from launcher.plan.roofline import PartTimes, estimate_parts
 from launcher.plan.schedule_records import Schedule, has_weight_actions
 from launcher.plan.simulate import Simulation, StageTimes, simulate
 from launcher.plan.stages import count_stage_parameters
+from launcher.plan.tensor_traffic import exposed_times
 from launcher.plan.traffic import (
     GRADIENT_BYTES,
-    Links,
     find_links,
     list_communication,
     p2p_s,
-    tp_all_reduces,
+    sum_of_partial_gradients,
 )
-from launcher.plan.work import ELEMENT_BYTES, boundary_bytes, model_flops_per_token
+from launcher.plan.work import ELEMENT_BYTES, model_flops_per_token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,29 +50,36 @@ def estimate_step(
     pieces = _pieces(schedule, stages)
     splits = has_weight_actions(schedule.ranks)
     compute = [_compute_times(piece, parts, splits) for piece in pieces]
-    tp = [_tp_times(run, layout, piece, links) for piece in pieces]
-    both = [
-        StageTimes(
-            forward_s=one.forward_s + other.forward_s,
-            backward_s=one.backward_s + other.backward_s,
-            weight_s=one.weight_s,
+    shape = build_shape(run, layout)
+    # Without overlap a stage computes nothing while its input travels.
+    held_s = 0.0 if layout.overlap_p2p else p2p_s(run.model, shape, links)
+    waits = [
+        _add(
+            exposed_times(run, layout, shape, piece, splits, links.tp),
+            StageTimes(
+                forward_s=0.0 if piece.is_first else held_s,
+                backward_s=0.0 if piece.is_last else held_s,
+            ),
         )
-        for one, other in zip(compute, tp, strict=True)
+        for piece in pieces
     ]
-    simulation = simulate(schedule, both, p2p_s(run.model, build_shape(run, layout), links))
+    both = [_add(one, other) for one, other in zip(compute, waits, strict=True)]
+    simulation = simulate(schedule, both, p2p_s(run.model, shape, links) - held_s)
     slowest = max(range(layout.pp), key=lambda stage: simulation.busy_s[stage])
     busy_s = simulation.busy_s[slowest]
-    tp_s = layout.num_microbatches * sum(
-        times.forward_s + times.backward_s
-        for part, times in enumerate(tp)
+    wait_s = layout.num_microbatches * sum(
+        times.forward_s + times.backward_s + times.weight_s
+        for part, times in enumerate(waits)
         if schedule.chain.home(part)[0] == slowest
     )
-    exposed_s = tp_s + _exposed_reduction_s(communication, layout, busy_s - tp_s)
+    if layout.sequence_parallel:
+        wait_s += sum_of_partial_gradients(run, layout, stages, links.tp).seconds_per_step
+    exposed_s = wait_s + _exposed_reduction_s(communication, layout, busy_s - wait_s)
     return StepEstimate(
         time=_summarise(
             run,
             layout,
-            compute_s=busy_s - tp_s,
+            compute_s=busy_s - wait_s,
             bubble_s=simulation.makespan_s - busy_s,
             bubble_fraction=simulation.bubble_fraction,
             exposed_s=exposed_s,
@@ -81,6 +87,14 @@ def estimate_step(
         ),
         communication=communication,
         simulation=simulation,
+    )
+
+
+def _add(one: StageTimes, other: StageTimes) -> StageTimes:
+    return StageTimes(
+        forward_s=one.forward_s + other.forward_s,
+        backward_s=one.backward_s + other.backward_s,
+        weight_s=one.weight_s + other.weight_s,
     )
 
 
@@ -105,14 +119,6 @@ def _compute_times(stage: Stage, parts: PartTimes, splits: bool) -> StageTimes:
         - weight_s,
         weight_s=weight_s,
     )
-
-
-def _tp_times(run: Run, layout: Layout, stage: Stage, links: Links) -> StageTimes:
-    """All-reduces of one microbatch; nothing computes meanwhile."""
-    payload = boundary_bytes(run.model, build_shape(run, layout))
-    each_s = transfer_s("all_reduce", payload, links.tp)
-    forward, backward = tp_all_reduces(stage, layout.recompute)
-    return StageTimes(forward_s=forward * each_s, backward_s=backward * each_s)
 
 
 def _exposed_reduction_s(

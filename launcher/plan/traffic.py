@@ -13,7 +13,8 @@ from launcher.plan.memory_fsdp2 import gathered_per_microbatch
 from launcher.plan.mesh import Mesh
 from launcher.plan.records import Communication, Layout, Stage
 from launcher.plan.stages import count_stage_parameters
-from launcher.plan.work import ELEMENT_BYTES, Shape, boundary_bytes
+from launcher.plan.tensor_traffic import count_collectives, partial_gradients
+from launcher.plan.work import ELEMENT_BYTES, Shape, boundary_bytes, hidden_bytes
 
 GRADIENT_BYTES = 4
 """Gradients are reduced over dp in float32."""
@@ -45,17 +46,6 @@ def find_links(run: Run, layout: Layout, mesh: Mesh) -> Links:
     return Links(tp=tp, pp=pp, dp=dp)
 
 
-def tp_all_reduces(stage: Stage, recompute: str) -> tuple[int, int]:
-    """All-reduces of a stage's forward and backward per microbatch, each of T x H elements.
-
-    Two per block and pass (Megatron-LM, arXiv:1909.08053, fig. 4), one more where the block is
-    recomputed (its last one is not needed again), one for the embedding, one for the head's input.
-    """
-    num_layers = stage.num_layers
-    again = num_layers if recompute == "full" else 0
-    return 2 * num_layers + stage.is_first, 2 * num_layers + again + stage.is_last
-
-
 def list_communication(
     run: Run, layout: Layout, stages: Sequence[Stage], links: Links
 ) -> tuple[Communication, ...]:
@@ -63,11 +53,7 @@ def list_communication(
     shape = build_shape(run, layout)
     entries: list[Communication] = []
     if layout.tp > 1:
-        most = max(sum(tp_all_reduces(stage, layout.recompute)) for stage in stages)
-        payload = boundary_bytes(run.model, shape)
-        entries.append(
-            _entry("tp", "all_reduce", payload, most * layout.num_microbatches, links.tp)
-        )
+        entries += _tensor_parallel(run, layout, stages, links.tp)
     if layout.pp > 1:
         # With chunks, the outer stages are neighbours too, or one in the middle talks both ways.
         directions = 2 if layout.pp > 2 or layout.vpp > 1 else 1
@@ -81,6 +67,34 @@ def list_communication(
         payload = GRADIENT_BYTES * sum_sizes(tied_copy(run.model), layout.tp) // rows
         entries.append(_entry("embedding", "all_reduce", payload, 1, links.embedding))
     return tuple(entries)
+
+
+def _tensor_parallel(
+    run: Run, layout: Layout, stages: Sequence[Stage], link: Link
+) -> list[Communication]:
+    """The activations of all microbatches, and the gradients that every rank has a part of."""
+    payload, count = hidden_bytes(run.model, build_shape(run, layout)), layout.num_microbatches
+    passes = [count_collectives(stage, layout.recompute, False) for stage in stages]
+    sums = count * max(each.sums for each in passes)
+    if not layout.sequence_parallel:
+        return [_entry("tp", "all_reduce", payload, sums, link)]
+    wholes = count * max(each.wholes for each in passes)
+    return [
+        _entry("tp", "all_gather", payload, wholes, link),
+        _entry("tp", "reduce_scatter", payload, sums, link),
+        sum_of_partial_gradients(run, layout, stages, link),
+    ]
+
+
+def sum_of_partial_gradients(
+    run: Run, layout: Layout, stages: Sequence[Stage], link: Link
+) -> Communication:
+    """Once per step in one buffer, or one by one in every backward that shards them at once."""
+    number, elements = partial_gradients(run.model, stages)
+    if gradients_are_whole(layout) or layout.engine == "fsdp2":
+        return _entry("tp", "all_reduce", GRADIENT_BYTES * elements, 1, link)
+    payload = GRADIENT_BYTES * elements // number
+    return _entry("tp", "all_reduce", payload, number * layout.num_microbatches, link)
 
 
 def _data_parallel(

@@ -42,11 +42,17 @@ class Shape:
     sequence_length: int
     tp: int
     element_bytes: int
+    sequence_parallel: bool = False
 
     @property
     def tokens(self) -> int:
         """Tokens of one microbatch."""
         return self.micro_batch_size * self.sequence_length
+
+    @property
+    def rest_tokens(self) -> int:
+        """Those on which a rank does what lies between cut matrix products: norms, residuals."""
+        return self.tokens // self.tp if self.sequence_parallel else self.tokens
 
 
 def block_operators(model: Model, shape: Shape) -> tuple[Operator, ...]:
@@ -57,9 +63,9 @@ def block_operators(model: Model, shape: Shape) -> tuple[Operator, ...]:
     hidden = model.hidden_size
     rope = (_memory(shape, 2 * (queries + keys)),) if model.position == "rope" else ()
     gate = (_matmul(shape, hidden, ffn),) if model.is_gated else ()
-    residual = _memory(shape, 3 * hidden)
+    residual, norm = _at_rest(shape, 3 * hidden), _at_rest(shape, 2 * hidden)
     return (
-        _memory(shape, 2 * hidden),
+        norm,
         _matmul(shape, hidden, queries),
         _matmul(shape, hidden, keys),
         _matmul(shape, hidden, keys),
@@ -67,7 +73,7 @@ def block_operators(model: Model, shape: Shape) -> tuple[Operator, ...]:
         _attention(model, shape, queries, keys),
         _matmul(shape, queries, hidden),
         residual,
-        _memory(shape, 2 * hidden),
+        norm,
         *gate,
         _matmul(shape, hidden, ffn),
         _memory(shape, (3 if model.is_gated else 2) * ffn),
@@ -93,7 +99,7 @@ def head_operators(model: Model, shape: Shape) -> tuple[Operator, ...]:
     rows = -(-model.vocab_size // shape.tp)
     softmax = Operator(bytes_moved=4.0 * LOGIT_BYTES * shape.tokens * rows)
     return (
-        _memory(shape, 2 * model.hidden_size),
+        _at_rest(shape, 2 * model.hidden_size),
         _matmul(shape, model.hidden_size, rows),
         softmax,
     )
@@ -116,10 +122,11 @@ def block_activation_bytes(model: Model, shape: Shape, recompute: str) -> int:
 
     Without recomputation this is table 2 of arXiv:2205.05198 for attention that stores no S x S
     matrix: for GPT in two-byte numbers (10 + 24/tp) T H bytes. Inputs of norms and of the first
-    matrix products are whole on every tp rank, the rest is cut.
+    matrix products are whole on every tp rank, the rest is cut; with sequence parallelism all is,
+    and 34/tp T H bytes are left.
     """
     if recompute == "full":
-        return shape.tokens * model.hidden_size * shape.element_bytes
+        return shape.rest_tokens * model.hidden_size * shape.element_bytes
     hidden = model.hidden_size
     queries = model.num_heads // shape.tp * model.head_size
     keys = max(1, model.kv_heads // shape.tp) * model.head_size
@@ -128,7 +135,8 @@ def block_activation_bytes(model: Model, shape: Shape, recompute: str) -> int:
     cut = queries + 2 * keys + queries  # q, k, v and what out_proj reads
     cut += (4 if model.is_gated else 2) * ffn  # gate, its silu, up, and what down_proj reads
     masks = 2 * hidden if model.dropout else 0  # one byte per element, after each sublayer
-    kept = shape.tokens * ((whole + cut) * shape.element_bytes + masks)
+    kept = shape.rest_tokens * (whole * shape.element_bytes + masks)
+    kept += shape.tokens * cut * shape.element_bytes
     if recompute == "none":  # the core's own: log-sum-exp per query and head, float32
         kept += shape.tokens * model.num_heads // shape.tp * 4
     return kept
@@ -136,7 +144,8 @@ def block_activation_bytes(model: Model, shape: Shape, recompute: str) -> int:
 
 def embedding_activation_bytes(model: Model, shape: Shape) -> int:
     """What the embedding keeps of one microbatch: token ids and a dropout mask."""
-    return shape.tokens * (8 + (model.hidden_size if model.dropout else 0))
+    masks = shape.rest_tokens * model.hidden_size if model.dropout else 0
+    return 8 * shape.tokens + masks
 
 
 def head_activation_bytes(model: Model, shape: Shape) -> int:
@@ -145,7 +154,8 @@ def head_activation_bytes(model: Model, shape: Shape) -> int:
     The loss writes that gradient over the logits in its forward pass, so they are kept once.
     """
     rows = -(-model.vocab_size // shape.tp)
-    return shape.tokens * (2 * model.hidden_size + rows) * shape.element_bytes
+    norm = 2 * shape.rest_tokens * model.hidden_size
+    return (norm + shape.tokens * rows) * shape.element_bytes
 
 
 def logit_temporary_bytes(model: Model, shape: Shape) -> int:
@@ -161,13 +171,23 @@ def backward_temporary_bytes(model: Model, shape: Shape, recompute: str) -> int:
     block's activations once more.
     """
     ffn = (2 if model.is_gated else 1) * model.ffn_hidden_size // shape.tp
-    gradients = shape.tokens * (2 * model.hidden_size + ffn) * shape.element_bytes
+    # Whole beside the pieces: the gradient behind a product, and the gathered input before it.
+    pieces = shape.rest_tokens if shape.sequence_parallel else 0
+    hidden = 2 * model.hidden_size * (shape.tokens + pieces)
+    gradients = (hidden + shape.tokens * ffn) * shape.element_bytes
     again = block_activation_bytes(model, shape, "none") if recompute == "full" else 0
     return gradients + again
 
 
 def boundary_bytes(model: Model, shape: Shape) -> int:
-    """What passes from one stage to the next: every tp rank holds and sends all of it."""
+    """What passes from one stage to the next: every tp rank sends all that it holds between
+    products.
+    """
+    return shape.rest_tokens * model.hidden_size * shape.element_bytes
+
+
+def hidden_bytes(model: Model, shape: Shape) -> int:
+    """One activation of the residual's width, whole."""
     return shape.tokens * model.hidden_size * shape.element_bytes
 
 
@@ -191,6 +211,11 @@ def _attention(model: Model, shape: Shape, queries: int, keys: int) -> Operator:
         # Five products where forward has two: scores again, dV, dP, dQ, dK (arXiv:2307.08691).
         backward_flops=2.5,
     )
+
+
+def _at_rest(shape: Shape, columns: int) -> Operator:
+    """The same between cut matrix products."""
+    return Operator(bytes_moved=float(shape.rest_tokens * columns * shape.element_bytes))
 
 
 def _memory(shape: Shape, columns: int) -> Operator:
