@@ -1,4 +1,4 @@
-"""What tensor parallelism sends, and how much of it stays visible beside matrix products.
+"""What the runtime's tensor parallelism sends, and what of it shows beside matrix products.
 
 Counted as `runtime/parallel/products.py` works: an input is made *whole* before a group of products
 and partial results are *summed* behind one; backward it is the other way round. Without sequence
@@ -11,145 +11,112 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.config.schema import Gpu, Model, Run
+from launcher.config.rules_pipeline import SCHEDULE_FACTS
+from launcher.plan.collectives import Links, PassTimes, exposed_s
 from launcher.plan.costs import (
     ParameterSpec,
     block_parameters,
     embedding_parameters,
     head_parameters,
 )
-from launcher.plan.links import Link, transfer_s
+from launcher.plan.execution import Job
+from launcher.plan.kernels import Gemm, gemm_s
+from launcher.plan.links import transfer_s
+from launcher.plan.operators import size_of
 from launcher.plan.records import Layout, Stage
-from launcher.plan.schedule_records import StageTimes
-from launcher.plan.work import ROW_CHUNKS, Shape, hidden_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Collectives:
-    """How often a rank of a stage talks over tp in one pass of one microbatch."""
+    """How often a rank talks over tp per microbatch, forward and backward together."""
 
     wholes: int
     sums: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Passes:
-    """Of the three kinds of passes."""
-
-    forward: Collectives
-    backward: Collectives
-    weight: Collectives
-    """Nothing, unless the schedule splits the backward pass."""
-
-    @property
-    def wholes(self) -> int:
-        """Of all passes of a microbatch."""
-        return self.forward.wholes + self.backward.wholes + self.weight.wholes
-
-    @property
-    def sums(self) -> int:
-        """Of all passes of a microbatch."""
-        return self.forward.sums + self.backward.sums + self.weight.sums
-
-
-def count_collectives(stage: Stage, recompute: str, splits: bool) -> Passes:
+def count_collectives(stage: Stage, recompute: str) -> Collectives:
     """Two of each per block and pass (Megatron-LM, arXiv:1909.08053, fig. 4; 2205.05198, fig. 5).
 
-    A block that is recomputed gathers twice and sums once more (its last sum is not needed again);
-    the embedding sums, the head makes its input whole.
+    Backward gathers the products' inputs again. A block that is recomputed gathers twice and sums
+    once more (its last sum is not needed again); the embedding sums, the head makes whole.
     """
     blocks = stage.num_layers
     again = blocks if recompute == "full" else 0
-    for_weights = 2 * blocks + stage.is_last
-    return Passes(
-        forward=Collectives(wholes=2 * blocks + stage.is_last, sums=2 * blocks + stage.is_first),
-        backward=Collectives(
-            wholes=2 * blocks + stage.is_first + 2 * again + (0 if splits else for_weights),
-            sums=2 * blocks + stage.is_last + again,
-        ),
-        weight=Collectives(wholes=for_weights if splits else 0, sums=0),
+    ends = stage.is_first + stage.is_last
+    return Collectives(
+        wholes=6 * blocks + 2 * again + ends + stage.is_last, sums=4 * blocks + again + ends
     )
 
 
-def exposed_times(run: Run, layout: Layout, shape: Shape, stage: Stage, splits: bool, link: Link,
-) -> StageTimes:  # fmt: skip
-    """Seconds per microbatch in which a stage only waits for tp."""
-    assert run.hardware.gpu is not None
-    whole_s, sum_s = collective_times(run.model, shape, link)
-    passes = count_collectives(stage, layout.recompute, splits)
-    hidden = _Hidden() if not layout.overlap_tp else _hide(run, shape, whole_s, sum_s)
-    blocks = stage.num_layers
-    again = blocks if layout.recompute == "full" else 0
-    forward_s = passes.forward.wholes * whole_s + passes.forward.sums * sum_s
-    forward_s -= blocks * hidden.rows_s
-    backward_s = passes.backward.wholes * whole_s + passes.backward.sums * sum_s
-    backward_s -= again * hidden.attention_row_s
-    if not splits:
-        backward_s -= blocks * hidden.columns_s + stage.is_last * hidden.head_s
-    return StageTimes(
-        forward_s=forward_s, backward_s=backward_s, weight_s=passes.weight.wholes * whole_s
+def runtime_tp_times(job: Job, links: Links, blocks: int, ends: int, again: float) -> PassTimes:
+    """Seconds per microbatch in which a rank only waits for tp."""
+    if job.layout.tp == 1:
+        return PassTimes()
+    payload = size_of(job).tokens * job.model.hidden_size * job.execution.element_bytes
+    if job.execution.sequence_parallel:
+        whole_s = transfer_s("all_gather", payload, links.tp)
+        sum_s = transfer_s("reduce_scatter", payload, links.tp)
+    else:
+        whole_s, sum_s = 0.0, transfer_s("all_reduce", payload, links.tp)
+    rows, columns = _shown(job, whole_s, sum_s)
+    repeated = 2 * whole_s + rows[0]
+    return PassTimes(
+        forward_s=blocks * (2 * whole_s + sum(rows)) + ends * (whole_s + sum_s),
+        backward_s=blocks * (2 * whole_s + sum(columns) + again * repeated)
+        + ends * (2 * whole_s + sum_s),
     )
 
 
-def collective_times(model: Model, shape: Shape, link: Link) -> tuple[float, float]:
-    """Seconds to make an activation whole and to sum it up."""
-    payload = hidden_bytes(model, shape)
-    if not shape.sequence_parallel:
-        return 0.0, transfer_s("all_reduce", payload, link)
-    gather_s = transfer_s("all_gather", payload, link)
-    return gather_s, transfer_s("reduce_scatter", payload, link)
+def _shown(job: Job, whole_s: float, sum_s: float) -> tuple[list[float], list[float]]:
+    """What shows of the sum behind each row-parallel product of a block, and of the two collectives
+    in the backward pass of each column-parallel group: of attention, of the MLP.
+    """
+    chunks = job.execution.row_chunks
+    if not job.execution.overlap_tp or not chunks:
+        return [sum_s] * 2, [whole_s + sum_s] * 2
+    size, model = size_of(job), job.model
+    rows = [_product_s(job, inputs, model.hidden_size) for inputs in (size.queries, size.ffn)]
+    widths = (size.queries + 2 * size.keys, (2 if model.is_gated else 1) * size.ffn)
+    columns = [_product_s(job, model.hidden_size, width) for width in widths]
+    # Chunk by chunk: the sum of the last chunk has nothing beside it.
+    share = 1 - 1 / chunks
+    of_rows = [exposed_s(share * sum_s, share * product_s) + sum_s / chunks for product_s in rows]
+    if _splits_backward(job.layout):  # the weights' products come later, their gather with them
+        return of_rows, [whole_s + sum_s] * 2
+    # The gather runs beside the input's gradient, the sum beside the weights'.
+    return of_rows, [exposed_s(whole_s, p) + exposed_s(sum_s, p) for p in columns]
 
 
-def partial_gradients(model: Model, stages: Sequence[Stage]) -> tuple[int, int]:
+def _product_s(job: Job, inputs: int, outputs: int) -> float:
+    assert job.hardware.gpu is not None
+    element, execution = job.execution.element_bytes, job.execution
+    gemm = Gemm(
+        m=size_of(job).tokens, n=outputs, k=inputs, element_bytes=element, output_bytes=element
+    )
+    return gemm_s(gemm, execution.matmul, job.hardware.gpu)
+
+
+def _splits_backward(layout: Layout) -> bool:
+    facts = SCHEDULE_FACTS.get(layout.schedule)
+    return facts is None or facts.splits_backward
+
+
+def partial_gradients(job: Job, stages: Sequence[Stage]) -> tuple[int, int]:
     """Number and elements of parameters whose gradients sequence parallelism leaves partial.
 
     All that a tp rank holds whole: norms, biases of row-parallel layers, learned positions; of the
     stage that has most of them.
     """
-
-    def of(stage: Stage) -> list[ParameterSpec]:
-        specs = list(block_parameters(model, 0)) * stage.num_layers
-        specs += embedding_parameters(model) if stage.is_first else ()
-        specs += head_parameters(model) if stage.is_last else ()
-        return [spec for spec in specs if spec.tp_dim is None]
-
-    most = max((of(stage) for stage in stages), key=lambda specs: sum(spec.size for spec in specs))
-    return len(most), sum(spec.size for spec in most)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Hidden:
-    """Seconds of collectives that run behind products; per block, but for the head's."""
-
-    rows_s: float = 0.0
-    attention_row_s: float = 0.0
-    columns_s: float = 0.0
-    head_s: float = 0.0
+    block = _whole(block_parameters(job.model, 0))
+    found = []
+    for stage in stages:
+        specs = block * stage.num_layers
+        specs += _whole(embedding_parameters(job.model)) if stage.is_first else []
+        specs += _whole(head_parameters(job.model)) if stage.is_last else []
+        found.append((sum(spec.size for spec in specs), len(specs)))
+    elements, number = max(found)
+    return number, elements
 
 
-def _hide(run: Run, shape: Shape, whole_s: float, sum_s: float) -> _Hidden:
-    model = run.model
-    hidden, heads = model.hidden_size, model.num_heads // shape.tp
-    queries = heads * model.head_size
-    keys = max(1, model.kv_heads // shape.tp) * model.head_size
-    ffn = model.ffn_hidden_size // shape.tp
-    rows = [_product_s(run, shape, inputs, hidden) for inputs in (queries, ffn)]
-    groups = (queries + 2 * keys, (2 if model.is_gated else 1) * ffn)
-    columns = [_product_s(run, shape, hidden, outputs) for outputs in groups]
-    head = _product_s(run, shape, hidden, -(-model.vocab_size // shape.tp))
-    # Chunk by chunk: the last chunk's sum, or what products are too short for, stays visible.
-    behind = [min(sum_s, product_s) * (1 - 1 / ROW_CHUNKS) for product_s in rows]
-    return _Hidden(
-        rows_s=sum(behind),
-        attention_row_s=behind[0],
-        # The gather beside the input's gradient, the sum beside the weights'.
-        columns_s=sum(min(whole_s, p) + min(sum_s, p) for p in columns),
-        head_s=min(whole_s, head) + min(sum_s, head),
-    )
-
-
-def _product_s(run: Run, shape: Shape, inputs: int, outputs: int) -> float:
-    gpu: Gpu | None = run.hardware.gpu
-    assert gpu is not None
-    peak = getattr(gpu.peak_flops, run.precision.compute) * gpu.max_efficiency
-    return float(2.0 * shape.tokens * inputs * outputs / peak)
+def _whole(specs: Sequence[ParameterSpec]) -> list[ParameterSpec]:
+    return [spec for spec in specs if spec.tp_dim is None]

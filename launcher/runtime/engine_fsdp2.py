@@ -26,8 +26,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 
 from launcher.config.schema import Run
-from launcher.plan.memory import gradients_are_whole
 from launcher.plan.records import Layout
+from launcher.plan.traffic import gradients_are_whole
 from launcher.runtime.gradients import (
     global_norm,
     partial_over_tp,
