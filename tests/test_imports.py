@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "commands": {
         "jobs",
         "errors",
+        "data",
         "config",
         "plan",
         "checkpoint",
