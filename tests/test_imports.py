@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "render": {"errors", "config", "plan"},
     "submit": {"errors", "config", "plan", "checkpoint", "render"},
     "runtime": {"errors", "data", "config", "plan", "checkpoint", "convert"},
-    "completion": {"errors", "config"},
+    "completion": {"errors", "data", "config"},
     "jobs": {"errors", "config", "plan", "checkpoint", "render", "submit"},
     "commands": {
         "jobs",
