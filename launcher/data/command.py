@@ -152,13 +152,14 @@ class _Parser(argparse.ArgumentParser):
     """argparse whose mistakes are findings."""
 
     def error(self, message: str) -> NoReturn:
-        unknown = message.startswith("unrecognized arguments: ")
-        finding = Finding(
-            field=message.split(": ")[1].split(" ")[0] if unknown else "launch tokenize",
-            rule="unknown-flag" if unknown else "tokenize-usage",
-            reason="no such flag" if unknown else message,
-            fix="launch tokenize --help",
-        )
+        fix, unknown = "launch tokenize --help", "unrecognized arguments: "
+        if message.startswith(unknown):
+            flag = message.removeprefix(unknown).split(" ")[0]
+            finding = Finding(field=flag, rule="unknown-flag", reason="no such flag", fix=fix)
+        else:
+            finding = Finding(
+                field="launch tokenize", rule="tokenize-usage", reason=message, fix=fix
+            )
         raise ConfigError([finding])
 
 
