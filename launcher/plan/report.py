@@ -125,7 +125,8 @@ def _stages(plan: Plan) -> Iterator[str]:
     verdict = "fits" if memory.fits else "DOES NOT FIT"
     peak, usable = gib(memory.peak_bytes), gib(memory.usable_bytes)
     yield from _wrap(
-        f"{verdict}: the fullest rank takes {peak} +- {gib(memory.error_bytes)} of {usable} GiB usable "
+        f"{verdict}: the fullest rank takes {peak} +- {gib(memory.error_bytes)} of "
+        f"{usable} GiB usable "
         f"({gib(memory.capacity_bytes)}); node RAM {gib(memory.host_bytes_per_node)} GiB"
     )
 
