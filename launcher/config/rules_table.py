@@ -6,6 +6,7 @@ import textwrap
 from typing import Any
 
 from launcher.config.convert_checks import CONVERT_CHECKS
+from launcher.config.data_checks import DATA_CHECKS
 from launcher.config.resume_checks import RESUME_CHECKS
 from launcher.config.rules import RULES
 
@@ -98,61 +99,19 @@ BASIC_CHECKS = (
         "device=cuda on hardware=local needs a GPU here",
         "The job would fail when its workers start.",
     ),
-    ("data-readable", "data.path", "the data can be read", "The job would fail after its start."),
     (
-        "input-readable",
-        "launch tokenize INPUT",
-        "every input is there and something in it can be read",
-        "A mistyped path must not make a smaller store.",
+        "file-not-writable",
+        "--html, --trace",
+        "the file can be written",
+        "The plan would be lost after it was made.",
     ),
     (
-        "extra-installed",
-        "launch tokenize INPUT",
-        "the library that reads the input is installed",
-        "Parquet, saved data sets and .zst need the extra `data`.",
+        "one-plan-per-file",
+        "--html, --trace",
+        "every file that is asked for holds one plan",
+        "The last one would overwrite the others.",
     ),
-    (
-        "output-free",
-        "launch tokenize --output",
-        "the folder of a new store is free",
-        "A store that runs read must not change.",
-    ),
-    (
-        "tokenizer-readable",
-        "launch tokenize --tokenizer",
-        "the tokenizer is `byte` or a tokenizer.json",
-        "Its hash is recorded in the store.",
-    ),
-    (
-        "end-token-known",
-        "launch tokenize --end-token",
-        "the tokenizer has a token that ends documents",
-        "Without one neighbouring documents would run together.",
-    ),
-    (
-        "tokenize-usage",
-        "launch tokenize",
-        "the command names inputs and an output, and its values are legal",
-        "Nothing is guessed.",
-    ),
-    (
-        "mixture-one-tokenizer",
-        "data.sources",
-        "the stores of a mixture were made with one tokenizer",
-        "Another tokenizer's ids stand for other words.",
-    ),
-    (
-        "data-fits-vocabulary",
-        "data.path",
-        "every token id is below model.vocab_size",
-        "An id beyond the table has no embedding.",
-    ),
-    (
-        "data-long-enough",
-        "data.path",
-        "there is at least one sample for training",
-        "A shorter file yields no batch.",
-    ),
+    *DATA_CHECKS,
     *CONVERT_CHECKS,
     *RESUME_CHECKS,
 )
