@@ -121,6 +121,7 @@ def hold_run(files: RunFiles) -> Iterator[None]:
 def start_job(bundle, answer: Plan, first_step: int = 0) -> None:  # type: ignore[no-untyped-def]
     """Start the written bundle, follow it to its end and print what came out."""
     from launcher.submit.local import run_bundle
+    from launcher.submit.own_runs import append_run
     from launcher.submit.summary import render_summary, write_failure
 
     print(f"\nrun directory  {bundle.files.root}", flush=True)
@@ -133,4 +134,6 @@ def start_job(bundle, answer: Plan, first_step: int = 0) -> None:  # type: ignor
         print(f"run directory  {bundle.files.root}", file=sys.stderr)
         raise
     print(render_summary(bundle.files))
+    if table := append_run(bundle.files, answer):
+        print(f"measured runs  {table}")
     print(f"run directory  {bundle.files.root}")
