@@ -8,7 +8,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-
 from launcher.config.schema import Run
 from launcher.plan.backtest_rows import COLUMNS
 from launcher.plan.records import Plan
