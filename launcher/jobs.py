@@ -76,15 +76,23 @@ def refuse_here(answer: Plan) -> None:
 
 
 def require_workers(answer: Plan) -> None:
-    """Refuse models that can be planned but not built by the workers."""
+    """Refuse what can be planned, but not be done by the workers."""
     model = answer.run.model
-    parts = {"model.experts": model.experts, "model.latent": model.latent}
+    degrees = answer.run.parallelism
+    parts = {
+        "model.experts": model.experts and model.name,
+        "model.latent": model.latent and model.name,
+        "parallelism.offload": None if degrees.offload == "none" else degrees.offload,
+        "parallelism.recompute_every": None
+        if degrees.recompute_every == 1
+        else degrees.recompute_every,
+    }
     findings = [
         Finding(
             field=field,
-            value=model.name,
+            value=part,
             rule="planned-only",
-            reason="can be planned, but workers do not build it yet",
+            reason="can be planned, but workers do not do it yet",
         )
         for field, part in parts.items()
         if part is not None

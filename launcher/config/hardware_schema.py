@@ -98,6 +98,10 @@ class Node(Record):
     """Share of bandwidth that large collectives reach."""
     host_memory_bytes: Safe[Positive]
     """RAM of the node."""
+    host_link_bandwidth: Safe[PositiveFloat] = 25e9
+    """Bytes per second between a device and the node's RAM, per direction."""
+    host_memory_bandwidth: Safe[PositiveFloat] = 200e9
+    """Bytes per second of the node's RAM, which its processes share."""
 
 
 class Network(Record):

@@ -86,8 +86,8 @@ BASIC_CHECKS = (
     (
         "planned-only",
         "run, verify",
-        "workers can build the model",
-        "Experts and latent attention are planned, not yet run.",
+        "workers can do it",
+        "Experts, latent attention, offload and recompute_every are planned, not yet run.",
     ),
     (
         "kernel-table-readable",
