@@ -80,6 +80,8 @@ class Execution:
     fused_optimizer: bool = True
     dropout_masks: bool = False
     """Dropout is on: masks are kept and read."""
+    document_masks: bool = False
+    """Documents of a sample are kept apart by a mask over all pairs of its tokens."""
     parallel_block: bool = False
     """Attention and MLP read the same input: one all-reduce for both."""
     final_all_reduce_again: bool = False
@@ -143,6 +145,7 @@ def runtime_execution(run: Run, layout: Layout) -> Execution:
         fused_norm=True,  # torch's own kernel, since 2.9
         cp_mode=run.parallelism.cp_mode,
         dropout_masks=run.model.dropout > 0,
+        document_masks=run.data.packing == "documents",
     )
 
 
