@@ -93,7 +93,11 @@ class Parallelism(Record):
     """What waits in the node's RAM: optimizer state, which the CPU updates there, or also the
     weights, fetched block by block. Planned, not yet run."""
     sequence_parallel: Resharding[bool] = False
-    """Norms and residuals sharded along the sequence over tp."""
+    """Norms, dropout and residuals sharded along the sequence over tp."""
+    overlap_tp: Safe[bool | None] = None
+    """Collectives of tp run beside matrix products. None: on GPUs, not on CPU cores."""
+    overlap_p2p: Safe[bool] = True
+    """Stages compute while activations travel; false: each waits while its input travels."""
     cp_mode: Resharding[Literal["ring", "all_gather", "ulysses"]] = "ring"
     """How context-parallel ranks exchange keys and values."""
     order: Resharding[Annotated[tuple[Axis, ...], Field(strict=False)]] = ("tp", "cp", "dp", "pp")

@@ -133,3 +133,13 @@ def test_of_every_second_block_only_inputs_are_kept():
 
     most, least = activations("none"), activations("full")
     assert activations("full", 2) == pytest.approx((most + least) / 2, rel=1e-3)
+
+
+def test_masks_of_packed_documents_are_counted_once_per_microbatch_in_flight():
+    """Two bytes for every pair of tokens; one mask serves all blocks."""
+    train = {"micro_batch_size": 2, "num_microbatches": 4, "sequence_length": 1024}
+    plain, packed = (
+        stage_memory(train=train, data={"packing": packing})[0].activations_bytes
+        for packing in ("concatenate", "documents")
+    )
+    assert packed - plain == 2 * 1024**2 * 2
