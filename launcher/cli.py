@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher import __version__, commands, run_commands
+from launcher import __version__, commands, run_commands, table_commands
 from launcher.config.spelling import closest, did_you_mean
 from launcher.errors import (
     EXIT_DONE,
@@ -30,6 +30,7 @@ verbs
   resume RUN        continue a run, with other values where overrides say so
   checkpoints RUN   list, verify or compare the checkpoints of a run
   checkpoint RUN    have a running job save now
+  backtest predict every measured run of a table (FILE.csv) and say how far off that is
   rules    every rule that a configuration must obey, with its reason
 
 overrides (Hydra)
@@ -56,7 +57,7 @@ class Verb:
 _CONFIG = frozenset({"config_dir", "cfg", "package", "resolve"})
 _VERBS = {
     "run": Verb(action=commands.run, flags=_CONFIG | {"dry_run", "run_dir", "multirun"}),
-    "plan": Verb(action=commands.plan, flags=_CONFIG | {"json", "multirun"}),
+    "plan": Verb(action=commands.plan, flags=_CONFIG | {"json", "multirun", "html", "trace"}),
     "verify": Verb(action=commands.verify, flags=_CONFIG | {"json", "run_dir"}),
     "convert": Verb(
         action=commands.convert,
@@ -80,6 +81,7 @@ _VERBS = {
         takes_overrides=False,
         operands=("RUN",),
     ),
+    "backtest": Verb(action=table_commands.backtest, flags=frozenset({"json"})),
     "rules": Verb(action=commands.rules, flags=frozenset({"json"}), takes_overrides=False),
 }
 # `--cfg` prints and stops; `--package` and `--resolve` say what it prints.
@@ -238,6 +240,8 @@ def _parser() -> _Parser:
     add("--dry-run", action="store_true", help="run, resume: print the exact script and stop")
     add("--json", action="store_true", help="one JSON document on standard output")
     add("--run-dir", metavar="DIR", help="run directory (default: runs/<name>-<time>)")
+    add("--html", metavar="FILE", help="plan: also write it as a page for a browser")
+    add("--trace", metavar="FILE", help="plan: also write the step's timeline, for ui.perfetto.dev")
     add("--config-dir", "-cd", metavar="DIR", action="append", default=[], help="own conf tree")
     add("--multirun", "-m", action="store_true", help="one run per combination of swept values")
     add("--cfg", "-c", choices=("job", "hydra", "all"), help="print the composed configuration")

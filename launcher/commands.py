@@ -5,18 +5,19 @@ from __future__ import annotations
 import json as json_module
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from launcher.config.assets import conf_dir
-from launcher.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, ConfigError
+from launcher.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, ConfigError, Finding
 from launcher.jobs import (
     hold_run,
     print_plan,
     refuse_here,
     require_fit,
+    require_workers,
     start_job,
     this_machine,
     too_large,
@@ -75,10 +76,12 @@ def run(request: Request) -> int:
 
 
 def plan(request: Request) -> int:
-    """Check and predict."""
+    """Check and predict; write the page and the trace where they are asked for."""
     codes = []
     documents = []
-    for overrides in _jobs(request):
+    jobs = _jobs(request)
+    write = _plan_writer(request, jobs)
+    for overrides in jobs:
         answer = _plan_job(overrides, request)
         codes.append(EXIT_DONE if answer.memory.fits else EXIT_DOES_NOT_FIT)
         if request.json:
@@ -87,6 +90,7 @@ def plan(request: Request) -> int:
             print_plan(answer)
             if not answer.memory.fits:
                 print(too_large(answer), file=sys.stderr)
+        write(answer)
     if request.json:
         document = documents if request.multirun else documents[0]
         print(json_module.dumps(document, indent=1))
@@ -98,6 +102,7 @@ def verify(request: Request) -> int:
     from launcher.submit.verify import verify_plan
 
     answer = _plan_job(list(request.overrides), request)
+    require_workers(answer)
     return verify_plan(answer, this_machine(), run_dir=request.run_dir, as_json=request.json)
 
 
@@ -190,3 +195,31 @@ def _plan_job(overrides: Sequence[str], request: Request) -> Plan:
         decisions=(*loaded.decisions, *settled.decisions, *answer.decisions),
         warnings=(*answer.warnings, *settled.warnings),
     )
+
+
+def _plan_writer(request: Request, jobs: Sequence[Sequence[str]]) -> Callable[[Plan], None]:
+    """What writes the files of --html and --trace; names that cannot be written end here."""
+    html, trace = request.flags["html"], request.flags["trace"]
+    if html is None and trace is None:
+        return lambda answer: None
+    from launcher.submit.plan_files import check_files, plan_files, write_files
+
+    files = plan_files(html, trace)
+    if findings := check_files(files, len(jobs)):
+        raise ConfigError([*findings, *_mistakes(jobs, request)])
+
+    def write(answer: Plan) -> None:
+        for path in write_files(files, answer):
+            print(f"written     {path}", file=sys.stderr if request.json else sys.stdout)
+
+    return write
+
+
+def _mistakes(jobs: Sequence[Sequence[str]], request: Request) -> Sequence[Finding]:
+    """What is wrong with the first job that cannot be planned."""
+    try:
+        for overrides in jobs:
+            _plan_job(overrides, request)
+    except ConfigError as error:
+        return error.findings
+    return ()

@@ -134,11 +134,11 @@ def test_every_error_a_user_may_see_has_an_exit_code():
         (["--json"], "--json [unused-flag]: `launch run` has no such flag. Legal here: --cfg, "
                      "--config-dir, --dry-run, --multirun, --run-dir."),
         (["plan", "--dry-run"], "--dry-run [unused-flag]: `launch plan` has no such flag. "
-                                "Legal here: --cfg, --config-dir, --json, --multirun."),
+         "Legal here: --cfg, --config-dir, --html, --json, --multirun, --trace."),
         (["plan", "--cfg", "job", "--json"], "--json [unused-flag]: `launch plan --cfg` has no "
          "such flag. Legal here: --cfg, --config-dir, --multirun, --package, --resolve."),
         (["plan", "--resolve"], "--resolve [unused-flag]: `launch plan` has no such flag. "
-         "Legal here: --cfg, --config-dir, --json, --multirun. Try --cfg job."),
+         "Legal here: --cfg, --config-dir, --html, --json, --multirun, --trace. Try --cfg job."),
         (["rules", "a=1"], "a=1 [unused-override]: `launch rules` takes no overrides."),
         (["rules", "-m"], "--multirun [unused-flag]: `launch rules` has no such flag. "
                           "Legal here: --json."),

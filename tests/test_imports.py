@@ -43,7 +43,8 @@ MAY_IMPORT = {
         "render",
         "submit",
     },
-    "cli": {"errors", "config", "commands", "run_commands"},
+    "table_commands": {"commands", "errors", "config", "plan"},
+    "cli": {"errors", "config", "commands", "run_commands", "table_commands"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -83,6 +83,16 @@ BASIC_CHECKS = (
     ("unused-override", "command line", "the verb reads overrides", "None may be ignored."),
     ("unused-flag", "command line", "the verb has the flag", "A flag must not be ignored."),
     (
+        "planned-only",
+        "run, verify",
+        "workers can build the model",
+        "Experts and latent attention are planned, not yet run.",
+    ),
+    ("one-table", "launch backtest", "one file is named", "Each table is judged by itself."),
+    ("unreadable-table", "launch backtest", "the file is text", "Nothing else can be predicted."),
+    ("bad-table", "launch backtest", "the file is a CSV", "Its rows are measured runs."),
+    ("missing-column", "launch backtest", "needed columns are there", "Every row needs them."),
+    (
         "no-local-gpu",
         "hardware.device",
         "device=cuda on hardware=local needs a GPU here",

@@ -37,6 +37,12 @@ class Layout:
     recompute: str
     order: tuple[str, ...]
     """Axes from the fastest-varying rank digit to the slowest."""
+    sequence_parallel: bool = False
+    """What lies between cut matrix products is sharded along the sequence over tp."""
+    overlap_tp: bool = False
+    """Collectives of tp run beside matrix products."""
+    overlap_p2p: bool = True
+    """Stages compute while activations travel."""
 
 
 @dataclass(frozen=True, kw_only=True)
