@@ -126,8 +126,8 @@ def test_a_run_starts_from_weights_and_then_from_its_own_checkpoints(tmp_path):
     )  # fmt: skip
     done = launch(*common, "train.init_from=hf", "--run-dir", "one", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    plan = "".join(done.stdout.split())  # a long path is broken over lines
-    assert f"train.init_from={tmp_path}/hf:LlamaForCausalLM,39tensors" in plan
+    assert "train.init_from=/" in done.stdout
+    assert "LlamaForCausalLM, 39 tensors" in done.stdout
     assert f"init_from: {tmp_path}/hf" in (tmp_path / "one" / "run.yaml").read_text()
     # The same weights from our own format, over two ranks.
     two = ("parallelism.tp=2", "train.init_from=mine", "--run-dir", "two")
