@@ -30,6 +30,7 @@ verbs
   resume RUN        continue a run, with other values where overrides say so
   checkpoints RUN   list, verify or compare the checkpoints of a run
   checkpoint RUN    have a running job save now
+  tokenize text, JSONL, Parquet or a saved data set to a token store (launch tokenize --help)
   backtest predict every measured run of a table (FILE.csv) and say how far off that is
   rules    every rule that a configuration must obey, with its reason
 
@@ -63,6 +64,9 @@ _VERBS = {
         action=commands.convert,
         flags=frozenset({"to", "step", "dtype", "max_shard_size", "tokenizer"}),
         operands=("SRC", "DST"),
+    ),
+    "tokenize": Verb(
+        action=commands.tokenize, flags=frozenset({"json", "verify"}), takes_overrides=False
     ),
     "resume": Verb(
         action=run_commands.resume,
@@ -106,6 +110,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(words: list[str]) -> int:
+    if words[:1] == ["tokenize"]:
+        # It has flags of its own and no overrides.
+        line = commands.Request(overrides=(), config_dirs=(), command_line=tuple(words))
+        return commands.tokenize(line)
     parser = _parser()
     parsed = parser.parse_intermixed_args(words)
     if parsed.shell_completion is not None:

@@ -129,6 +129,15 @@ def convert(request: Request) -> int:
     return EXIT_DONE
 
 
+def tokenize(request: Request) -> int:
+    """Text to a token store; it reads its own command line."""
+    from launcher.data.command import main
+
+    words = list(request.command_line)
+    words.remove("tokenize")
+    return main(words)
+
+
 def rules(request: Request) -> int:
     """Print the table of rules."""
     from launcher.config.rules_table import render_rules, rules_document

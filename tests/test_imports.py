@@ -20,11 +20,12 @@ MAY_IMPORT = {
     "render": {"errors", "config", "plan"},
     "submit": {"errors", "config", "plan", "checkpoint", "render"},
     "runtime": {"errors", "data", "config", "plan", "checkpoint", "convert"},
-    "completion": {"errors", "config"},
+    "completion": {"errors", "data", "config"},
     "jobs": {"errors", "config", "plan", "checkpoint", "render", "submit"},
     "commands": {
         "jobs",
         "errors",
+        "data",
         "config",
         "plan",
         "checkpoint",

@@ -113,3 +113,5 @@ class Hardware(Record):
     """None (local only): detected."""
     network: Safe[Network | None] = None
     """None: no second node."""
+    price_per_gpu_hour: Safe[PositiveFloat | None] = None
+    """What an hour of one device costs, in any currency; None: the plan says no cost."""

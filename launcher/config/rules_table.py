@@ -6,6 +6,7 @@ import textwrap
 from typing import Any
 
 from launcher.config.convert_checks import CONVERT_CHECKS
+from launcher.config.data_checks import DATA_CHECKS
 from launcher.config.resume_checks import RESUME_CHECKS
 from launcher.config.rules import RULES
 
@@ -98,25 +99,19 @@ BASIC_CHECKS = (
         "device=cuda on hardware=local needs a GPU here",
         "The job would fail when its workers start.",
     ),
-    ("data-readable", "data.path", "the data can be read", "The job would fail after its start."),
     (
-        "mixture-one-tokenizer",
-        "data.sources",
-        "the stores of a mixture were made with one tokenizer",
-        "Another tokenizer's ids stand for other words.",
+        "file-not-writable",
+        "--html, --trace",
+        "the file can be written",
+        "The plan would be lost after it was made.",
     ),
     (
-        "data-fits-vocabulary",
-        "data.path",
-        "every token id is below model.vocab_size",
-        "An id beyond the table has no embedding.",
+        "one-plan-per-file",
+        "--html, --trace",
+        "every file that is asked for holds one plan",
+        "The last one would overwrite the others.",
     ),
-    (
-        "data-long-enough",
-        "data.path",
-        "there is at least one sample for training",
-        "A shorter file yields no batch.",
-    ),
+    *DATA_CHECKS,
     *CONVERT_CHECKS,
     *RESUME_CHECKS,
 )

@@ -130,10 +130,7 @@ def backward_temporary_bytes(job: Job) -> int:
     """
     size, model, execution = size_of(job), job.model, job.execution
     ffn = (2 if model.is_gated else 1) * size.ffn
-    # Products that run beside their collectives take the sequence in pieces, never as a whole.
-    is_in_pieces = execution.overlap_tp and execution.sequence_parallel
-    whole = size.norm_tokens if is_in_pieces else size.tokens
-    gradients = (2 * whole * model.hidden_size + size.tokens * ffn) * execution.element_bytes
+    gradients = size.tokens * (2 * model.hidden_size + ffn) * execution.element_bytes
     # A product's weight gradient, before it is added to the sum.
     gradients += largest_weight(job) * execution.element_bytes
     mode = execution.recompute

@@ -82,7 +82,9 @@ PROGRAMS = (
     ),
     Program(
         pattern=r"gpt-neox|gptneox|2204\.06745",
-        execution=replace(MEGATRON_2021, fusion="eager", dropout_masks=False, p2p_split=False),
+        execution=replace(
+            MEGATRON_2021, fusion="eager", dropout_masks=False, p2p_split=False, p2p_paired=False
+        ),
         is_modern=False,
     ),
     Program(
@@ -185,10 +187,15 @@ def read_recompute(text: str, num_layers: int) -> tuple[Recompute, float]:
 DEVICES = (
     (r"a100.*40", "a100_40gb", "hgx_a100", "ib_hdr200"),
     (r"a100|a800", "a100_80gb", "hgx_a100", "ib_hdr200"),
+    (r"v100", "v100_sxm2_32gb", "dgx1_v100", "ib_edr100_half"),
+    (r"mi250", "mi250x_gcd", "mi250x", "slingshot_200"),
+    (r"mi300", "mi300x", "mi300x", "ib_ndr400"),
     (r"h100.*hbm2e", "h100_96gb_hbm2e", "hgx_h100", "ib_ndr400"),
-    (r"h100|h800", "h100_sxm", "hgx_h100", "ib_ndr400"),
+    (r"h800", "h800_sxm", "hgx_h800", "ib_ndr400"),
+    (r"h100", "h100_sxm", "hgx_h100", "ib_ndr400"),
     (r"h200", "h200_sxm", "hgx_h100", "ib_ndr400"),
-    (r"gb200|b200", "b200_sxm", "hgx_b200", "ib_ndr400"),
+    (r"gb200", "gb200", "hgx_b200", "ib_ndr400"),
+    (r"b200", "b200_sxm", "hgx_b200", "ib_ndr400"),
 )
 """Pattern of the gpu cell; facts of the device, of its node and of the fabric it usually has."""
 
@@ -204,7 +211,7 @@ def find_devices(row: dict[str, str]) -> tuple[str, str, str] | None:
 
 FABRIC = re.compile(
     r"\d+\s*x\s*\d+\s*Gb[^;.,]*|\d+\s*Gb(?:/s|ps)?/GPU[^;.,]*"
-    r"|[\d.]+\s*Tb(?:/s|ps)[^.;]*(?:per|/) ?(?:host|node)"
+    r"|[\d.]+\s*[GT]b(?:/s|ps)[^.;]*(?:per|/) ?(?:host|node|server)"
 )
 """How notes state a network: `8x200Gb HDR IB`, `400Gb/s/GPU RoCE`, `2 Tb/s RoCE per host`."""
 
@@ -224,14 +231,19 @@ def share_fabrics(rows: Iterable[Mapping[str, str | None]]) -> list[dict[str, st
 
 
 def stated_bandwidth(row: dict[str, str], gpus_per_node: int) -> float | None:
-    """Bytes per second and GPU where the notes say so: `8x200Gb`, `400Gb/s/GPU`, `2 Tb/s`."""
+    """Bytes per second and GPU where the notes say so.
+
+    `8x200Gb`, `400Gb/s/GPU`, `2 Tb/s RoCE per host`, `400 Gbps EFA per node`.
+    """
     notes = row["notes"]
     if found := re.search(r"(\d+)\s*x\s*(\d+)\s*Gb", notes):
         return int(found[1]) * int(found[2]) * 1e9 / 8 / gpus_per_node
     if found := re.search(r"(\d+)\s*Gb(?:/s|ps)?/GPU", notes):
         return int(found[1]) * 1e9 / 8
-    if found := re.search(r"([\d.]+)\s*Tb(?:/s|ps)[^.;]*(?:per|/) ?(?:host|node)", notes):
-        return float(found[1]) * 1e12 / 8 / gpus_per_node
+    each = r"([\d.]+)\s*([GT])b(?:/s|ps)[^.;]*(?:per|/) ?(?:host|node|server)"
+    if found := re.search(each, notes):
+        scale = 1e12 if found[2] == "T" else 1e9
+        return float(found[1]) * scale / 8 / gpus_per_node
     return None
 
 

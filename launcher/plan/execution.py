@@ -71,6 +71,9 @@ class Execution:
     """ZeRO-1 sends each rank's part of the weights in a broadcast of its own."""
     overlap_p2p: bool = True
     """Stages exchange activations while they compute."""
+    p2p_paired: bool = True
+    """Without overlap: a stage sends and receives at once (Megatron-LM), not one after the other
+    (DeepSpeed's pipeline)."""
     cp_mode: Literal["ring", "all_gather", "ulysses"] = "ring"
     p2p_split: bool = False
     """tp ranks send a share each and gather it behind the wire."""

@@ -76,6 +76,8 @@ def part_times(job: Job, costs: Sequence[PartCost], splits: bool, links: Links) 
     """The actions of every part, as the schedule's simulation takes them."""
     # A blocking exchange keeps both stages from computing.
     held_s = boundary_s(job, links) - free_p2p_s(job, links)
+    if not job.execution.p2p_paired:
+        held_s *= 2
     return [
         StageTimes(
             forward_s=cost.forward_s + held_s,
@@ -141,6 +143,8 @@ def summarise(
     tokens_per_s = layout.global_batch_size * layout.sequence_length / step_s
     per_gpu = tokens_per_s / layout.world_size
     flops = per_gpu * model_flops_per_token(job.model, layout.sequence_length)
+    gpu_hours = layout.world_size * step_s * job.train_steps / 3600
+    price = job.hardware.price_per_gpu_hour
     return Time(
         step_s=step_s,
         compute_s=busy_s - wait_s,
@@ -152,7 +156,8 @@ def summarise(
         tokens_per_s_per_gpu=per_gpu,
         tflops_per_gpu=flops / 1e12,
         mfu=flops / peak_flops(gpu, job.execution.matmul),
-        gpu_hours=layout.world_size * step_s * job.train_steps / 3600,
+        gpu_hours=gpu_hours,
+        cost=None if price is None else price * gpu_hours,
     )
 
 
