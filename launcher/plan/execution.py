@@ -62,6 +62,8 @@ class Execution:
     recompute: Recompute = "none"
     recompute_share: float = 1.0
     """Share of the layers that recompute; the others keep everything."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What waits in the node's RAM."""
     sequence_parallel: bool = False
     shard_size: int | None = None
     """Ranks that share sharded state; None: all of dp x cp. Groups of them are replicas (HSDP)."""
@@ -143,6 +145,8 @@ def runtime_execution(run: Run, layout: Layout) -> Execution:
         reduce_bytes=4,
         gather_bytes=size,
         recompute=kept,
+        recompute_share=1 / layout.recompute_every,
+        offload=layout.offload,  # type: ignore[arg-type]
         sequence_parallel=layout.sequence_parallel,
         overlap_tp=layout.overlap_tp,
         row_chunks=ROW_CHUNKS,
