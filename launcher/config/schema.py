@@ -183,6 +183,8 @@ class Train(Record):
     """Forwards per step and replica. None: solved."""
     seed: Numerics[Annotated[int, Field(ge=0)]] = 1234
     """Of weights, data order and dropout."""
+    init_from: Forbidden[str | None] = None
+    """Folder with the first weights: Hugging Face's, a checkpoint or a run. None: random ones."""
     validate_every: Safe[Positive | None] = None
     """Steps between validations; None: only at the end."""
     validation_batches: Safe[Annotated[int, Field(ge=0)]] = 8
