@@ -62,7 +62,8 @@ class MetricsLog:
         try:
             append_lines(self._path, self._unwritten)
         except OSError as error:
-            say(f"metrics.jsonl cannot be written now ({error.strerror}); training goes on")
+            if len(self._unwritten) == 1:  # once, not for every line that waits
+                say(f"metrics.jsonl cannot be written now ({error.strerror}); training goes on")
             return
         self._unwritten = []
 
