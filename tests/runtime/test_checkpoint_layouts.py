@@ -22,6 +22,7 @@ SCALARS = 1e-6
 """Relative, in float32: rounding of another order of summation."""
 
 HOME = {"tp": 2, "pp": 2, "dp": 2, "zero": 1}
+HOME_IN_BF16 = {"tp": 2, "dp": 2, "zero": 1}
 OTHERS: dict[str, dict[str, Any]] = {
     "tp4": {"tp": 4, "zero": 1, "model": "one_kv_head"},
     "pp4": {"pp": 4, "zero": 1},
@@ -69,8 +70,10 @@ def story(root: Path, precision: str) -> dict[Any, list[Trained]]:
     models = MODELS if precision == "fp32" else MODELS[:1]
     others = OTHERS if precision == "fp32" else IN_BF16
 
+    home = HOME if precision == "fp32" else HOME_IN_BF16
+
     def at(place: str, model: str) -> Case:
-        layout = HOME if place == "home" else OTHERS[place]
+        layout = home if place == "home" else OTHERS[place]
         return case(**{**layout, "model": model, "precision": precision})
 
     def folder(*words: str) -> str:
