@@ -12,6 +12,7 @@ What `zero_stage` says is when groups are gathered and gradients reduced:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -29,9 +30,17 @@ from launcher.config.schema import Run
 from launcher.plan.memory import gradients_are_whole
 from launcher.plan.records import Layout
 from launcher.runtime.gradients import global_norm, sum_gradient
-from launcher.runtime.groups import Groups
+from launcher.runtime.groups import Axis, Groups
 from launcher.runtime.model.stage import StageModule, tied_parameter
 from launcher.runtime.optimizer import build_optimizer, set_learning_rate
+from launcher.runtime.state import (
+    StatePiece,
+    held_kinds,
+    prepare_optimizer_state,
+    set_optimizer_step,
+    shard_of,
+    shard_pieces,
+)
 
 MARKS = ("shard", "model_parallel", "ds_pipe_replicated")
 """What a stage's parameters carry (`model/initial.py`) and a new parameter must take over."""
@@ -120,6 +129,31 @@ class Fsdp2Engine:
         """See `Engine`."""
         return {name: _whole(sharded) for name, sharded in self._sharded.items()}
 
+    def state(self) -> list[StatePiece]:
+        """See `Engine`. Rows are on one dp rank only."""
+        prepare_optimizer_state(self._optimizer, self._rows.values())
+        kinds = held_kinds(self._optimizer)
+        pieces: list[StatePiece] = []
+        for name, rows in self._rows.items():
+            local_shape = tuple(self._sharded[name].shape)
+            start = _first_row(local_shape[0], self._groups.dp) * math.prod(local_shape[1:])
+            live = {"weight": rows.detach()}
+            live |= {kind: self._optimizer.state[rows][key] for kind, key in kinds}
+            for kind, values in live.items():
+                if values.numel():
+                    pieces += shard_pieces(
+                        kind, shard_of(rows), local_shape, values.view(-1), start
+                    )
+        return pieces
+
+    def state_loaded(self, step: int) -> None:
+        """See `Engine`."""
+        set_optimizer_step(self._optimizer, step)
+        # What a validation may have left gathered is old now.
+        for child in self.module.modules():
+            if isinstance(child, FSDPModule):
+                child.reshard()
+
     def _put_off(self, is_on: bool) -> None:
         """Until the last backward: keep what is gathered, gradients to add up, prefetch orders."""
         self._root.set_is_last_backward(not is_on)
@@ -198,6 +232,11 @@ def _read_marks(module: nn.Module) -> dict[str, dict[str, Any]]:
 def _set_marks(parameter: Any, marks: dict[str, Any]) -> None:
     for mark, value in marks.items():
         setattr(parameter, mark, value)
+
+
+def _first_row(num_rows: int, dp: Axis) -> int:
+    """Where a dp rank's rows begin: all ranks but the last with any have equally many."""
+    return min(num_rows, -(-num_rows // dp.size) * dp.index)
 
 
 def _as_dtensor(parameter: Parameter) -> Any:
