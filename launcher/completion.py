@@ -48,6 +48,8 @@ SCRIPTS = {
     "uninstall=zsh": _REMOVE_ZSH,
     "uninstall=fish": _REMOVE_FISH,
 }
+_ON_A_RUN = ("resume", "checkpoints", "checkpoint")
+"""Verbs whose first word is a run."""
 _QUERIES = ("query=bash", "query=zsh", "query=fish")
 
 
@@ -88,6 +90,8 @@ def complete_line(line: str, verbs: Sequence[str], flags: Sequence[str]) -> list
         return [flag for flag in sorted(flags) if flag.startswith(word)]
     if before and before[-1] in ("--run-dir", "--config-dir", "-cd"):
         return []  # The shell offers files.
+    if len(before) == 1 and before[0] in _ON_A_RUN:
+        return _runs(word)  # The shell offers other folders.
     first = [] if before else [verb for verb in verbs if verb.startswith(word)]
     trees = _config_dirs(before)
     mark = word[: len(word) - len(word.lstrip("+~"))]
@@ -95,6 +99,12 @@ def complete_line(line: str, verbs: Sequence[str], flags: Sequence[str]) -> list
     if mark == "~":  # A key is deleted by its name alone.
         found = [candidate.rstrip("=") for candidate in found]
     return first + [mark + candidate for candidate in found]
+
+
+def _runs(word: str) -> list[str]:
+    """Run directories under runs/, by name or by path."""
+    names = sorted(path.parent.name for path in Path("runs").glob("*/run.yaml"))
+    return [text for name in names for text in (name, f"runs/{name}") if text.startswith(word)]
 
 
 def _overrides(word: str, before: Sequence[str], trees: Sequence[Path]) -> list[str]:

@@ -56,6 +56,17 @@ def test_candidates(line, wanted):
     assert offered(line) == wanted
 
 
+def test_runs_are_offered_to_the_verbs_on_a_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a1", "a2", "b"):
+        write_tree(tmp_path / "runs" / name, run="name: x\n")
+    assert offered("launch resume a") == ["a1", "a2"]
+    assert offered("launch checkpoints runs/a") == ["runs/a1", "runs/a2"]
+    assert offered("launch checkpoint b") == ["b"]
+    assert offered("launch resume a1 train.st") == ["train.steps="]
+    assert offered("launch resume a1 --from") == ["--from-scratch"]
+
+
 def test_an_empty_word_offers_verbs_and_groups():
     found = offered("launch ")
     assert set(cli._VERBS) < set(found)

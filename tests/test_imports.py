@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "launcher"
-# errors < config < plan < checkpoint < render < submit < cli; runtime beside them.
+# errors < data < config < plan < checkpoint < render < submit < cli; runtime beside them.
 MAY_IMPORT = {
     "errors": set(),
-    "config": {"errors"},
+    "data": {"errors"},
+    "config": {"errors", "data"},
     "plan": {"errors", "config"},
     "checkpoint": {"errors", "config", "plan"},
     "render": {"errors", "config", "plan"},
     "submit": {"errors", "config", "plan", "checkpoint", "render"},
-    "runtime": {"errors", "config", "plan", "checkpoint"},
+    "runtime": {"errors", "data", "config", "plan", "checkpoint"},
     "completion": {"errors", "config"},
     "jobs": {"errors", "config", "plan", "checkpoint", "render", "submit"},
     "commands": {
@@ -48,7 +49,7 @@ MAY_IMPORT = {
 BELONGS_TO = {
     "torch": ("runtime",),
     "deepspeed": ("runtime",),
-    "numpy": ("runtime", "checkpoint"),
+    "numpy": ("runtime", "checkpoint", "data"),
     "xxhash": ("checkpoint",),
     "hydra": ("config/compose.py",),
     "omegaconf": ("config",),

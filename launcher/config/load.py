@@ -11,6 +11,7 @@ from typing import Any
 from launcher.config.amend import amend_values
 from launcher.config.choose_model import choose_model
 from launcher.config.compose import compose_run
+from launcher.config.data_files import check_data_files
 from launcher.config.local_hardware import LocalMachine, cpu_facts, detect_machine, gpu_option
 from launcher.config.partial import check_partial
 from launcher.config.reopen import reopen_values
@@ -106,7 +107,7 @@ def _judge(
     run, refused = validate_run(values, written)
     found = [*findings, *unreadable, *refused]
     if run is not None and not unknown_groups:
-        found += check_run(run)
+        found += check_run(run) or check_data_files(run)
     else:
         found += check_partial(values, {finding.field for finding in refused} | unknown_groups)
     if found or run is None:

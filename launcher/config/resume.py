@@ -121,5 +121,7 @@ def _shown(value: Any) -> Any:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        return "[" + ",".join(str(part) for part in value) + "]"
+        return "[" + ",".join(str(_shown(part)) for part in value) + "]"
+    if isinstance(value, Record):
+        return "{" + ",".join(f"{key}:{_shown(part)}" for key, part in value) + "}"
     return value

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from launcher.config.rule import Rule
+from launcher.config.rules_data import DATA_RULES
 from launcher.config.rules_engine import ENGINE_RULES
 from launcher.config.rules_layout import LAYOUT_RULES
 from launcher.config.rules_model import MODEL_RULES
@@ -17,7 +18,14 @@ from launcher.config.rules_run import RUN_RULES
 from launcher.config.schema import Record, Run
 from launcher.errors import Finding
 
-RULES: tuple[Rule, ...] = MODEL_RULES + LAYOUT_RULES + ENGINE_RULES + PIPELINE_RULES + RUN_RULES
+RULES: tuple[Rule, ...] = (
+    *MODEL_RULES,
+    *LAYOUT_RULES,
+    *ENGINE_RULES,
+    *PIPELINE_RULES,
+    *DATA_RULES,
+    *RUN_RULES,
+)
 """Every rule, in the order in which findings are reported."""
 
 
@@ -106,7 +114,7 @@ def _as_typed(value: Any) -> Any:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        return "[" + ",".join(str(part) for part in value) + "]"
+        return "[" + ",".join(str(_as_typed(part)) for part in value) + "]"
     if isinstance(value, Record):
-        return "{" + ",".join(f"{key}:{part}" for key, part in value) + "}"
+        return "{" + ",".join(f"{key}:{_as_typed(part)}" for key, part in value) + "}"
     return value

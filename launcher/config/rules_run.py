@@ -71,41 +71,11 @@ def _min_rate(run: Run) -> str | None:
     return None
 
 
-def _data_path(run: Run) -> str | None:
-    if run.data.kind == "tokens" and run.data.path is None:
-        return "data=tokens needs the file that holds the token ids"
-    return None
-
-
-def _data_dtype(run: Run) -> str | None:
-    largest = {"uint8": 2**8, "uint16": 2**16}.get(run.data.dtype)
-    if run.data.kind == "tokens" and largest and run.model.vocab_size > largest:
-        return f"{run.data.dtype} cannot hold ids up to model.vocab_size={run.model.vocab_size}"
-    return None
-
-
 def _time_limit(run: Run) -> str | None:
     limit = run.launch.time_limit
     if limit is not None and not _SLURM_TIME.fullmatch(limit):
         return "Slurm reads minutes, H:MM:SS or D-HH:MM:SS"
     return None
-
-
-def _no_checkpoints(key: str) -> Rule:
-    """Refuse a checkpoint key rather than ignore it."""
-
-    def broken(run: Run) -> str | None:
-        given = getattr(run.checkpoint, key)
-        return None if given is None else "checkpoints are not written in this version"
-
-    return Rule(
-        id=f"checkpoint-{key.replace('_', '-')}-not-available",
-        field=f"checkpoint.{key}",
-        says=f"checkpoint.{key} is null in this version",
-        why="A run that believed itself saved would be lost; refusing beats ignoring the key.",
-        broken=broken,
-        candidates=lambda run: (None,),
-    )
 
 
 RUN_RULES = (
@@ -150,22 +120,6 @@ RUN_RULES = (
         candidates=lambda run: (run.optimizer.learning_rate / 10, 0.0),
     ),
     Rule(
-        id="tokens-need-path",
-        field="data.path",
-        says="data=tokens needs data.path",
-        why="There is no default file of token ids.",
-        broken=_data_path,
-        fix="data.path=/path/to/tokens.bin",
-    ),
-    Rule(
-        id="tokens-hold-vocabulary",
-        field="data.dtype",
-        says="data.dtype can hold every id of the vocabulary",
-        why="A narrower type means that the file was written for another tokenizer.",
-        broken=_data_dtype,
-        candidates=lambda run: ("uint16", "uint32", "int32"),
-    ),
-    Rule(
         id="time-limit-readable",
         field="launch.time_limit",
         says="time_limit is a Slurm time as text",
@@ -174,5 +128,4 @@ RUN_RULES = (
         candidates=lambda run: ("12:00:00", "1-00:00:00"),
         fix="launch.time_limit='\"12:00:00\"'",
     ),
-    *(_no_checkpoints(key) for key in ("every_steps", "every_minutes", "keep")),
 )

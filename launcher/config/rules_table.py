@@ -87,7 +87,13 @@ BASIC_CHECKS = (
         "device=cuda on hardware=local needs a GPU here",
         "The job would fail when its workers start.",
     ),
-    ("data-readable", "data.path", "the file can be read", "The job would fail after its start."),
+    ("data-readable", "data.path", "the data can be read", "The job would fail after its start."),
+    (
+        "mixture-one-tokenizer",
+        "data.sources",
+        "the stores of a mixture were made with one tokenizer",
+        "Another tokenizer's ids stand for other words.",
+    ),
     (
         "data-fits-vocabulary",
         "data.path",

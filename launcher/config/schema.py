@@ -258,19 +258,41 @@ class Optimizer(Record):
     """Global gradient norm is cut to this; None: never."""
 
 
+TokenDtype = Literal["uint8", "uint16", "int32", "uint32"]
+
+
+class Source(Record):
+    """One of the texts of a mixture."""
+
+    kind: Numerics[Literal["store", "megatron", "tokens"]]
+    """As data.kind."""
+    path: Numerics[str]
+    """As data.path."""
+    weight: Numerics[PositiveFloat] = 1.0
+    """Its share of the samples is this over the sum of all weights."""
+    dtype: Numerics[TokenDtype] = "uint16"
+    """As data.dtype."""
+
+
 class Data(Record):
     """Where tokens come from."""
 
     name: Safe[str]
     """The file's name under conf/data."""
-    kind: Numerics[Literal["stdlib_text", "tokens"]]
-    """stdlib_text: sources of Python's standard library as bytes; tokens: a file of token ids."""
+    kind: Numerics[Literal["stdlib_text", "tokens", "store", "megatron", "mixture"]]
+    """stdlib_text: sources of Python's standard library as bytes; store: made by `launch tokenize`;
+    megatron: .bin and .idx of Megatron-LM; tokens: a bare file of ids; mixture: of sources."""
     path: Numerics[str | None] = None
-    """tokens: the file, memory-mapped."""
-    dtype: Numerics[Literal["uint8", "uint16", "int32", "uint32"]] = "uint16"
+    """store: the folder; megatron: the files without .bin and .idx; tokens: the file."""
+    dtype: Numerics[TokenDtype] = "uint16"
     """tokens: type of one id, little-endian."""
+    sources: Numerics[Annotated[tuple[Source, ...], Field(strict=False)]] = ()
+    """mixture: what is mixed."""
+    packing: Numerics[Literal["concatenate", "documents"]] = "concatenate"
+    """What fills a sample. concatenate: the text as it comes; documents: the same, but no token
+    sees another document, positions start again in each, and none predicts the next one."""
     validation_fraction: Numerics[Fraction] = 0.05
-    """Share of the text (its tail) that is held out."""
+    """Share of the text, its last documents, that is held out; of every source of a mixture."""
 
 
 class Train(Record):
@@ -308,14 +330,16 @@ class Precision(Record):
 
 
 class Checkpoint(Record):
-    """When the state is saved."""
+    """When the state is saved. With one of the periods also at the end, and when asked to stop."""
 
     every_steps: Safe[Positive | None] = None
-    """Steps between checkpoints; None: never."""
+    """Steps between checkpoints; None: no such period."""
     every_minutes: Safe[PositiveFloat | None] = None
-    """Minutes between checkpoints; None: never."""
+    """Minutes between checkpoints; None: no such period."""
     keep: Safe[Positive | None] = None
     """How many of the newest are kept; None: all."""
+    keep_every: Safe[Positive | None] = None
+    """The M-th checkpoint, the 2M-th and so on are kept for good; None: `keep` alone decides."""
 
 
 class Launch(Record):

@@ -28,8 +28,7 @@ def count_checkpoints(policy: Checkpoint, steps: int, step_s: float) -> int:
     saved = min(max(steps, 1), by_steps + by_time + (not is_last_due))
     if policy.keep is None:
         return saved
-    keep_every = getattr(policy, "keep_every", None)
-    forever = saved // keep_every if keep_every else 0
+    forever = saved // policy.keep_every if policy.keep_every else 0
     return min(saved, policy.keep + 1 + forever)
 
 

@@ -1,23 +1,25 @@
-"""Where the tokens lie: the standard library's sources as bytes, or the user's own file."""
+"""Where the tokens lie: the standard library's sources as bytes, or the user's own files."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from launcher.config.data_files import unreadable
 from launcher.config.schema import Data
-from launcher.errors import ConfigError, Finding
-
-Tokens = npt.NDArray[Any]
-"""Token ids of any integer type, usually a memory map."""
+from launcher.data.megatron import open_megatron
+from launcher.data.store import StoreWriter, open_store
+from launcher.data.store_info import STORE_FILE, StoreInfo, TokenizerInfo, Unreadable
+from launcher.data.text import Text, map_tokens, whole_text
+from launcher.errors import ConfigError
 
 SKIPPED_FOLDERS = frozenset(
     {"site-packages", "dist-packages", "test", "tests", "idlelib", "idle_test", "lib2to3",
@@ -25,30 +27,43 @@ SKIPPED_FOLDERS = frozenset(
 )  # fmt: skip
 SEPARATOR = b"\0"
 """Ends every document; no Python source may hold this byte."""
+_BYTES = TokenizerInfo(
+    name="byte",
+    sha256=hashlib.sha256(b"stdlib_text").hexdigest(),
+    vocab_size=256,
+    end_token=SEPARATOR[0],
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Corpus:
-    """The text, cut once."""
+class OpenText:
+    """One text of a run."""
 
-    train: Tokens
-    validation: Tokens
-    """The tail; empty with validation_fraction=0."""
+    field: str
+    """The key that names it."""
+    text: Text
+    weight: float
+    store: StoreInfo | None
+    """None: nothing is known of its vocabulary."""
 
 
-def open_corpus(data: Data, folder: Path, writes: bool, barrier: Callable[[], None]) -> Corpus:
-    """Memory maps of the tokens. `writes` on one rank per node; `barrier` waits for all ranks."""
-    if data.kind == "tokens":
-        return _open_tokens(data)
-    train, validation = folder / "train.bin", folder / "validation.bin"
-    if writes and not train.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        kept, held_out = split_documents(list(stdlib_documents()), data.validation_fraction)
-        # train.bin comes last: where it is, both are.
-        _write_atomically(validation, b"".join(held_out))
-        _write_atomically(train, b"".join(kept))
-    barrier()
-    return Corpus(train=_map(train, "uint8"), validation=_map(validation, "uint8"))
+def open_texts(
+    data: Data, folder: Path, writes: bool, barrier: Callable[[], None]
+) -> tuple[OpenText, ...]:
+    """The texts of a run, one unless it is a mixture, as memory maps.
+
+    `folder` takes what is made for this run; `writes` is set on one rank per node, and `barrier`
+    waits for all ranks. Raises ConfigError.
+    """
+    if data.kind == "stdlib_text":
+        return (_open_stdlib(folder, writes, barrier),)
+    if data.kind != "mixture":
+        assert data.path is not None, "a rule of the configuration refuses this"
+        return (_open("data.path", data.kind, data.path, data.dtype, 1.0),)
+    return tuple(
+        _open(f"data.sources.{number}.path", source.kind, source.path, source.dtype, source.weight)
+        for number, source in enumerate(data.sources)
+    )
 
 
 def stdlib_documents() -> Iterator[bytes]:
@@ -62,44 +77,45 @@ def stdlib_documents() -> Iterator[bytes]:
         yield path.read_bytes() + SEPARATOR
 
 
-def split_documents(documents: list[bytes], fraction: float) -> tuple[list[bytes], list[bytes]]:
-    """Hold out the shortest tail of whole documents that has at least this share of the bytes."""
-    wanted = fraction * sum(len(document) for document in documents)
-    cut, held_out = len(documents), 0
-    while held_out < wanted:
-        cut -= 1
-        held_out += len(documents[cut])
-    return documents[:cut], documents[cut:]
+def _open(field: str, kind: str, path: str, dtype: str, weight: float) -> OpenText:
+    store = None
+    try:
+        if kind == "store":
+            store, text = open_store(Path(path))
+        elif kind == "megatron":
+            text = open_megatron(path)
+        else:
+            text = _open_tokens(Path(path), dtype)
+    except Unreadable as error:
+        raise ConfigError([unreadable(field, path, str(error))]) from None
+    return OpenText(field=field, text=text, weight=weight, store=store)
 
 
-def _open_tokens(data: Data) -> Corpus:
-    assert data.path is not None, "a rule of the configuration refuses this"
-    path = Path(data.path)
+def _open_tokens(path: Path, dtype: str) -> Text:
     if not path.is_file():
-        raise _path_error(data, "no such file")
-    size, width = path.stat().st_size, np.dtype(data.dtype).itemsize
+        raise Unreadable("no such file")
+    size, width = path.stat().st_size, np.dtype(dtype).itemsize
     if size == 0 or size % width:
-        raise _path_error(data, f"{size} bytes are no whole number of {data.dtype} tokens")
-    tokens = _map(path, data.dtype)
-    cut = len(tokens) - round(len(tokens) * data.validation_fraction)
-    return Corpus(train=tokens[:cut], validation=tokens[cut:])
+        raise Unreadable(f"{size} bytes are no whole number of {dtype} tokens")
+    return whole_text(map_tokens(path, dtype), borders=None)
 
 
-def _path_error(data: Data, reason: str) -> ConfigError:
-    return ConfigError(
-        [Finding(field="data.path", value=data.path, rule="data-readable", reason=reason)]
-    )
-
-
-def _map(path: Path, dtype: str) -> Tokens:
-    """A read-only map; files are little-endian whatever the machine is."""
-    kind = np.dtype(dtype).newbyteorder("<")
-    return np.memmap(path, kind, mode="r") if path.stat().st_size else np.empty(0, kind)
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Readers see the whole file or none; writers of several nodes may overtake each other."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    os.replace(temporary, path)
+def _open_stdlib(folder: Path, writes: bool, barrier: Callable[[], None]) -> OpenText:
+    """The store of this run; whichever node writes it first wins."""
+    store = folder / "stdlib_text"
+    if writes and not (store / STORE_FILE).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=folder, prefix=store.name))
+        writer = StoreWriter(folder=partial, tokenizer=_BYTES)
+        for document in stdlib_documents():
+            tokens = np.frombuffer(document, np.uint8)
+            lengths, largest = np.array([len(tokens)], np.uint64), int(tokens.max())
+            writer.append([tokens.astype("<u2").tobytes()], lengths, largest)
+        writer.finish()
+        try:
+            partial.rename(store)
+        except OSError:
+            shutil.rmtree(partial)  # Another node was faster.
+    barrier()
+    info, text = open_store(store)
+    return OpenText(field="data.kind", text=text, weight=1.0, store=info)

@@ -4,147 +4,225 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 
+from launcher.config.data_files import vocabulary_findings
 from launcher.config.schema import Run
+from launcher.data.text import Text, split_text
 from launcher.errors import ConfigError, Finding
 from launcher.plan.records import Layout
-from launcher.runtime.corpus import Tokens, open_corpus
+from launcher.runtime.corpus import OpenText, open_texts
 from launcher.runtime.keys import hash_key
 from launcher.runtime.model.context import ForwardContext
+from launcher.runtime.parallel.cross_entropy import IGNORED
 from launcher.runtime.pipeline.execute import Microbatch
 from launcher.runtime.progress import Progress
+from launcher.runtime.windows import Mixture, Samples, TokenWindows, Windows
 
-CHECKED_TOKENS = 1 << 26
-"""So many tokens are looked at before the first step; later ones when they are drawn."""
-WORD = (1 << 64) - 1
+CHECKED_TOKENS = 1 << 20
+"""So many tokens of a file without a known vocabulary are looked at before the first step; all
+others when they are drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Datasets:
     """What a run reads."""
 
-    train: TokenWindows
-    validation: TokenWindows | None
+    train: Batches
+    validation: Batches | None
     """None: nothing is validated."""
 
 
 def open_datasets(
     run: Run, layout: Layout, folder: Path, writes: bool, barrier: Callable[[], None]
 ) -> Datasets:
-    """Training and validation samples; see `open_corpus` for the last three arguments.
+    """Training and validation samples; see `open_texts` for the last three arguments.
 
     Raises ConfigError where the text is too short or its ids do not fit the vocabulary.
     """
-    corpus = open_corpus(run.data, folder, writes, barrier)
-    has_validation = run.train.validation_batches > 0 and run.data.validation_fraction > 0
-    length, seed, vocab_size = layout.sequence_length, run.train.seed, run.model.vocab_size
-    findings = list(_check_length(corpus.train, length, "training", "train.sequence_length"))
-    if has_validation:
-        field = "data.validation_fraction"
-        findings += _check_length(corpus.validation, length, "held-out", field)
-    findings += _check_ids(corpus.train[:CHECKED_TOKENS], vocab_size)
+    opened = open_texts(run.data, folder, writes, barrier)
+    validates = run.train.validation_batches > 0 and run.data.validation_fraction > 0
+    parts = [split_text(text.text, run.data.validation_fraction) for text in opened]
+    length = layout.sequence_length
+    findings = vocabulary_findings(run, [text.store for text in opened if text.store])
+    for text, (training, held_out) in zip(opened, parts, strict=True):
+        findings += _check_length(training, length, "training", text)
+        if validates:
+            findings += _check_length(held_out, length, "held-out", text)
+        if text.store is None:
+            findings += _check_ids(training.tokens[:CHECKED_TOKENS], run.model.vocab_size)
     if findings:
         raise ConfigError(findings)
-    train = TokenWindows(corpus.train, length, seed, vocab_size)
-    if not has_validation:
+
+    def build(texts: Sequence[Text], seed: int, prefetches: bool) -> Batches:
+        samples = _build_samples(run, texts, [text.weight for text in opened], length, seed)
+        return Batches(samples, run.model.vocab_size, prefetches)
+
+    seed = run.train.seed
+    train = build([training for training, _ in parts], seed, prefetches=True)
+    if not validates:
         return Datasets(train=train, validation=None)
-    seed = hash_key(seed, "validation")
-    return Datasets(
-        train=train, validation=TokenWindows(corpus.validation, length, seed, vocab_size)
-    )
+    held_out = [held_out for _, held_out in parts]
+    validation = build(held_out, hash_key(seed, "validation"), prefetches=False)
+    return Datasets(train=train, validation=validation)
 
 
-class TokenWindows:
-    """Samples of sequence_length + 1 tokens, in a new order every epoch.
+class Batches:
+    """Samples as the microbatches of one replica."""
 
-    Windows start every sequence_length tokens, so each token is a label once per epoch.
-    """
-
-    def __init__(self, tokens: Tokens, sequence_length: int, seed: int, vocab_size: int) -> None:
-        self.tokens, self.sequence_length = tokens, sequence_length
-        self.seed, self.vocab_size = seed, vocab_size
-        self.num_windows = (len(tokens) - 1) // sequence_length
-        """Samples per epoch."""
-        assert self.num_windows > 0, "open_datasets refuses this"
-
-    def window(self, sample: int) -> Tokens:
-        """The tokens of a global sample, [S + 1]; samples never run out."""
-        epoch, position = divmod(sample, self.num_windows)
-        key = hash_key(self.seed, "epoch", epoch)
-        start = permute(position, self.num_windows, key) * self.sequence_length
-        return self.tokens[start : start + self.sequence_length + 1]
+    def __init__(self, samples: Samples, vocab_size: int, prefetches: bool = False) -> None:
+        self.samples, self.vocab_size = samples, vocab_size
+        self._thread = ThreadPoolExecutor(1, "data") if prefetches else None
+        self._coming: tuple[Any, Future[_Step]] | None = None
+        self._num_labels: dict[range, int] = {}
 
     def step_samples(
-        self, progress: Progress, layout: Layout, dp_index: int, device: torch.device | None = None
+        self,
+        progress: Progress,
+        layout: Layout,
+        dp_index: int,
+        device: torch.device | None = None,
+        num_steps: int = 1,
     ) -> tuple[Microbatch, ...]:
         """The microbatches of one replica in one step.
 
         After C consumed samples a step reads the samples [C, C + G) in every layout
         (G = global_batch_size): first all microbatches of replica 0, then those of replica 1, and
-        so on.
+        so on. Where labels are left out, losses are scaled so that their mean over microbatches,
+        replicas and `num_steps` steps (progress is in the first k of them: validation) is the mean
+        over labels.
         """
+        step = self._take(progress, layout, dp_index, device, num_steps)
+        tokens, labels, documents = (_to_device(part, device) for part in step.parts())
+        assert tokens is not None
+        assert labels is not None
         size, count = layout.micro_batch_size, layout.num_microbatches
-        first = progress.consumed_samples + dp_index * count * size
-        starts = range(first, first + count * size, size)
-        return tuple(self._microbatch(start, size, progress.step, device) for start in starts)
+        first = _first_sample(progress, layout, dp_index)
+        made = []
+        for start in range(0, count * size, size):
+            here = slice(start, start + size)
+            context = ForwardContext(
+                labels_BS=labels[here],
+                step=progress.step,
+                first_sample=first + start,
+                documents_BS=None if documents is None else documents[here],
+                num_labels=step.num_labels,
+            )
+            made.append(Microbatch(tokens_BS=tokens[here], context=context))
+        return tuple(made)
 
-    def _microbatch(
-        self, first_sample: int, size: int, step: int, device: torch.device | None
-    ) -> Microbatch:
-        windows = [self.window(first_sample + offset) for offset in range(size)]
-        samples = np.stack(windows).astype(np.int64)
-        findings = _check_ids(samples, self.vocab_size)
+    def _take(
+        self, progress: Progress, layout: Layout, dp_index: int, device: Any, num_steps: int
+    ) -> _Step:
+        """The step, if possible read ahead; the next one is read while this one is computed."""
+        pins = device is not None and device.type == "cuda"
+        if self._thread is None:
+            return self._read(progress, layout, dp_index, pins, num_steps)
+        asked = (progress, layout, dp_index)
+        coming, self._coming = self._coming, None
+        if coming is not None and coming[0] == asked:
+            step = coming[1].result()
+        else:
+            step = self._read(*asked, pins, num_steps)
+        following = (progress.after(layout.global_batch_size), layout, dp_index)
+        future = self._thread.submit(self._read, *following, pins, num_steps)
+        self._coming = (following, future)
+        return step
+
+    def _read(
+        self, progress: Progress, layout: Layout, dp_index: int, pins: bool, num_steps: int
+    ) -> _Step:
+        first = _first_sample(progress, layout, dp_index)
+        mine = range(first, first + layout.micro_batch_size * layout.num_microbatches)
+        windows = self.samples.read(np.arange(mine.start, mine.stop))
+        findings = _check_ids(windows.tokens_NS1, self.vocab_size)
         if findings:
             raise ConfigError(findings)
-        window_BS1 = torch.from_numpy(samples)
-        if device is not None and device.type == "cuda":
-            window_BS1 = window_BS1.pin_memory().to(device, non_blocking=True)
-        labels_BS = window_BS1[:, 1:]
-        context = ForwardContext(labels_BS=labels_BS, step=step, first_sample=first_sample)
-        return Microbatch(tokens_BS=window_BS1[:, :-1], context=context)
+        num_labels = None
+        if windows.documents_NS1 is not None:
+            size = layout.global_batch_size
+            begin = progress.consumed_samples - (progress.step * size if num_steps > 1 else 0)
+            scope = range(begin, begin + num_steps * size)
+            num_microbatches = layout.num_microbatches * layout.dp * num_steps
+            num_labels = self._count_labels(scope) / num_microbatches
+        return _build_step(windows, num_labels, pins)
+
+    def _count_labels(self, scope: range) -> int:
+        if scope not in self._num_labels:
+            self._num_labels = {scope: self.samples.count_labels(np.array(scope))}
+        return self._num_labels[scope]
 
 
-def permute(position: int, size: int, key: int) -> int:
-    """Where a position goes in a permutation of range(size) that the key names.
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """A step of one replica, on the CPU."""
 
-    A Feistel network of four rounds permutes the next even power of two; what leaves the range is
-    sent through again until it is inside ("cycle walking", Black and Rogaway 2002): at most four
-    times on average.
-    """
-    half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
-    mask = (1 << half_bits) - 1
-    while True:
-        left, right = position >> half_bits, position & mask
-        for round_ in range(4):
-            left, right = right, left ^ (_mix(right ^ (key + round_ * 0x9E3779B97F4A7C15)) & mask)
-        position = left << half_bits | right
-        if position < size:
-            return position
+    tokens: Tensor
+    labels: Tensor
+    documents: Tensor | None
+    num_labels: float | None
+
+    def parts(self) -> tuple[Tensor | None, ...]:
+        return self.tokens, self.labels, self.documents
 
 
-def _mix(value: int) -> int:
-    """The finaliser of splitmix64 (Steele et al. 2014): every bit depends on every bit."""
-    value &= WORD
-    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & WORD
-    value = (value ^ value >> 27) * 0x94D049BB133111EB & WORD
-    return value ^ value >> 31
+def _build_step(windows: Windows, num_labels: float | None, pins: bool) -> _Step:
+    window_NS1, documents = torch.from_numpy(windows.tokens_NS1), None
+    if pins:
+        window_NS1 = window_NS1.pin_memory()
+    tokens, labels = window_NS1[:, :-1], window_NS1[:, 1:]
+    if windows.documents_NS1 is not None:
+        documents_NS1 = torch.from_numpy(windows.documents_NS1)
+        documents, following = documents_NS1[:, :-1], documents_NS1[:, 1:]
+        labels = labels.where(documents == following, IGNORED)
+        if pins:
+            documents, labels = documents.contiguous().pin_memory(), labels.pin_memory()
+    return _Step(tokens=tokens, labels=labels, documents=documents, num_labels=num_labels)
 
 
-def _check_length(tokens: Tokens, sequence_length: int, which: str, field: str) -> list[Finding]:
-    if len(tokens) > sequence_length:
+def _to_device(part: Tensor | None, device: torch.device | None) -> Tensor | None:
+    if part is None or device is None or device.type != "cuda":
+        return part
+    return part.to(device, non_blocking=True)
+
+
+def _first_sample(progress: Progress, layout: Layout, dp_index: int) -> int:
+    return progress.consumed_samples + dp_index * layout.num_microbatches * layout.micro_batch_size
+
+
+def _build_samples(
+    run: Run, texts: Sequence[Text], weights: Sequence[float], length: int, seed: int
+) -> Samples:
+    has_documents = run.data.packing == "documents"
+    if run.data.kind != "mixture":
+        return TokenWindows(texts[0], length, seed, has_documents)
+    sources = [
+        TokenWindows(text, length, hash_key(seed, "source", number), has_documents)
+        for number, text in enumerate(texts)
+    ]
+    return Mixture(sources, weights)
+
+
+def _check_length(text: Text, sequence_length: int, which: str, source: OpenText) -> list[Finding]:
+    if len(text) > sequence_length:
         return []
-    reason = f"the {which} text has {len(tokens)} tokens, one sample needs {sequence_length + 1}"
+    field = "train.sequence_length" if which == "training" else "data.validation_fraction"
+    of = f" of {source.field}" if "sources" in source.field else ""
+    reason = f"the {which} text{of} has {len(text)} tokens, one sample needs {sequence_length + 1}"
     return [Finding(field=field, rule="data-long-enough", reason=reason)]
 
 
-def _check_ids(tokens: Tokens, vocab_size: int) -> list[Finding]:
-    if len(tokens) == 0:
+def _check_ids(tokens: npt.NDArray[Any], vocab_size: int) -> list[Finding]:
+    if tokens.size == 0:
         return []
     lowest, highest = int(tokens.min()), int(tokens.max())
     if lowest < 0:

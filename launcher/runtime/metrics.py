@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import resource
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,56 +17,113 @@ import torch.distributed as dist
 from launcher.plan.mesh import build_mesh
 from launcher.plan.run_files import RunFiles
 from launcher.runtime.build import Trainer
+from launcher.runtime.checkpoint.restore import Start
+from launcher.runtime.checkpoint.say import say
 
 
 class MetricsLog:
-    """Appends one JSON object per logged step; rank 0 writes, the others only remember."""
+    """Appends one JSON object per logged step; only rank 0 writes and remembers.
 
-    def __init__(self, path: Path, trainer: Trainer) -> None:
+    A run that continues keeps the lines of the steps that it had done at its start, and no others:
+    every step is there once, and a summary covers the whole run.
+    """
+
+    def __init__(self, path: Path, trainer: Trainer, start: Start) -> None:
         layout = trainer.frozen.layout
         self._tokens_per_step = layout.global_batch_size * layout.sequence_length
-        self._stream = path.open("a", buffering=1) if trainer.groups.rank == 0 else None
-        self._pending: dict[str, Any] | None = None
+        self._path = path if trainer.groups.rank == 0 else None
+        self._unwritten: list[str] = []
         self.step_times: list[float] = []
+        """Seconds of every logged step of the whole run."""
         self.last: dict[str, Any] = {}
         self.validation_loss: float | None = None
+        if self._path is not None:
+            for entry in keep_before(self._path, start.progress.step):
+                self._remember(entry)
+            if start.name is not None:
+                self.add_event({"step": start.progress.step - 1, "resumed_from": start.name})
 
     def add(self, entry: dict[str, Any], elapsed_s: float) -> None:
         """Log one step."""
-        self.step_times.append(elapsed_s)
-        self.last = {
-            **entry,
-            "step_s": elapsed_s,
-            "tokens_per_s": self._tokens_per_step / elapsed_s,
-        }
-        self._write(self.last)
+        speed = {"step_s": elapsed_s, "tokens_per_s": self._tokens_per_step / elapsed_s}
+        self._remember(entry | speed)
+        self.add_event(entry | speed)
 
     def add_validation(self, step: int, loss: float) -> None:
         """Log a validation."""
-        self.validation_loss = loss
-        self._write({"step": step, "validation_loss": loss})
+        self._remember({"step": step, "validation_loss": loss})
+        self.add_event({"step": step, "validation_loss": loss})
 
-    def _write(self, entry: dict[str, Any]) -> None:
-        if self._stream is not None:
-            self._stream.write(json.dumps(entry) + "\n")
+    def add_event(self, entry: dict[str, Any]) -> None:
+        """Log something else that happened; on a full disk, later."""
+        if self._path is None:
+            return
+        self._unwritten.append(json.dumps(entry) + "\n")
+        try:
+            append_lines(self._path, self._unwritten)
+        except OSError as error:
+            say(f"metrics.jsonl cannot be written now ({error.strerror}); training goes on")
+            return
+        self._unwritten = []
+
+    def _remember(self, entry: dict[str, Any]) -> None:
+        if "loss" in entry:
+            self.step_times.append(entry["step_s"])
+            self.last = entry
+        if "validation_loss" in entry:
+            self.validation_loss = entry["validation_loss"]
 
 
-def write_summary(files: RunFiles, trainer: Trainer, log: MetricsLog) -> None:
-    """Predicted beside measured; every rank must call it, rank 0 writes."""
+def append_lines(path: Path, lines: Sequence[str]) -> None:
+    """All of the lines or, where that fails, none: OSError then."""
+    with path.open("ab", buffering=0) as stream:
+        before = stream.seek(0, os.SEEK_END)
+        content = memoryview("".join(lines).encode())
+        try:
+            while len(content):
+                content = content[stream.write(content) :]
+        except OSError:
+            stream.truncate(before)
+            raise
+
+
+def keep_before(path: Path, step: int) -> list[dict[str, Any]]:
+    """Cut metrics.jsonl where this step, or a torn line, begins; the entries that remain."""
+    if not path.exists():
+        return []
+    kept, size = [], 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            entry: dict[str, Any] = json.loads(line)
+        except ValueError:
+            break
+        if not line.endswith(b"\n") or entry["step"] >= step:
+            break
+        kept.append(entry)
+        size += len(line)
+    os.truncate(path, size)
+    return kept
+
+
+def write_summary(files: RunFiles, trainer: Trainer, log: MetricsLog, num_steps: int) -> None:
+    """Predicted beside measured; every rank must call it, rank 0 writes.
+
+    `num_steps` were done when the run ended; fewer than were wanted mean that it was stopped.
+    """
     peaks = _gather_peaks(trainer)
     if trainer.groups.rank != 0:
         return
     plan, layout = trainer.frozen.plan, trainer.frozen.layout
     predicted = plan["time"]
     # The first steps pay for compilation, memory and caches; the median ignores the rest.
-    step_s = statistics.median(log.step_times[len(log.step_times) // 10 :])
+    step_s = statistics.median(log.step_times[len(log.step_times) // 10 :] or [math.nan])
     mesh = build_mesh(layout)
     totals = [stage["total_bytes"] for stage in plan["memory"]["per_stage"]]
     document = {
         "outcome": {
-            "status": "done",
-            "steps": log.last["step"] + 1,
-            "loss": log.last["loss"],
+            "status": "done" if num_steps >= trainer.frozen.run.train.steps else "stopped",
+            "steps": num_steps,
+            "loss": log.last.get("loss"),
             "validation_loss": log.validation_loss,
         },
         "predicted": {

@@ -10,41 +10,46 @@ import torch
 from launcher.errors import RunFailed
 from launcher.plan.run_files import RunFiles
 from launcher.runtime.build import Trainer
-from launcher.runtime.data import TokenWindows
+from launcher.runtime.checkpoint.board import Board
+from launcher.runtime.checkpoint.keeper import build_keeper
+from launcher.runtime.checkpoint.restore import Start
+from launcher.runtime.data import Batches
 from launcher.runtime.metrics import MetricsLog, write_summary
 from launcher.runtime.optimizer import learning_rate
 from launcher.runtime.pipeline.execute import average_loss, run_forward, run_schedule
 from launcher.runtime.progress import Progress
 
 
-def train(trainer: Trainer, files: RunFiles) -> None:
-    """Run all steps of a trainer and leave metrics.jsonl and summary.json behind."""
+def train(trainer: Trainer, files: RunFiles, start: Start, board: Board) -> None:
+    """Run the steps of a trainer from where it starts; leave metrics and summary.json behind."""
     run = trainer.frozen.run
-    log = MetricsLog(files.metrics, trainer)
-    progress = Progress()
-    while progress.step < run.train.steps:
-        step = progress.step
-        started = time.perf_counter()
-        rate = learning_rate(run.optimizer, step, run.train.steps)
-        loss, grad_norm = train_step(trainer, progress, rate)
-        progress = progress.after(trainer.frozen.layout.global_batch_size)
-        _require_finite("gradient norm", grad_norm, step)
-        is_last = step == run.train.steps - 1
-        if not is_last and (step + 1) % run.train.log_every:
-            continue
+    log = MetricsLog(files.metrics, trainer, start)
+    keeper = build_keeper(trainer, files, start, board, log.add_event)
+    progress, is_stopped = start.progress, False
+    while progress.step < run.train.steps and not is_stopped:
+        is_last = progress.step == run.train.steps - 1
+        progress = _logged_step(trainer, progress, log, is_last)
+        is_stopped = keeper.after_step(progress, is_last)
+    keeper.close()
+    write_summary(files, trainer, log, progress.step)
+
+
+def _logged_step(trainer: Trainer, progress: Progress, log: MetricsLog, is_last: bool) -> Progress:
+    """One step, its line in the metrics, and a validation where one is due."""
+    run, step = trainer.frozen.run, progress.step
+    started = time.perf_counter()
+    rate = learning_rate(run.optimizer, step, run.train.steps)
+    loss, grad_norm = train_step(trainer, progress, rate)
+    _require_finite("gradient norm", grad_norm, step)
+    if is_last or (step + 1) % run.train.log_every == 0:
         # Reading the loss waits for the device, so the clock is honest on CUDA too.
         mean_loss = float(average_loss(loss, trainer.groups))
         _require_finite("loss", mean_loss, step)
-        entry = {
-            "step": step,
-            "loss": mean_loss,
-            "grad_norm": grad_norm,
-            "learning_rate": rate,
-        }
+        entry = {"step": step, "loss": mean_loss, "grad_norm": grad_norm, "learning_rate": rate}
         log.add(entry, elapsed_s=time.perf_counter() - started)
         if _validates(trainer, step):
             log.add_validation(step, validate(trainer))
-    write_summary(files, trainer, log)
+    return progress.after(trainer.frozen.layout.global_batch_size)
 
 
 def train_step(
@@ -71,10 +76,12 @@ def validate(trainer: Trainer) -> float:
     return total / batches
 
 
-def _validation_loss(trainer: Trainer, windows: TokenWindows, batch: int) -> float:
+def _validation_loss(trainer: Trainer, windows: Batches, batch: int) -> float:
     groups, layout = trainer.groups, trainer.frozen.layout
     place = Progress(step=batch, consumed_samples=batch * layout.global_batch_size)
-    microbatches = windows.step_samples(place, layout, groups.dp.index, groups.device)
+    microbatches = windows.step_samples(
+        place, layout, groups.dp.index, groups.device, trainer.frozen.run.train.validation_batches
+    )
     loss = run_forward(
         trainer.frozen.schedule, trainer.engine, trainer.channels, trainer.stage, microbatches
     )

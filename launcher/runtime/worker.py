@@ -43,11 +43,16 @@ def work(files: RunFiles, place: Place) -> None:
     device = join_job(frozen.run, place)
     # 3. Process groups, this rank's stage, its engine and its links.
     from launcher.runtime.build import build_trainer
+    from launcher.runtime.checkpoint.board import Board
+    from launcher.runtime.checkpoint.restore import restore
     from launcher.runtime.train import train
 
     trainer = build_trainer(frozen, device, files.data, place)
-    # 4. Step by step to the end.
-    train(trainer, files)
+    # 4. Where the run stands: the beginning, or the newest checkpoint that verifies.
+    board = Board(place.rank, place.world_size)
+    start = restore(trainer.engine, files, board)
+    # 5. Step by step to the end.
+    train(trainer, files, start, board)
     leave_job()
 
 

@@ -155,7 +155,7 @@ def test_unknown_options_of_several_groups_are_all_named_with_what_was_meant():
         ("data", "unknown-option", ""),
         ("hardware", "unknown-option", "hardware=h100x64"),
     ]
-    assert given[2].legal == ["stdlib_text", "tokens"]
+    assert given[2].legal == ["megatron", "mixture", "stdlib_text", "store", "tokens"]
 
 
 def test_the_option_that_was_meant_is_composed_so_that_the_rest_can_be_judged():

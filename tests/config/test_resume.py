@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from launcher.config.resume import find_changes, refuse_changes, resume_classes
+from launcher.config.resume_table import render_resume_keys
 from launcher.config.rules import with_value
 from launcher.config.schema import Record, Run
 from launcher.config.validate import record_in
@@ -25,7 +28,9 @@ def test_every_leaf_of_the_schema_is_walked():
 
     groups = {key for key in CLASSES if any(other.startswith(f"{key}.") for other in CLASSES)}
     assert len(CLASSES) - len(groups) == count(Run)
-    assert groups == {"model.rope_scaling", "hardware.gpu", "hardware.node", "hardware.network"}
+    assert groups == {
+        "model.rope_scaling", "hardware.gpu", "hardware.node", "hardware.network", "data.sources",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -84,3 +89,9 @@ def test_forbidden_changes_are_refused_all_at_once_with_both_values():
         "learned means nothing under another value. Try model.bias=false to continue, or "
         "`launch run` for a new run.",
     ]
+
+
+def test_the_docs_page_is_what_the_schema_says():
+    """Regenerate: python -m launcher.config.resume_table > docs/resume_keys.md."""
+    page = Path(__file__).resolve().parents[2] / "docs" / "resume_keys.md"
+    assert page.read_text(encoding="utf-8") == render_resume_keys()

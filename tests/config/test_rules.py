@@ -13,7 +13,7 @@ import yaml
 from launcher.config.load import load_run
 from launcher.config.rules import RULES, check_run, get_value, obeys_rules, with_value
 from launcher.config.rules_table import BASIC_CHECKS, render_rules, render_rules_markdown
-from launcher.config.schema import RopeScaling, Run
+from launcher.config.schema import RopeScaling, Run, Source
 from launcher.errors import ConfigError, Finding
 from tests.factory import CPU, LLAMA3_70B, TINY, TINY_GPT, h100, make_run
 
@@ -108,6 +108,30 @@ EXAMPLES: dict[str, list[Callable[[], Run]]] = {
             train={"compile": True},
         )
     ],
+    "tokens-need-path": [
+        lambda kind=kind: make_run(data={"kind": kind}) for kind in ("tokens", "store", "megatron")
+    ],
+    "path-is-read": [lambda: make_run(data={"path": "x"})],
+    "mixture-has-sources": [lambda: make_run(data={"kind": "mixture"})],
+    "sources-are-mixed": [
+        lambda: make_run(data={"sources": [{"kind": "store", "path": "x", "weight": 1}]})
+    ],
+    "documents-need-borders": [
+        lambda: make_run(data={"kind": "tokens", "path": "x", "packing": "documents"}),
+        lambda: make_run(
+            data={
+                "kind": "mixture",
+                "packing": "documents",
+                "sources": [{"kind": "store", "path": "x"}, {"kind": "tokens", "path": "y"}],
+            }
+        ),
+    ],
+    "tokens-hold-vocabulary": [
+        lambda: make_run(
+            model=LLAMA3_70B | {"num_layers": 4},
+            data={"kind": "tokens", "path": "x", "dtype": "uint16"},
+        )
+    ],
     "hardware-complete": [
         lambda: make_run(hardware={"name": "mine", "gpus_per_node": 1}),
         lambda: make_run(hardware={**h100(1, 1), "node": None}),
@@ -122,22 +146,10 @@ EXAMPLES: dict[str, list[Callable[[], Run]]] = {
                                 "global_batch_size": 7}),
     ],
     "learning-rate-floor": [lambda: make_run(optimizer={"min_learning_rate": 0.5})],
-    "tokens-need-path": [lambda: make_run(data={"kind": "tokens"})],
-    "tokens-hold-vocabulary": [
-        lambda: make_run(
-            model=LLAMA3_70B | {"num_layers": 4},
-            data={"kind": "tokens", "path": "x", "dtype": "uint16"},
-        )
-    ],
     "time-limit-readable": [
         lambda text=text: make_run(**{"launch.time_limit": text})
         for text in ("tomorrow", "", "12:0:0", "1 day", "-5", "12:00:00\n", "\u0661:00")
     ],
-    "checkpoint-every-steps-not-available": [lambda: make_run(checkpoint={"every_steps": 10})],
-    "checkpoint-every-minutes-not-available": [
-        lambda: make_run(checkpoint={"every_minutes": 10.0})
-    ],
-    "checkpoint-keep-not-available": [lambda: make_run(checkpoint={"keep": 1})],
 }  # fmt: skip
 CASES = [
     pytest.param(name, example, id=f"{name}-{number}")
@@ -152,6 +164,9 @@ def found(run: Run, rule: str) -> Finding | None:
 
 def as_value(typed: object) -> Any:
     """What Hydra makes of a value as it is typed."""
+    if str(typed).startswith("[{"):
+        sources = yaml.safe_load(str(typed).replace(":", ": "))
+        return tuple(Source.model_validate(source) for source in sources)
     value = yaml.safe_load(str(typed)) if not isinstance(typed, str) or ":" not in typed else typed
     return tuple(value) if isinstance(value, list) else value
 

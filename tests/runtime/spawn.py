@@ -18,7 +18,10 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-PRELOAD = ["torch", "torch.distributed", "torch.utils.checkpoint", "launcher.runtime.model"]
+PRELOAD = [
+    "torch", "torch.distributed", "torch.utils.checkpoint", "launcher.runtime.model",
+    "tests.runtime.saver_loop",
+]  # fmt: skip
 
 
 def run_ranks(

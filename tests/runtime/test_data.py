@@ -11,11 +11,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launcher.data.text import split_text, whole_text
 from launcher.errors import ConfigError
 from launcher.plan.records import Layout
-from launcher.runtime.corpus import SEPARATOR, open_corpus, split_documents, stdlib_documents
-from launcher.runtime.data import TokenWindows, open_datasets, permute
+from launcher.runtime.corpus import SEPARATOR, open_texts, stdlib_documents
+from launcher.runtime.data import Batches, open_datasets
+from launcher.runtime.order import permute
 from launcher.runtime.progress import Progress
+from launcher.runtime.windows import TokenWindows
 from tests.factory import make_run
 from tests.runtime.stages import make_layout
 
@@ -25,16 +28,24 @@ def no_barrier() -> None:
 
 
 def make_windows(num_tokens: int = 1000, length: int = 16, seed: int = 5) -> TokenWindows:
-    return TokenWindows(np.arange(num_tokens, dtype=np.uint16), length, seed, num_tokens)
+    return TokenWindows(whole_text(np.arange(num_tokens, dtype=np.uint16), None), length, seed)
+
+
+def make_batches(**sizes: int) -> Batches:
+    return Batches(make_windows(**sizes), vocab_size=1000)
+
+
+def window(windows: TokenWindows, sample: int) -> np.ndarray:
+    return windows.read(np.array([sample])).tokens_NS1[0]
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**63 - 1))
 def test_permutation_reaches_every_position_once(size: int, key: int) -> None:
-    assert sorted(permute(position, size, key) for position in range(size)) == list(range(size))
+    assert sorted(permute(np.arange(size), size, key)) == list(range(size))
 
 
 def test_permutation_is_not_the_identity_and_depends_on_the_key() -> None:
-    orders = [[permute(position, 1000, key) for position in range(1000)] for key in (1, 2)]
+    orders = [permute(np.arange(1000), 1000, key) for key in (1, 2)]
     fixed = sum(value == position for position, value in enumerate(orders[0]))
     same = sum(left == right for left, right in zip(*orders, strict=True))
     assert fixed < 10
@@ -44,17 +55,17 @@ def test_permutation_is_not_the_identity_and_depends_on_the_key() -> None:
 def test_every_token_is_a_label_once_per_epoch() -> None:
     windows = make_windows(num_tokens=16 * 60 + 1)
     for epoch in range(3):
-        first = epoch * windows.num_windows
+        first = epoch * windows.per_epoch
         labels = np.concatenate(
-            [windows.window(sample)[1:] for sample in range(first, first + windows.num_windows)]
+            [window(windows, sample)[1:] for sample in range(first, first + windows.per_epoch)]
         )
         assert sorted(labels) == list(range(1, 16 * 60 + 1))
 
 
 def test_epochs_have_different_orders() -> None:
     windows = make_windows()
-    count = windows.num_windows
-    starts = [[int(windows.window(e * count + i)[0]) for i in range(count)] for e in range(2)]
+    count = windows.per_epoch
+    starts = [[int(window(windows, e * count + i)[0]) for i in range(count)] for e in range(2)]
     assert sorted(starts[0]) == sorted(starts[1])
     assert starts[0] != starts[1]
 
@@ -74,7 +85,7 @@ def at(step: int, layout: Layout) -> Progress:
 
 def digest_of_step(sizes: dict[str, int], step: int) -> str:
     """Hash of tokens and labels of a step, replicas one after the other."""
-    layout, windows = make_layout(**sizes), make_windows()
+    layout, windows = make_layout(**sizes), make_batches()
     digest = hashlib.sha256()
     for dp_index in range(layout.dp):
         for microbatch in windows.step_samples(at(step, layout), layout, dp_index):
@@ -94,26 +105,28 @@ def test_a_step_reads_the_same_tokens_in_any_layout(sizes: dict[str, int]) -> No
 
 def test_microbatches_name_their_first_global_sample() -> None:
     layout = make_layout(micro_batch_size=2, num_microbatches=3, dp=2)
-    first = [m.context.first_sample for m in make_windows().step_samples(at(4, layout), layout, 1)]
+    first = [m.context.first_sample for m in make_batches().step_samples(at(4, layout), layout, 1)]
     assert first == [4 * 12 + 6, 4 * 12 + 8, 4 * 12 + 10]
 
 
 def test_a_changed_batch_goes_on_with_the_next_sample() -> None:
     """Consumed samples, not steps, say what comes: 3 steps of 12 samples, then steps of 8."""
-    windows, progress, seen = make_windows(), Progress(), []
+    batches, progress, seen = make_batches(), Progress(), []
     for size, steps in ((3, 3), (2, 2)):
         layout = make_layout(micro_batch_size=2, num_microbatches=size, dp=2)
         for _ in range(steps):
             for dp_index in range(2):
-                for microbatch in windows.step_samples(progress, layout, dp_index):
+                for microbatch in batches.step_samples(progress, layout, dp_index):
                     seen += microbatch.tokens_BS[:, 0].tolist()
             progress = progress.after(layout.global_batch_size)
     assert progress == Progress(step=5, consumed_samples=3 * 12 + 2 * 8)
-    assert seen == [int(windows.window(sample)[0]) for sample in range(progress.consumed_samples)]
+    assert seen == [
+        int(window(make_windows(), sample)[0]) for sample in range(progress.consumed_samples)
+    ]
 
 
 def test_labels_are_the_next_tokens() -> None:
-    (microbatch,) = make_windows().step_samples(Progress(), make_layout(), 0)
+    (microbatch,) = make_batches().step_samples(Progress(), make_layout(), 0)
     assert microbatch.tokens_BS.dtype == torch.int64
     assert torch.equal(microbatch.tokens_BS[:, 1:], microbatch.context.labels_BS[:, :-1])
     assert torch.equal(microbatch.context.labels_BS, microbatch.tokens_BS + 1)
@@ -127,24 +140,29 @@ def test_standard_library_is_real_text_of_some_megabytes() -> None:
 
 
 def test_held_out_documents_are_the_tail() -> None:
-    documents = [b"x" * 10] * 10
-    assert split_documents(documents, 0.15) == (documents[:8], documents[8:])
-    assert split_documents(documents, 0.0) == (documents, [])
+    text = whole_text(np.arange(100), np.arange(0, 101, 10))
+    cuts = {0.0: 100, 0.01: 90, 0.1: 90, 0.15: 80, 0.95: 0}
+    for share, cut in cuts.items():
+        train, held_out = split_text(text, share)
+        assert (train.start, train.end, held_out.start, held_out.end) == (0, cut, cut, 100)
 
 
 def test_corpus_is_written_once_and_then_only_read(tmp_path: Path) -> None:
     data, waits = make_run().data, []
-    first = open_corpus(data, tmp_path / "data", True, lambda: waits.append(1))
-    written = (tmp_path / "data" / "train.bin").stat().st_mtime_ns
-    second = open_corpus(data, tmp_path / "data", False, lambda: waits.append(2))
-    open_corpus(data, tmp_path / "data", True, no_barrier)
+    (first,) = open_texts(data, tmp_path / "data", True, lambda: waits.append(1))
+    tokens = tmp_path / "data" / "stdlib_text" / "tokens.bin"
+    written = tokens.stat().st_mtime_ns
+    (second,) = open_texts(data, tmp_path / "data", False, lambda: waits.append(2))
+    open_texts(data, tmp_path / "data", True, no_barrier)
     assert waits == [1, 2]
-    assert (tmp_path / "data" / "train.bin").stat().st_mtime_ns == written
-    assert {path.name for path in (tmp_path / "data").iterdir()} == {"train.bin", "validation.bin"}
-    assert isinstance(first.train, np.memmap)
-    assert np.array_equal(first.train, second.train)
-    share = len(first.validation) / (len(first.train) + len(first.validation))
-    assert 0.05 <= share < 0.1
+    assert tokens.stat().st_mtime_ns == written
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["stdlib_text"]
+    assert isinstance(first.text.tokens, np.memmap)
+    assert np.array_equal(first.text.tokens, second.text.tokens)
+    assert first.text.tokens.tobytes()[::2] == b"".join(stdlib_documents())
+    train, held_out = split_text(first.text, 0.05)
+    assert 0.05 <= len(held_out) / len(first.text) < 0.1
+    assert train.tokens[held_out.start - 1] == SEPARATOR[0]
 
 
 def tokens_run(path: Path, tokens: list[int], dtype: str = "uint16", **overrides: object):
@@ -164,7 +182,7 @@ def test_token_files_of_any_type_give_their_ids(tmp_path: Path, dtype: str) -> N
     (microbatch,) = datasets.train.step_samples(Progress(), make_layout(sequence_length=8), 0)
     assert torch.equal(microbatch.context.labels_BS, microbatch.tokens_BS + 1)
     assert datasets.validation is not None
-    assert datasets.validation.tokens[0] == 190
+    assert datasets.validation.samples.text.start == 190
 
 
 @pytest.mark.parametrize(
@@ -187,9 +205,9 @@ def test_unusable_tokens_are_refused(tmp_path: Path, tokens: list[int], message:
 
 
 def test_ids_beyond_the_first_look_are_refused_when_drawn() -> None:
-    windows = TokenWindows(np.full(100, 300, np.uint16), 16, 1, 256)
+    windows = TokenWindows(whole_text(np.full(100, 300, np.uint16), None), 16, 1)
     with pytest.raises(ConfigError, match="token id 300"):
-        windows.step_samples(Progress(), make_layout(), 0)
+        Batches(windows, vocab_size=256).step_samples(Progress(), make_layout(), 0)
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,15 @@ class AttentionTables:
             self.mask_SS = _window_mask(sequence_length, model.sliding_window, device, dtype)
 
 
+class Packed(NamedTuple):
+    """Keeps the documents of a microbatch apart."""
+
+    positions_BS: Tensor
+    """Of every token within its document."""
+    mask_B1SS: Tensor
+    """Added to scores."""
+
+
 class AttentionCore(nn.Module):
     """What happens between the projections; it has no parameters."""
 
@@ -46,46 +56,54 @@ class AttentionCore(nn.Module):
         self.register_buffer("sin_S1R", tables.sin_S1R, persistent=False)
         self.register_buffer("mask_SS", tables.mask_SS, persistent=False)
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, seed: Tensor | None) -> Tensor:
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, seed: Tensor | None, packed: Packed | None = None
+    ) -> Tensor:
         """Projections [B, S, heads x D] in, mixed values of the query heads out."""
         shape = (*q.shape[:2], -1, self.head_size)
         q_BSND, k_BSND, v_BSND = q.view(shape), k.view(shape), v.view(shape)
         if self.cos_S1R is not None:
-            q_BSND, k_BSND = self._rotate(q_BSND), self._rotate(k_BSND)
+            cos, sin = self._angles(q_BSND.shape[1], packed)
+            q_BSND, k_BSND = _rotate(q_BSND, cos, sin), _rotate(k_BSND, cos, sin)
         q_BNSD, k_BNSD, v_BNSD = (x.transpose(1, 2) for x in (q_BSND, k_BSND, v_BSND))
+        mask = self._mask(q_BNSD.shape[2], packed)
         if seed is None:
-            out_BNSD = self._attend(q_BNSD, k_BNSD, v_BNSD, 0.0)
+            out_BNSD = self._attend(q_BNSD, k_BNSD, v_BNSD, mask, 0.0)
         else:
-            out_BNSD = self._attend_with_dropout(q_BNSD, k_BNSD, v_BNSD, seed)
+            out_BNSD = self._attend_with_dropout(q_BNSD, k_BNSD, v_BNSD, mask, seed)
         return out_BNSD.transpose(1, 2).flatten(2)
 
-    def _rotate(self, x_BSND: Tensor) -> Tensor:
-        """Rotary positions; feature i is paired with feature i + D/2."""
-        length = x_BSND.shape[1]
-        cos, sin = self.cos_S1R[:length], self.sin_S1R[:length]  # type: ignore[index]
-        first, second = x_BSND.chunk(2, dim=-1)
-        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    def _angles(self, length: int, packed: Packed | None) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of every position, [S, 1, R], or of those of every sample."""
+        here = slice(length) if packed is None else packed.positions_BS
+        return self.cos_S1R[here], self.sin_S1R[here]  # type: ignore[index]
 
-    def _attend(self, q_BNSD: Tensor, k_BNSD: Tensor, v_BNSD: Tensor, dropout: float) -> Tensor:
+    def _mask(self, length: int, packed: Packed | None) -> Tensor | None:
+        if packed is not None:
+            return packed.mask_B1SS
+        return None if self.mask_SS is None else self.mask_SS[:length, :length]
+
+    def _attend(
+        self, q_BNSD: Tensor, k_BNSD: Tensor, v_BNSD: Tensor, mask: Tensor | None, dropout: float
+    ) -> Tensor:
         is_grouped = q_BNSD.shape[1] != k_BNSD.shape[1]
         if is_grouped and q_BNSD.is_cuda and q_BNSD.element_size() > 2:
             # CUDA's only fused kernel for these types (memory-efficient) knows no groups.
             repeats = q_BNSD.shape[1] // k_BNSD.shape[1]
             k_BNSD, v_BNSD = (x.repeat_interleave(repeats, dim=1) for x in (k_BNSD, v_BNSD))
             is_grouped = False
-        mask = self.mask_SS
-        if mask is not None:
-            mask = mask[: q_BNSD.shape[2], : q_BNSD.shape[2]]
         return F.scaled_dot_product_attention(
             q_BNSD, k_BNSD, v_BNSD, attn_mask=mask, is_causal=mask is None, dropout_p=dropout,
             enable_gqa=is_grouped,
         )  # fmt: skip
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
-    def _attend_with_dropout(self, q: Tensor, k: Tensor, v: Tensor, seed: Tensor) -> Tensor:
+    def _attend_with_dropout(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, seed: Tensor
+    ) -> Tensor:
         """The fused kernels take no generator: seed the default one, so recomputing agrees."""
         with seeded(int(seed), q.device):
-            return self._attend(q, k, v, self.dropout)
+            return self._attend(q, k, v, mask, self.dropout)
 
 
 class Attention(nn.Module):
@@ -104,10 +122,33 @@ class Attention(nn.Module):
         self.core = AttentionCore(model, tables)
         self.out_proj = linear(model.num_heads * size, hidden)
 
-    def forward(self, x_BSH: Tensor, core_seed: Tensor | None) -> Tensor:
+    def forward(
+        self, x_BSH: Tensor, core_seed: Tensor | None, packed: Packed | None = None
+    ) -> Tensor:
         """hidden_BSH in and out."""
-        mixed = self.core(self.q_proj(x_BSH), self.k_proj(x_BSH), self.v_proj(x_BSH), core_seed)
-        return self.out_proj(mixed)  # type: ignore[no-any-return]
+        q, k, v = self.q_proj(x_BSH), self.k_proj(x_BSH), self.v_proj(x_BSH)
+        return self.out_proj(self.core(q, k, v, core_seed, packed))  # type: ignore[no-any-return]
+
+
+def pack_documents(documents_BS: Tensor, window: int | None, dtype: torch.dtype) -> Packed:
+    """Positions that start again in every document, and a mask that ends at its borders."""
+    length = documents_BS.shape[1]
+    places_S = torch.arange(length, device=documents_BS.device)
+    is_first_BS = torch.ones_like(documents_BS, dtype=torch.bool)
+    is_first_BS[:, 1:] = documents_BS[:, 1:] != documents_BS[:, :-1]
+    starts_BS = torch.where(is_first_BS, places_S, 0).cummax(dim=1).values
+    back_SS = places_S.unsqueeze(1) - places_S
+    is_seen_SS = (back_SS >= 0) & (back_SS < (window or length))
+    is_seen_BSS = is_seen_SS & (documents_BS.unsqueeze(2) == documents_BS.unsqueeze(1))
+    mask_BSS = torch.zeros(is_seen_BSS.shape, dtype=dtype, device=documents_BS.device)
+    mask_BSS.masked_fill_(~is_seen_BSS, -torch.inf)
+    return Packed(positions_BS=places_S - starts_BS, mask_B1SS=mask_BSS.unsqueeze(1))
+
+
+def _rotate(x_BSND: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions; feature i is paired with feature i + D/2."""
+    first, second = x_BSND.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 def _rope_angles(model: Model, sequence_length: int) -> Tensor:

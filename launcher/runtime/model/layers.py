@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from launcher.config.schema import Model
-from launcher.runtime.model.attention import Attention, AttentionTables
+from launcher.runtime.model.attention import Attention, AttentionTables, Packed
 from launcher.runtime.model.dropout import BlockMasks, drop
 from launcher.runtime.parallel.cross_entropy import VocabularyShard, cross_entropy
 
@@ -38,11 +38,12 @@ class Embedding(nn.Module):
         if model.position == "learned":
             self.positions = PositionTable(model, dtype)
 
-    def forward(self, tokens_BS: Tensor) -> Tensor:
+    def forward(self, tokens_BS: Tensor, packed: Packed | None = None) -> Tensor:
         """Token ids in, hidden_BSH out."""
         hidden_BSH = self.tokens(tokens_BS)
         if hasattr(self, "positions"):
-            hidden_BSH = hidden_BSH + self.positions(tokens_BS.shape[1])
+            positions_BS = None if packed is None else packed.positions_BS
+            hidden_BSH = hidden_BSH + self.positions(tokens_BS.shape[1], positions_BS)
         return hidden_BSH  # type: ignore[no-any-return]
 
 
@@ -54,9 +55,9 @@ class PositionTable(nn.Module):
         shape = (model.max_sequence_length, model.hidden_size)
         self.weight = nn.Parameter(torch.empty(shape, device="meta", dtype=dtype))
 
-    def forward(self, length: int) -> Tensor:
-        """The first `length` positions, [S, H]."""
-        return self.weight[:length]
+    def forward(self, length: int, positions_BS: Tensor | None = None) -> Tensor:
+        """The first `length` positions, [S, H]; those that are given instead, [B, S, H]."""
+        return self.weight[:length] if positions_BS is None else self.weight[positions_BS]
 
 
 class Mlp(nn.Module):
@@ -92,10 +93,12 @@ class Block(nn.Module):
         self.mlp_norm = build_norm(model, dtype)
         self.mlp = Mlp(model, dtype)
 
-    def forward(self, x_BSH: Tensor, masks: BlockMasks | None) -> Tensor:
+    def forward(
+        self, x_BSH: Tensor, masks: BlockMasks | None, packed: Packed | None = None
+    ) -> Tensor:
         """hidden_BSH in and out; without masks nothing is dropped."""
         attention_mask, mlp_mask, core_seed = (None, None, None) if masks is None else masks
-        branch = self.attention(self.attention_norm(x_BSH), core_seed)
+        branch = self.attention(self.attention_norm(x_BSH), core_seed, packed)
         x_BSH = x_BSH + drop(branch, attention_mask, self.dropout)
         branch = self.mlp(self.mlp_norm(x_BSH))
         return x_BSH + drop(branch, mlp_mask, self.dropout)
@@ -113,7 +116,7 @@ class Head(nn.Module):
         self.product: Callable[[Tensor, Tensor], Tensor] = F.linear
         """How logits are made; `parallel/split_backward.py` puts another way in its place."""
 
-    def forward(self, x_BSH: Tensor, labels_BS: Tensor) -> Tensor:
-        """hidden_BSH in, mean loss in nats per token out."""
+    def forward(self, x_BSH: Tensor, labels_BS: Tensor, num_labels: float | None = None) -> Tensor:
+        """hidden_BSH in, mean loss in nats per token out; see `ForwardContext.num_labels`."""
         logits_NV = self.product(x_BSH.flatten(0, 1), self.weight)
-        return cross_entropy(logits_NV, labels_BS.flatten(), self.vocabulary)
+        return cross_entropy(logits_NV, labels_BS.flatten(), self.vocabulary, num_labels)

@@ -11,7 +11,7 @@ from launcher.config.schema import Model, Run
 from launcher.plan.costs import ParameterSpec, parameter_table
 from launcher.plan.records import Layout, Stage
 from launcher.runtime.groups import Groups
-from launcher.runtime.model.attention import AttentionTables
+from launcher.runtime.model.attention import AttentionTables, Packed, pack_documents
 from launcher.runtime.model.context import ForwardContext
 from launcher.runtime.model.dropout import Dropout, drop
 from launcher.runtime.model.initial import materialise
@@ -73,6 +73,7 @@ class StageModule(nn.Module):
             stage.is_first, stage.is_last, model.tie_embeddings,
         )  # fmt: skip
         self.pieces = stage.pieces
+        self.sliding_window, self.dtype = model.sliding_window, dtype
         self.weight_queue: WeightQueue | None = None
         """Where weight gradients wait; None: they never do."""
         self.dropout: Dropout | None = None
@@ -95,24 +96,38 @@ class StageModule(nn.Module):
     def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         """tokens_BS or hidden_BSH in; hidden_BSH out, at the model's end the mean loss instead."""
         piece = self.pieces[context.chunk]
+        packed = self.pack(context)
         if piece.is_first:
-            x = self._embed(x, context)
+            x = self._embed(x, context, packed)
         for layer in map(str, range(piece.first_layer, piece.end_layer)):
-            x = self.run_block(self.layers[layer], x, layer, context)
+            x = self.run_block(self.layers[layer], x, layer, context, packed)
         if not piece.is_last:
             return x
         assert context.labels_BS is not None, "the last stage needs labels"
-        return self.head(self.final_norm(x), context.labels_BS)  # type: ignore[no-any-return]
+        return self.head(self.final_norm(x), context.labels_BS, context.num_labels)  # type: ignore[no-any-return]
 
-    def run_block(self, block: nn.Module, x: Tensor, layer: str, context: ForwardContext) -> Tensor:
+    def pack(self, context: ForwardContext) -> Packed | None:
+        """What keeps the documents of a microbatch apart, made once for all of its blocks."""
+        if context.documents_BS is None:
+            return None
+        return pack_documents(context.documents_BS, self.sliding_window, self.dtype)
+
+    def run_block(
+        self,
+        block: nn.Module,
+        x: Tensor,
+        layer: str,
+        context: ForwardContext,
+        packed: Packed | None,
+    ) -> Tensor:
         """One block with its masks; masks are drawn here, outside of what is compiled."""
         masks = None
         if self.dropout is not None and self.training:
             masks = self.dropout.block_masks(x, context, layer)
-        return block(x, masks)  # type: ignore[no-any-return]
+        return block(x, masks, packed)  # type: ignore[no-any-return]
 
-    def _embed(self, tokens_BS: Tensor, context: ForwardContext) -> Tensor:
-        hidden_BSH = self.embedding(tokens_BS)
+    def _embed(self, tokens_BS: Tensor, context: ForwardContext, packed: Packed | None) -> Tensor:
+        hidden_BSH = self.embedding(tokens_BS, packed)
         if self.dropout is None or not self.training:
             return hidden_BSH  # type: ignore[no-any-return]
         mask_BSH = self.dropout.embedding_mask(hidden_BSH, context)

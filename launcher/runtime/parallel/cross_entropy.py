@@ -14,6 +14,9 @@ from torch.autograd.function import once_differentiable
 from launcher.runtime.collectives import maximum_over, sum_over
 from launcher.runtime.groups import Axis
 
+IGNORED = -100
+"""A label that counts nowhere."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class VocabularyShard:
@@ -28,14 +31,18 @@ class VocabularyShard:
 
 
 def cross_entropy(
-    logits_NV: Tensor, labels_N: Tensor, vocabulary: VocabularyShard | None = None
+    logits_NV: Tensor,
+    labels_N: Tensor,
+    vocabulary: VocabularyShard | None = None,
+    num_labels: float | None = None,
 ) -> Tensor:
     """Mean loss in nats, at least in float32; destroys the logits, whose memory takes the gradient.
 
     With a vocabulary shard the logits are never gathered: ranks exchange a maximum and two sums
     per token (Megatron-LM, arXiv:1909.08053, sec. 3). Padding rows get no probability.
+    With `num_labels` labels may be IGNORED, and it is what the sum of the others is divided by.
     """
-    return _CrossEntropy.apply(logits_NV, labels_N, vocabulary)  # type: ignore[no-any-return, no-untyped-call]
+    return _CrossEntropy.apply(logits_NV, labels_N, vocabulary, num_labels)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -43,8 +50,16 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits_NV: Tensor, labels_N: Tensor, vocabulary: VocabularyShard | None
+        ctx: Any,
+        logits_NV: Tensor,
+        labels_N: Tensor,
+        vocabulary: VocabularyShard | None,
+        num_labels: float | None,
     ) -> Tensor:
+        scale_N: Tensor | None = None
+        if num_labels is not None:
+            counts_N = labels_N != IGNORED
+            scale_N, labels_N = counts_N / num_labels, labels_N.where(counts_N, 0)
         work_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
         if vocabulary is not None and vocabulary.num_tokens < work_NV.shape[1]:
             work_NV[:, vocabulary.num_tokens :] = -torch.inf
@@ -60,12 +75,13 @@ class _CrossEntropy(torch.autograd.Function):
         if vocabulary is not None:
             both = sum_over(torch.stack((label_logit_N, total_N)), vocabulary.axis)
             label_logit_N, total_N = both[0], both[1]
-        loss = (total_N.log() - label_logit_N).mean()
+        losses_N = total_N.log() - label_logit_N
+        loss = losses_N.mean() if scale_N is None else (losses_N * scale_N).sum()
         if ctx.needs_input_grad[0]:
             # d mean / d logits = (softmax - one_hot) / N
-            scale = 1.0 / labels_N.numel()
-            work_NV.mul_(scale / total_N.unsqueeze(1))
-            step_N1 = _minus_one_hot(here_N1, index_N1, work_NV) * scale
+            scale_N1 = 1.0 / labels_N.numel() if scale_N is None else scale_N.unsqueeze(1)
+            work_NV.mul_(scale_N1 / total_N.unsqueeze(1))
+            step_N1 = _minus_one_hot(here_N1, index_N1, work_NV) * scale_N1
             work_NV.scatter_add_(1, index_N1, step_N1)
             # An attribute, not save_for_backward: it is neither input nor output of this function.
             ctx.gradient_NV = (
@@ -75,10 +91,10 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         gradient_NV, ctx.gradient_NV = ctx.gradient_NV, None
         assert gradient_NV is not None, "backward through a loss twice"
-        return gradient_NV.mul_(grad), None, None
+        return gradient_NV.mul_(grad), None, None, None
 
 
 def _local_labels(

@@ -1,0 +1,100 @@
+"""Checks the run's data where its files lie on this machine: what a job would find out too late."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.config.schema import Run
+from launcher.data.store_info import (
+    StoreInfo,
+    Unreadable,
+    megatron_prefix,
+    read_megatron_header,
+    read_store_info,
+)
+from launcher.errors import Finding
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """One path of the configuration."""
+
+    field: str
+    kind: str
+    path: str
+
+
+def check_data_files(run: Run) -> list[Finding]:
+    """Findings on every file of token ids that is here, or should be (hardware=local)."""
+    findings: list[Finding] = []
+    stores: list[tuple[_Place, StoreInfo]] = []
+    for place in _places(run):
+        if not _exists(place) and run.hardware.name != "local":
+            continue  # The cluster has it, this machine does not.
+        try:
+            if place.kind == "store":
+                stores.append((place, read_store_info(Path(place.path))))
+            elif place.kind == "megatron":
+                read_megatron_header(Path(megatron_prefix(place.path) + ".idx"))
+            elif not os.path.isfile(place.path):
+                raise Unreadable("no such file")
+        except Unreadable as error:
+            findings.append(unreadable(place.field, place.path, str(error)))
+    findings += vocabulary_findings(run, [info for _, info in stores])
+    return findings + _tokenizers_differ(stores)
+
+
+def unreadable(field: str, path: str | None, reason: str) -> Finding:
+    """The finding on a path that does not hold what it should."""
+    return Finding(field=field, value=path, rule="data-readable", reason=reason)
+
+
+def vocabulary_findings(run: Run, stores: list[StoreInfo]) -> list[Finding]:
+    """A tokenizer with more ids than the model has rows makes tokens without an embedding."""
+    largest = max((info.tokenizer.vocab_size for info in stores), default=0)
+    if largest <= run.model.vocab_size:
+        return []
+    return [
+        Finding(
+            field="model.vocab_size",
+            value=run.model.vocab_size,
+            rule="data-fits-vocabulary",
+            reason=f"the token store was made with a tokenizer of {largest} ids",
+            fix=f"model.vocab_size={largest}",
+        )
+    ]
+
+
+def _tokenizers_differ(stores: list[tuple[_Place, StoreInfo]]) -> list[Finding]:
+    hashes = {info.tokenizer.sha256 for _, info in stores}
+    if len(hashes) < 2:
+        return []
+    made = ", ".join(
+        f"{place.path} with {info.tokenizer.name} ({info.tokenizer.sha256[:8]})"
+        for place, info in stores
+    )
+    return [
+        Finding(
+            field="data.sources",
+            rule="mixture-one-tokenizer",
+            reason=f"the stores were made with different tokenizers: {made}",
+        )
+    ]
+
+
+def _places(run: Run) -> Iterator[_Place]:
+    data = run.data
+    if data.path is not None and data.kind in ("store", "megatron", "tokens"):
+        yield _Place(field="data.path", kind=data.kind, path=data.path)
+    for number, source in enumerate(data.sources if data.kind == "mixture" else ()):
+        yield _Place(field=f"data.sources.{number}.path", kind=source.kind, path=source.path)
+
+
+def _exists(place: _Place) -> bool:
+    if place.kind == "megatron":
+        prefix = megatron_prefix(place.path)
+        return os.path.exists(prefix + ".idx") or os.path.exists(prefix + ".bin")
+    return os.path.exists(place.path)

@@ -1,0 +1,1 @@
+"""Saving and loading the state of a training run (`launcher/checkpoint` is what lies on disk)."""
