@@ -35,10 +35,8 @@ def compare_stage(rank: int, rounds: int, zero_stage: int) -> None:
     layout = replace(layout, engine="fsdp2")
     groups, microbatches = make_groups(layout), make_microbatches(NUM_MICROBATCHES, seed=rank)
 
-    def build() -> Any:
-        return build_stage(run, layout, make_stage(0, 1), groups)
-
-    engine = build_engine(build(), run, layout, groups, None)
+    stage = build_stage(run, layout, make_stage(0, 1), groups)
+    engine = build_engine(stage, run, layout, groups, None)
     channels = build_channels(groups, (1, 1, 1), microbatches[0].tokens_BS.dtype)
     schedule = build_schedule("1f1b", 1, NUM_MICROBATCHES)
 
@@ -47,7 +45,8 @@ def compare_stage(rank: int, rounds: int, zero_stage: int) -> None:
             run_schedule(schedule, engine, channels, 0, microbatches)
         engine.step(1e-4)
 
-    plain = hand_written(build(), groups, reshards=zero_stage == 3)
+    module = build_stage(run, replace(layout, engine="deepspeed"), make_stage(0, 1), groups)
+    plain = hand_written(module, groups, reshards=zero_stage == 3)
     optimizer = build_optimizer(plain.parameters(), run.optimizer)
 
     def theirs() -> None:
