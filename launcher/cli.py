@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher import __version__, commands, run_commands
+from launcher import __version__, commands, run_commands, table_commands
 from launcher.config.spelling import closest, did_you_mean
 from launcher.errors import (
     EXIT_DONE,
@@ -26,9 +26,12 @@ verbs
   run      check, plan, write the run directory, start the job and follow it (default)
   plan     check and predict only
   verify   train a shrunk model in the same layout on CPU processes and in one process; compare
+  convert SRC DST   weights to and from Hugging Face safetensors
   resume RUN        continue a run, with other values where overrides say so
   checkpoints RUN   list, verify or compare the checkpoints of a run
   checkpoint RUN    have a running job save now
+  tokenize text, JSONL, Parquet or a saved data set to a token store (launch tokenize --help)
+  backtest predict every measured run of a table (FILE.csv) and say how far off that is
   rules    every rule that a configuration must obey, with its reason
 
 overrides (Hydra)
@@ -55,8 +58,16 @@ class Verb:
 _CONFIG = frozenset({"config_dir", "cfg", "package", "resolve"})
 _VERBS = {
     "run": Verb(action=commands.run, flags=_CONFIG | {"dry_run", "run_dir", "multirun"}),
-    "plan": Verb(action=commands.plan, flags=_CONFIG | {"json", "multirun"}),
+    "plan": Verb(action=commands.plan, flags=_CONFIG | {"json", "multirun", "html", "trace"}),
     "verify": Verb(action=commands.verify, flags=_CONFIG | {"json", "run_dir"}),
+    "convert": Verb(
+        action=commands.convert,
+        flags=frozenset({"to", "step", "dtype", "max_shard_size", "tokenizer"}),
+        operands=("SRC", "DST"),
+    ),
+    "tokenize": Verb(
+        action=commands.tokenize, flags=frozenset({"json", "verify"}), takes_overrides=False
+    ),
     "resume": Verb(
         action=run_commands.resume,
         flags=frozenset({"config_dir", "dry_run", "from_scratch"}),
@@ -74,6 +85,7 @@ _VERBS = {
         takes_overrides=False,
         operands=("RUN",),
     ),
+    "backtest": Verb(action=table_commands.backtest, flags=frozenset({"json"})),
     "rules": Verb(action=commands.rules, flags=frozenset({"json"}), takes_overrides=False),
 }
 # `--cfg` prints and stops; `--package` and `--resolve` say what it prints.
@@ -98,6 +110,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(words: list[str]) -> int:
+    if words[:1] == ["tokenize"]:
+        # It has flags of its own and no overrides.
+        line = commands.Request(overrides=(), config_dirs=(), command_line=tuple(words))
+        return commands.tokenize(line)
     parser = _parser()
     parsed = parser.parse_intermixed_args(words)
     if parsed.shell_completion is not None:
@@ -232,11 +248,18 @@ def _parser() -> _Parser:
     add("--dry-run", action="store_true", help="run, resume: print the exact script and stop")
     add("--json", action="store_true", help="one JSON document on standard output")
     add("--run-dir", metavar="DIR", help="run directory (default: runs/<name>-<time>)")
+    add("--html", metavar="FILE", help="plan: also write it as a page for a browser")
+    add("--trace", metavar="FILE", help="plan: also write the step's timeline, for ui.perfetto.dev")
     add("--config-dir", "-cd", metavar="DIR", action="append", default=[], help="own conf tree")
     add("--multirun", "-m", action="store_true", help="one run per combination of swept values")
     add("--cfg", "-c", choices=("job", "hydra", "all"), help="print the composed configuration")
     add("--package", "-p", metavar="KEY", help="--cfg: only this part")
     add("--resolve", action="store_true", help="--cfg: with interpolations resolved")
+    add("--to", choices=("hf", "launch"), help="convert: to this format (default: the other)")
+    add("--step", metavar="N", type=int, help="convert: checkpoint of a run (default: the newest)")
+    add("--dtype", choices=("float32", "bfloat16"), help="convert: to hf in this (float32)")
+    add("--max-shard-size", metavar="SIZE", help="convert: largest file (5GB)")
+    add("--tokenizer", metavar="DIR", help="convert: to hf with the tokenizer files in it")
     add("--from-scratch", action="store_true", help="resume: put the past aside and start again")
     add("--verify", action="store_true", help="checkpoints: read every file and compare checksums")
     add("--diff", nargs=2, metavar="STEP", help="checkpoints: what differs between two of them")

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json as json_module
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from launcher.config.assets import conf_dir
-from launcher.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, ConfigError
+from launcher.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, ConfigError, Finding
 from launcher.jobs import (
     hold_run,
     print_plan,
     refuse_here,
     require_fit,
+    require_workers,
     start_job,
     this_machine,
     too_large,
@@ -71,10 +72,12 @@ def run(request: Request) -> int:
 
 
 def plan(request: Request) -> int:
-    """Check and predict."""
+    """Check and predict; write the page and the trace where they are asked for."""
     codes = []
     documents = []
-    for overrides in _jobs(request):
+    jobs = _jobs(request)
+    write = _plan_writer(request, jobs)
+    for overrides in jobs:
         answer = _plan_job(overrides, request)
         codes.append(EXIT_DONE if answer.memory.fits else EXIT_DOES_NOT_FIT)
         if request.json:
@@ -83,6 +86,7 @@ def plan(request: Request) -> int:
             print_plan(answer)
             if not answer.memory.fits:
                 print(too_large(answer), file=sys.stderr)
+        write(answer)
     if request.json:
         document = documents if request.multirun else documents[0]
         print(json_module.dumps(document, indent=1))
@@ -94,7 +98,40 @@ def verify(request: Request) -> int:
     from launcher.submit.verify import verify_plan
 
     answer = _plan_job(list(request.overrides), request)
+    require_workers(answer)
     return verify_plan(answer, this_machine(), run_dir=request.run_dir, as_json=request.json)
+
+
+def convert(request: Request) -> int:
+    """Weights to and from Hugging Face."""
+    from launcher.config.model_fields import read_model_overrides
+    from launcher.convert.convert import Conversion
+    from launcher.convert.convert import convert as convert_weights
+
+    source, destination = (Path(os.path.expanduser(word)) for word in request.operands)
+    flags = request.flags
+    tokenizer = flags["tokenizer"]
+    asked = Conversion(
+        source=source,
+        destination=destination,
+        to=flags["to"],
+        step=flags["step"],
+        dtype=flags["dtype"],
+        max_shard_size=flags["max_shard_size"],
+        tokenizer=Path(os.path.expanduser(tokenizer)) if tokenizer else None,
+        overrides=read_model_overrides(request.overrides),
+    )
+    print(convert_weights(asked))
+    return EXIT_DONE
+
+
+def tokenize(request: Request) -> int:
+    """Text to a token store; it reads its own command line."""
+    from launcher.data.command import main
+
+    words = list(request.command_line)
+    words.remove("tokenize")
+    return main(words)
 
 
 def rules(request: Request) -> int:
@@ -153,3 +190,31 @@ def _plan_job(overrides: Sequence[str], request: Request) -> Plan:
     loaded = load_run(overrides, request.config_dirs)
     answer = build_plan(loaded.run)
     return replace(answer, decisions=(*loaded.decisions, *answer.decisions))
+
+
+def _plan_writer(request: Request, jobs: Sequence[Sequence[str]]) -> Callable[[Plan], None]:
+    """What writes the files of --html and --trace; names that cannot be written end here."""
+    html, trace = request.flags["html"], request.flags["trace"]
+    if html is None and trace is None:
+        return lambda answer: None
+    from launcher.submit.plan_files import check_files, plan_files, write_files
+
+    files = plan_files(html, trace)
+    if findings := check_files(files, len(jobs)):
+        raise ConfigError([*findings, *_mistakes(jobs, request)])
+
+    def write(answer: Plan) -> None:
+        for path in write_files(files, answer):
+            print(f"written     {path}", file=sys.stderr if request.json else sys.stdout)
+
+    return write
+
+
+def _mistakes(jobs: Sequence[Sequence[str]], request: Request) -> Sequence[Finding]:
+    """What is wrong with the first job that cannot be planned."""
+    try:
+        for overrides in jobs:
+            _plan_job(overrides, request)
+    except ConfigError as error:
+        return error.findings
+    return ()

@@ -86,6 +86,10 @@ def complete_line(line: str, verbs: Sequence[str], flags: Sequence[str]) -> list
     _, *words = line.split(" ")
     *before, word = words or [""]
     before = [other for other in before if other]
+    if before[:1] == ["tokenize"]:
+        from launcher.data.command import flags as own_flags
+
+        return [flag for flag in own_flags() if word and flag.startswith(word)]
     if word.startswith("-"):
         return [flag for flag in sorted(flags) if flag.startswith(word)]
     if before and before[-1] in ("--run-dir", "--config-dir", "-cd"):

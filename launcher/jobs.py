@@ -9,7 +9,13 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from launcher.config.assets import assets_dir
-from launcher.errors import DoesNotFit, Finding, LaunchError, SubmissionRefused
+from launcher.errors import (
+    ConfigError,
+    DoesNotFit,
+    Finding,
+    LaunchError,
+    SubmissionRefused,
+)
 from launcher.plan.records import Plan
 from launcher.plan.run_files import RunFiles
 
@@ -63,9 +69,28 @@ def refuse_here(answer: Plan) -> None:
     from launcher.submit.local import refuse_if_not_here
     from launcher.submit.slurm import refuse_submission
 
+    require_workers(answer)
     if answer.run.launch.name == "slurm":
         refuse_submission()
     refuse_if_not_here(answer, detect_machine())
+
+
+def require_workers(answer: Plan) -> None:
+    """Refuse models that can be planned but not built by the workers."""
+    model = answer.run.model
+    parts = {"model.experts": model.experts, "model.latent": model.latent}
+    findings = [
+        Finding(
+            field=field,
+            value=model.name,
+            rule="planned-only",
+            reason="can be planned, but workers do not build it yet",
+        )
+        for field, part in parts.items()
+        if part is not None
+    ]
+    if findings:
+        raise ConfigError(findings)
 
 
 @contextlib.contextmanager

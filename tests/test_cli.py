@@ -127,16 +127,18 @@ def test_every_error_a_user_may_see_has_an_exit_code():
     [
         (["plna"], "plna [unknown-verb]: neither a verb nor an override (key=value). "
                    f"Legal here: {', '.join(sorted(cli._VERBS))}. Try launch plan."),
+        (["convert", "folder", "model.name=x"],
+         "launch convert SRC DST [missing-operand]: DST not given."),
         (["plan", "--jsno"], "--jsno [unknown-flag]: no such flag; did you mean '--json'?"),
         (["--zzz"], "--zzz [unknown-flag]: no such flag. Try launch --help."),
         (["--json"], "--json [unused-flag]: `launch run` has no such flag. Legal here: --cfg, "
                      "--config-dir, --dry-run, --multirun, --run-dir."),
         (["plan", "--dry-run"], "--dry-run [unused-flag]: `launch plan` has no such flag. "
-                                "Legal here: --cfg, --config-dir, --json, --multirun."),
+         "Legal here: --cfg, --config-dir, --html, --json, --multirun, --trace."),
         (["plan", "--cfg", "job", "--json"], "--json [unused-flag]: `launch plan --cfg` has no "
          "such flag. Legal here: --cfg, --config-dir, --multirun, --package, --resolve."),
         (["plan", "--resolve"], "--resolve [unused-flag]: `launch plan` has no such flag. "
-         "Legal here: --cfg, --config-dir, --json, --multirun. Try --cfg job."),
+         "Legal here: --cfg, --config-dir, --html, --json, --multirun, --trace. Try --cfg job."),
         (["rules", "a=1"], "a=1 [unused-override]: `launch rules` takes no overrides."),
         (["rules", "-m"], "--multirun [unused-flag]: `launch rules` has no such flag. "
                           "Legal here: --json."),

@@ -9,24 +9,27 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "launcher"
-# errors < data < config < plan < checkpoint < render < submit < cli; runtime beside them.
+# errors < data < config < plan < checkpoint < convert < render < submit < cli; runtime beside them.
 MAY_IMPORT = {
     "errors": set(),
     "data": {"errors"},
     "config": {"errors", "data"},
     "plan": {"errors", "config"},
     "checkpoint": {"errors", "config", "plan"},
+    "convert": {"errors", "config", "plan", "checkpoint"},
     "render": {"errors", "config", "plan"},
     "submit": {"errors", "config", "plan", "checkpoint", "render"},
-    "runtime": {"errors", "data", "config", "plan", "checkpoint"},
-    "completion": {"errors", "config"},
+    "runtime": {"errors", "data", "config", "plan", "checkpoint", "convert"},
+    "completion": {"errors", "data", "config"},
     "jobs": {"errors", "config", "plan", "checkpoint", "render", "submit"},
     "commands": {
         "jobs",
         "errors",
+        "data",
         "config",
         "plan",
         "checkpoint",
+        "convert",
         "render",
         "submit",
         "completion",
@@ -41,7 +44,8 @@ MAY_IMPORT = {
         "render",
         "submit",
     },
-    "cli": {"errors", "config", "commands", "run_commands"},
+    "table_commands": {"commands", "errors", "config", "plan"},
+    "cli": {"errors", "config", "commands", "run_commands", "table_commands"},
     "__main__": {"cli"},
     "__init__": set(),
 }
@@ -49,7 +53,7 @@ MAY_IMPORT = {
 BELONGS_TO = {
     "torch": ("runtime",),
     "deepspeed": ("runtime",),
-    "numpy": ("runtime", "checkpoint", "data"),
+    "numpy": ("runtime", "checkpoint", "convert", "data"),
     "xxhash": ("checkpoint",),
     "hydra": ("config/compose.py",),
     "omegaconf": ("config",),

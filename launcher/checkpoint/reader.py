@@ -54,6 +54,10 @@ class Checkpoint:
         """The tensors of one kind (`manifest.KINDS`) by their logical names."""
         return CheckpointSource(self, kind)
 
+    def release(self) -> None:
+        """Unmap the files: pages read through a map count as memory until then."""
+        self._files.clear()
+
     def read(self, tensor: str, box: Box) -> Array:
         """A box of `<kind>/<name>`: a view where one piece holds it, else put together."""
         record = self.manifest.tensors[tensor]

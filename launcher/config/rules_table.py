@@ -5,6 +5,8 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
+from launcher.config.convert_checks import CONVERT_CHECKS
+from launcher.config.data_checks import DATA_CHECKS
 from launcher.config.resume_checks import RESUME_CHECKS
 from launcher.config.rules import RULES
 
@@ -82,30 +84,35 @@ BASIC_CHECKS = (
     ("unused-override", "command line", "the verb reads overrides", "None may be ignored."),
     ("unused-flag", "command line", "the verb has the flag", "A flag must not be ignored."),
     (
+        "planned-only",
+        "run, verify",
+        "workers can build the model",
+        "Experts and latent attention are planned, not yet run.",
+    ),
+    ("one-table", "launch backtest", "one file is named", "Each table is judged by itself."),
+    ("unreadable-table", "launch backtest", "the file is text", "Nothing else can be predicted."),
+    ("bad-table", "launch backtest", "the file is a CSV", "Its rows are measured runs."),
+    ("missing-column", "launch backtest", "needed columns are there", "Every row needs them."),
+    (
         "no-local-gpu",
         "hardware.device",
         "device=cuda on hardware=local needs a GPU here",
         "The job would fail when its workers start.",
     ),
-    ("data-readable", "data.path", "the data can be read", "The job would fail after its start."),
     (
-        "mixture-one-tokenizer",
-        "data.sources",
-        "the stores of a mixture were made with one tokenizer",
-        "Another tokenizer's ids stand for other words.",
+        "file-not-writable",
+        "--html, --trace",
+        "the file can be written",
+        "The plan would be lost after it was made.",
     ),
     (
-        "data-fits-vocabulary",
-        "data.path",
-        "every token id is below model.vocab_size",
-        "An id beyond the table has no embedding.",
+        "one-plan-per-file",
+        "--html, --trace",
+        "every file that is asked for holds one plan",
+        "The last one would overwrite the others.",
     ),
-    (
-        "data-long-enough",
-        "data.path",
-        "there is at least one sample for training",
-        "A shorter file yields no batch.",
-    ),
+    *DATA_CHECKS,
+    *CONVERT_CHECKS,
     *RESUME_CHECKS,
 )
 

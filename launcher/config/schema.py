@@ -8,20 +8,36 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from launcher.config.hardware_schema import Gpu, Hardware, Network, Node
+from launcher.config.model_schema import Experts, LatentAttention, Model, RopeScaling
+from launcher.config.record import Batch, Fraction, Positive, PositiveFloat, Record
 from launcher.config.resume_class import Forbidden, Numerics, Resharding, Safe
 
-Positive = Annotated[int, Field(ge=1, le=2**62)]
-# Beyond any machine, and small enough that a mistyped number is answered at once.
-Layers = Annotated[int, Field(ge=1, le=1_000)]
-Nodes = Annotated[int, Field(ge=1, le=20_000)]
-PerNode = Annotated[int, Field(ge=1, le=256)]
-Batch = Annotated[int, Field(ge=1, le=2**20)]
-Width = Annotated[int, Field(ge=1, le=2**24)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
+__all__ = [
+    "Checkpoint",
+    "Data",
+    "Experts",
+    "Gpu",
+    "Hardware",
+    "LatentAttention",
+    "Launch",
+    "Model",
+    "Network",
+    "Node",
+    "Optimizer",
+    "Parallelism",
+    "Precision",
+    "Record",
+    "RopeScaling",
+    "Run",
+    "ScheduleName",
+    "Train",
+    "is_schedule_file",
+]
+
 Axis = Literal["tp", "cp", "ep", "dp", "pp"]
 
 
@@ -39,158 +55,6 @@ def _known_schedule(value: object) -> object:
     if value in get_args(ScheduleName) or is_schedule_file(value):
         return value
     raise PydanticCustomError("literal_error", "no such schedule")
-
-
-class Record(BaseModel):
-    """Base of all records: no unknown keys, no silent conversion, no change after creation."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
-
-
-class RopeScaling(Record):
-    """Llama 3.1's frequency-dependent stretching of rotary positions."""
-
-    factor: Forbidden[PositiveFloat]
-    """By how much low frequencies are stretched."""
-    low_freq_factor: Forbidden[PositiveFloat]
-    """Wavelengths longer than original_max_position / this are stretched in full."""
-    high_freq_factor: Forbidden[PositiveFloat]
-    """Wavelengths shorter than original_max_position / this are left alone."""
-    original_max_position: Forbidden[Positive]
-    """Sequence length of the pre-training before the stretch."""
-
-
-class Model(Record):
-    """A decoder, as facts: GPT-2, GPT-3, Llama, Mistral and Yi differ in these fields only."""
-
-    name: Safe[str]
-    """Name in reports; the file's name under conf/model."""
-    num_layers: Forbidden[Layers]
-    """Transformer blocks."""
-    hidden_size: Forbidden[Width]
-    """Width of the residual stream."""
-    num_heads: Forbidden[Width]
-    """Query heads."""
-    num_kv_heads: Forbidden[Width | None] = None
-    """Key and value heads (GQA); None: as many as num_heads."""
-    head_dim: Forbidden[Width | None] = None
-    """Width of one head; None: hidden_size / num_heads."""
-    ffn_hidden_size: Forbidden[Width]
-    """Inner width of the MLP."""
-    vocab_size: Forbidden[Width]
-    """Rows of the token embedding, without padding."""
-    max_sequence_length: Forbidden[Width]
-    """Longest sequence the positions are made for."""
-    position: Forbidden[Literal["learned", "rope", "none"]] = "rope"
-    """How positions enter: a learned table, rotary embedding or not at all."""
-    norm: Forbidden[Literal["layernorm", "rmsnorm"]] = "rmsnorm"
-    """Normalisation before attention, before the MLP and after the last block."""
-    norm_eps: Forbidden[PositiveFloat] = 1e-5
-    """Added to the variance."""
-    activation: Forbidden[Literal["gelu", "gelu_tanh", "relu", "swiglu"]] = "swiglu"
-    """MLP activation; swiglu has a third (gate) projection."""
-    bias: Forbidden[bool] = False
-    """Biases on all linear layers of the blocks."""
-    tie_embeddings: Forbidden[bool] = False
-    """The output head is the token embedding."""
-    rope_theta: Forbidden[PositiveFloat] = 10000.0
-    """Base of the rotary frequencies."""
-    rope_scaling: Forbidden[RopeScaling | None] = None
-    """Stretching of rotary positions; None: none."""
-    sliding_window: Forbidden[Positive | None] = None
-    """Each token sees this many tokens back, itself included; None: all."""
-    dropout: Numerics[Fraction] = 0.0
-    """Dropout on the embedding and on both residual branches."""
-    attention_dropout: Numerics[Fraction] = 0.0
-    """Dropout on attention probabilities."""
-    init_std: Safe[PositiveFloat] = 0.02
-    """Standard deviation of initial weights; residual projections get it / sqrt(2 num_layers)."""
-
-    @property
-    def kv_heads(self) -> int:
-        """Key and value heads, with the default applied."""
-        return self.num_kv_heads or self.num_heads
-
-    @property
-    def head_size(self) -> int:
-        """Width of one head, with the default applied."""
-        return self.head_dim or self.hidden_size // self.num_heads
-
-    @property
-    def is_gated(self) -> bool:
-        """Whether the MLP has a gate projection beside the up projection."""
-        return self.activation == "swiglu"
-
-
-class PeakFlops(Record):
-    """Dense peak FLOP/s (2 per multiply-add) per compute type, without sparsity."""
-
-    fp32: Safe[PositiveFloat]
-    """float32 as torch runs it by default (no TF32)."""
-    bf16: Safe[PositiveFloat]
-    """bfloat16 with float32 accumulation."""
-
-
-class Gpu(Record):
-    """One accelerator, or the share of a CPU machine that one process gets."""
-
-    name: Safe[str]
-    """Product name."""
-    memory_bytes: Safe[Positive]
-    """Memory that programs can use."""
-    memory_bandwidth: Safe[PositiveFloat]
-    """Bytes per second."""
-    peak_flops: PeakFlops
-    """FLOP/s per compute type."""
-    max_efficiency: Safe[Annotated[float, Field(gt=0, le=1)]]
-    """Share of peak that large matrix products reach."""
-    op_overhead_s: Safe[Annotated[float, Field(ge=0)]]
-    """Seconds that any operator takes however small it is."""
-    context_bytes: Safe[Annotated[int, Field(ge=0)]]
-    """Memory that a process takes before its first tensor (context, libraries, communicators)."""
-
-
-class Node(Record):
-    """What joins the devices of one node."""
-
-    name: Safe[str]
-    """Product name of the node or of its interconnect."""
-    bandwidth: Safe[PositiveFloat]
-    """Bytes per second per device and direction, inside the node."""
-    latency_s: Safe[PositiveFloat]
-    """Seconds per message inside the node."""
-    host_memory_bytes: Safe[Positive]
-    """RAM of the node."""
-
-
-class Network(Record):
-    """What joins the nodes."""
-
-    name: Safe[str]
-    """Product name of the fabric."""
-    bandwidth: Safe[PositiveFloat]
-    """Bytes per second per device and direction, between nodes."""
-    latency_s: Safe[PositiveFloat]
-    """Seconds per message between nodes."""
-
-
-class Hardware(Record):
-    """The devices that the job gets."""
-
-    name: Safe[str]
-    """The file's name under conf/hardware."""
-    device: Numerics[Literal["cuda", "cpu", "auto"]] = "cuda"
-    """What workers compute on; auto (local only): cuda if the machine has enough GPUs, else cpu."""
-    num_nodes: Resharding[Nodes] = 1
-    """Nodes."""
-    gpus_per_node: Resharding[PerNode | None] = None
-    """Devices (processes) per node; None (local only): all GPUs, or what the layout asks for."""
-    gpu: Safe[Gpu | None] = None
-    """None (local only): detected."""
-    node: Safe[Node | None] = None
-    """None (local only): detected."""
-    network: Safe[Network | None] = None
-    """None: no second node."""
 
 
 class Parallelism(Record):

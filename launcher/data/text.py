@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass
@@ -71,7 +72,8 @@ def split_text(text: Text, held_out: float) -> tuple[Text, Text]:
     Without borders the cut is at a token.
     """
     cut = text.end - round(len(text) * held_out)
-    if text.borders is not None and cut < text.end:
+    if text.borders is not None and held_out > 0:
+        cut = text.end - math.ceil(len(text) * held_out)
         index = bisect_right(text.borders, cut) - 1
         cut = max(text.start, int(text.borders[index]))
     left = Text(tokens=text.tokens, start=text.start, end=cut, borders=text.borders)

@@ -29,6 +29,8 @@ def find_warnings(
         _memory(run, layout, memory),
         _host_memory(run, layout, memory),
         _tp_crosses_nodes(layout, step),
+        _ep_crosses_nodes(layout, step),
+        _uneven_rails(layout, step),
         _bubble(layout, step),
         _communication(layout, step),
         _idle_memory(run, layout, stages, memory, step),
@@ -96,6 +98,42 @@ def _tp_crosses_nodes(layout: Layout, step: StepEstimate) -> Warning | None:
     )
 
 
+def _ep_crosses_nodes(layout: Layout, step: StepEstimate) -> Warning | None:
+    entry = next((entry for entry in step.communication if entry.axis == "ep"), None)
+    if entry is None or not entry.crosses_nodes:
+        return None
+    room = max(1, layout.gpus_per_node // layout.tp)
+    return Warning(
+        id="ep-crosses-nodes",
+        message=f"ep={layout.ep} spans nodes of {layout.gpus_per_node}: tokens travel to their "
+        "experts and back over the network in every block",
+        fix=f"parallelism.ep={_largest_divisor(layout.ep, room)}",
+    )
+
+
+def _uneven_rails(layout: Layout, step: StepEstimate) -> Warning | None:
+    """A group of dp x cp with more ranks on one node than on another waits for the fuller one."""
+    entry = next((entry for entry in step.communication if entry.axis == "dp"), None)
+    if entry is None or not entry.crosses_nodes or layout.order[0] == "dp":
+        return None
+    inner = layout.tp if layout.order[0] == "tp" else 1
+    if layout.gpus_per_node % inner == 0 and _is_even(layout, inner):
+        return None
+    return Warning(
+        id="uneven-rails",
+        message=f"dp groups have {layout.dp * layout.cp} ranks, {inner} apart, and nodes have "
+        f"{layout.gpus_per_node} devices: some nodes carry more ranks of a group than others, and "
+        "their adapters more of its traffic",
+        fix=f"parallelism.tp={_largest_divisor(layout.gpus_per_node, layout.tp)}",
+    )
+
+
+def _is_even(layout: Layout, inner: int) -> bool:
+    per_node = layout.gpus_per_node // inner
+    replicas = layout.dp * layout.cp
+    return replicas % per_node == 0 or per_node % replicas == 0
+
+
 def _bubble(layout: Layout, step: StepEstimate) -> Warning | None:
     if layout.pp == 1 or step.time.bubble_fraction <= MAX_BUBBLE:
         return None
@@ -117,7 +155,7 @@ def _bubble(layout: Layout, step: StepEstimate) -> Warning | None:
 
 def _communication(layout: Layout, step: StepEstimate) -> Warning | None:
     share = step.time.exposed_communication_s / step.time.step_s
-    if share <= MAX_COMMUNICATION:
+    if not share > MAX_COMMUNICATION:  # nor where the step takes for ever
         return None
     busiest = max(step.communication, key=lambda entry: entry.seconds_per_step)
     fix = (

@@ -7,14 +7,10 @@ from launcher.config.schema import Optimizer, Run
 from launcher.errors import ConfigError
 from launcher.plan.audit import find_warnings
 from launcher.plan.costs import count_parameters
+from launcher.plan.estimate import estimate_layout
 from launcher.plan.fill import fill_run
-from launcher.plan.memory import build_shape, estimate_memory
-from launcher.plan.mesh import build_mesh
-from launcher.plan.records import Layout, Plan, Stage
-from launcher.plan.roofline import estimate_parts
-from launcher.plan.schedule_choice import check_schedule_file, plan_chain, plan_schedule
-from launcher.plan.stages import split_stages
-from launcher.plan.step_time import estimate_step
+from launcher.plan.records import Plan
+from launcher.plan.schedule_choice import check_schedule_file
 
 
 def build_plan(run: Run) -> Plan:
@@ -31,38 +27,24 @@ def build_plan(run: Run) -> Plan:
     # 2. The filled run obeys every rule.
     if findings := check_run(run):
         raise ConfigError(findings)
-    # 3. Where ranks sit, and which blocks each stage holds.
-    mesh = build_mesh(layout)
-    stages = plan_stages(run, layout)
-    # 4. The schedule that will run, simulated: step time and microbatches in flight.
-    schedule = plan_schedule(run, layout)
-    step = estimate_step(run, layout, stages, schedule, mesh)
-    # 5. Memory of every stage, from that same simulation.
-    memory = estimate_memory(run, layout, stages, step.simulation.peak_in_flight)
-    # 6. What is legal, but probably not meant.
-    warnings = find_warnings(run, layout, stages, memory, step)
+    # 3. Blocks of each stage; the schedule that will run, simulated; memory along it.
+    found = estimate_layout(run, layout)
+    # 4. What is legal, but probably not meant.
+    warnings = find_warnings(run, layout, found.stages, found.memory, found.step)
     parameters = count_parameters(run.model)
     return Plan(
         run=run,
         layout=layout,
-        stages=stages,
-        memory=memory,
-        time=step.time,
-        communication=step.communication,
+        stages=found.stages,
+        memory=found.memory,
+        time=found.step.time,
+        communication=found.step.communication,
         parameters=parameters,
         checkpoint_bytes=parameters * _checkpoint_bytes_per_parameter(run.optimizer),
-        simulation=step.simulation,
+        simulation=found.step.simulation,
         warnings=warnings,
         decisions=filled.decisions,
     )
-
-
-def plan_stages(run: Run, layout: Layout) -> tuple[Stage, ...]:
-    """The split of a filled run: by the time that blocks, embedding and head take."""
-    assert run.hardware.gpu is not None
-    shape = build_shape(run, layout)
-    parts = estimate_parts(run.model, shape, layout.recompute, run.hardware.gpu, run.precision)
-    return split_stages(run.model, layout.pp, parts, plan_chain(run, layout))
 
 
 def _checkpoint_bytes_per_parameter(optimizer: Optimizer) -> int:

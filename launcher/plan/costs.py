@@ -8,9 +8,9 @@ ones along dim 1 (inputs), as in Megatron-LM (arXiv:1909.08053, sec. 3).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from launcher.config.schema import Model
+from launcher.config.schema import Experts, Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,8 @@ class ParameterSpec:
     """Has one row per token: padded up to a multiple of tp."""
     num_units: int = 1
     """Indivisible pieces along tp_dim (heads, columns, tokens)."""
+    is_expert: bool = False
+    """Belongs to one routed expert; experts are dealt out over ep."""
 
     @property
     def size(self) -> int:
@@ -59,7 +61,11 @@ def parameter_table(model: Model) -> tuple[ParameterSpec, ...]:
 def count_parameters(model: Model) -> int:
     """Parameters of the model, each once: GPT-2 has 124,439,808."""
     ends = embedding_parameters(model) + head_parameters(model)
-    return sum_sizes(ends) + model.num_layers * sum_sizes(block_parameters(model, 0))
+    num_dense = model.experts.num_dense_layers if model.experts else 0
+    blocks = (model.num_layers - num_dense) * sum_sizes(block_parameters(model, num_dense))
+    if num_dense:
+        blocks += num_dense * sum_sizes(block_parameters(model, 0))
+    return sum_sizes(ends) + blocks
 
 
 def sum_sizes(specs: tuple[ParameterSpec, ...], tp: int = 1) -> int:
@@ -79,21 +85,63 @@ def embedding_parameters(model: Model) -> tuple[ParameterSpec, ...]:
 
 
 def block_parameters(model: Model, layer: int) -> tuple[ParameterSpec, ...]:
-    """Norms, attention and MLP of one block."""
-    hidden, ffn = model.hidden_size, model.ffn_hidden_size
-    queries, keys = model.num_heads * model.head_size, model.kv_heads * model.head_size
-    heads, kv_heads = model.num_heads, model.kv_heads
+    """Norms, attention and MLP (or experts) of one block."""
     at = f"layers.{layer}"
     specs = _norm(f"{at}.attention_norm", model)
-    specs += _column(f"{at}.attention.q_proj", hidden, queries, model.bias, heads)
+    specs += _latent(at, model) if model.latent else _attention(at, model)
+    specs += _norm(f"{at}.mlp_norm", model)
+    if model.experts is None or layer < model.experts.num_dense_layers:
+        return specs + _mlp(f"{at}.mlp", model, model.ffn_hidden_size)
+    return specs + _experts(at, model, model.experts)
+
+
+def _attention(at: str, model: Model) -> tuple[ParameterSpec, ...]:
+    hidden, heads, kv_heads = model.hidden_size, model.num_heads, model.kv_heads
+    queries, keys = heads * model.head_size, kv_heads * model.head_size
+    specs = _column(f"{at}.attention.q_proj", hidden, queries, model.bias, heads)
     specs += _column(f"{at}.attention.k_proj", hidden, keys, model.bias, kv_heads, is_kv=True)
     specs += _column(f"{at}.attention.v_proj", hidden, keys, model.bias, kv_heads, is_kv=True)
-    specs += _row(f"{at}.attention.out_proj", queries, hidden, model.bias, heads)
-    specs += _norm(f"{at}.mlp_norm", model)
+    return specs + _row(f"{at}.attention.out_proj", queries, hidden, model.bias, heads)
+
+
+def _latent(at: str, model: Model) -> tuple[ParameterSpec, ...]:
+    """Multi-head latent attention (arXiv:2405.04434): the narrow projections are not cut."""
+    latent, hidden, heads = model.latent, model.hidden_size, model.num_heads
+    assert latent is not None
+    at = f"{at}.attention"
+    score = latent.nope_head_dim + latent.rope_head_dim
+    specs: tuple[ParameterSpec, ...] = ()
+    if latent.q_rank:
+        specs += (ParameterSpec(name=f"{at}.q_down.weight", shape=(latent.q_rank, hidden)),)
+        specs += (ParameterSpec(name=f"{at}.q_norm.weight", shape=(latent.q_rank,)),)
+    specs += _column(f"{at}.q_proj", latent.q_rank or hidden, heads * score, False, heads)
+    narrow = latent.kv_rank + latent.rope_head_dim
+    specs += (ParameterSpec(name=f"{at}.kv_down.weight", shape=(narrow, hidden)),)
+    specs += (ParameterSpec(name=f"{at}.kv_norm.weight", shape=(latent.kv_rank,)),)
+    wide = heads * (latent.nope_head_dim + latent.value_head_dim)
+    specs += _column(f"{at}.kv_proj", latent.kv_rank, wide, False, heads)
+    return specs + _row(f"{at}.out_proj", heads * latent.value_head_dim, hidden, False, heads)
+
+
+def _mlp(at: str, model: Model, ffn: int) -> tuple[ParameterSpec, ...]:
+    hidden = model.hidden_size
+    specs: tuple[ParameterSpec, ...] = ()
     if model.is_gated:
-        specs += _column(f"{at}.mlp.gate_proj", hidden, ffn, model.bias, ffn)
-    specs += _column(f"{at}.mlp.up_proj", hidden, ffn, model.bias, ffn)
-    return specs + _row(f"{at}.mlp.down_proj", ffn, hidden, model.bias, ffn)
+        specs += _column(f"{at}.gate_proj", hidden, ffn, model.bias, ffn)
+    specs += _column(f"{at}.up_proj", hidden, ffn, model.bias, ffn)
+    return specs + _row(f"{at}.down_proj", ffn, hidden, model.bias, ffn)
+
+
+def _experts(at: str, model: Model, experts: Experts) -> tuple[ParameterSpec, ...]:
+    """Router, routed experts one by one, and the shared ones as a single wide MLP."""
+    shape = (experts.num_experts, model.hidden_size)
+    specs: tuple[ParameterSpec, ...] = (ParameterSpec(name=f"{at}.router.weight", shape=shape),)
+    for expert in range(experts.num_experts):
+        mlp = _mlp(f"{at}.experts.{expert}", model, experts.ffn_hidden_size)
+        specs += tuple(replace(spec, is_expert=True) for spec in mlp)
+    if experts.num_shared:
+        specs += _mlp(f"{at}.shared", model, experts.num_shared * experts.ffn_hidden_size)
+    return specs
 
 
 def head_parameters(model: Model) -> tuple[ParameterSpec, ...]:

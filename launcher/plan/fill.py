@@ -22,13 +22,8 @@ from launcher.config.rules import check_run, obeys_rules
 from launcher.config.schema import Run
 from launcher.errors import ConfigError, Finding
 from launcher.plan.batch import default_sequence_length, solve_batch
-from launcher.plan.memory import build_shape, estimate_memory
-from launcher.plan.mesh import build_mesh
-from launcher.plan.records import Layout, Memory, Stage
-from launcher.plan.roofline import estimate_parts
-from launcher.plan.schedule_choice import plan_chain, plan_peaks, plan_schedule
-from launcher.plan.stages import split_stages
-from launcher.plan.step_time import estimate_step
+from launcher.plan.estimate import estimate_layout, estimate_layout_memory
+from launcher.plan.records import Layout, Memory
 
 RECOMPUTE_REASONS = {
     "none": "all activations fit",
@@ -53,7 +48,6 @@ class _Tried:
 
     run: Run
     layout: Layout
-    stages: tuple[Stage, ...]
     memory: Memory
 
 
@@ -99,9 +93,7 @@ def _prefer_longer_pipeline(fit: _Tried, attempts: Iterator[_Tried]) -> _Tried:
 
 def _tokens_per_s(tried: _Tried) -> float:
     layout = tried.layout
-    schedule = plan_schedule(tried.run, layout)
-    step = estimate_step(tried.run, layout, tried.stages, schedule, build_mesh(layout))
-    return step.time.tokens_per_s
+    return estimate_layout(tried.run, layout).step.time.tokens_per_s
 
 
 def build_layout(run: Run) -> Layout:
@@ -128,6 +120,7 @@ def build_layout(run: Run) -> Layout:
         schedule=degrees.schedule,
         recompute=degrees.recompute,
         order=degrees.order,
+        sequence_parallel=degrees.sequence_parallel,
     )
 
 
@@ -231,14 +224,7 @@ def _try_recompute(run: Run, may_recompute_all: bool) -> Iterator[_Tried]:
 def _try(run: Run, recompute: str) -> _Tried:
     run = _update(run, "parallelism", recompute=recompute)
     layout = build_layout(run)
-    assert run.hardware.gpu is not None
-    parts = estimate_parts(
-        run.model, build_shape(run, layout), recompute, run.hardware.gpu, run.precision
-    )
-    stages = split_stages(run.model, layout.pp, parts, plan_chain(run, layout))
-    in_flight = plan_peaks(run, layout)
-    memory = estimate_memory(run, layout, stages, in_flight)
-    return _Tried(run=run, layout=layout, stages=stages, memory=memory)
+    return _Tried(run=run, layout=layout, memory=estimate_layout_memory(run, layout))
 
 
 def _no_layout(run: Run) -> list[Finding]:

@@ -6,11 +6,6 @@ import math
 from dataclasses import dataclass
 
 from launcher.config.schema import Hardware
-from launcher.plan.mesh import Mesh, crosses_nodes
-
-LINK_EFFICIENCY = 0.8
-"""Share of a link's rate that payload reaches: NCCL's own model caps rings on an A100 node, whose
-links carry 300 GB/s, at 235 GB/s (its tuning tables)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,44 +18,106 @@ class Link:
     """Bytes per second that one rank of the group gets in one direction."""
     latency_s: float
     """Seconds per hop."""
+    inner_latency_s: float
+    """Seconds per hop between ranks of one node."""
+    ll128_latency_s: float | None = None
+    """The same two for NCCL's LL128 protocol; None: there is none."""
+    inner_ll128_latency_s: float | None = None
+    num_nodes: int = 1
+    """Nodes that the group touches."""
 
 
-def find_link(mesh: Mesh, axis: str, hardware: Hardware, gpus_per_node: int) -> Link:
-    """The link of an axis; of its groups the one that crosses nodes, where any does."""
-    assert hardware.node is not None
-    size = mesh.sizes[axis]
-    groups = mesh.groups(axis) if size > 1 else ()
-    crossing = next((group for group in groups if crosses_nodes(group, gpus_per_node)), None)
-    if crossing is None or hardware.network is None:
-        bandwidth, latency_s = hardware.node.bandwidth, hardware.node.latency_s
-    else:
-        # Ranks of the group on the same node share its adapters: a ring leaves the node once, and
-        # over as many of them as the group has ranks there.
-        num_nodes = len({rank // gpus_per_node for rank in crossing})
-        rails = 1 if axis == "pp" else max(1, size // num_nodes)
-        bandwidth = min(hardware.node.bandwidth, rails * hardware.network.bandwidth)
-        latency_s = hardware.network.latency_s
+def stride_link(hardware: Hardware, gpus_per_node: int, stride: int, size: int) -> Link:
+    """The link of `size` ranks that are `stride` apart."""
+    per_node = min(size, max(1, gpus_per_node // stride))
+    return make_link(hardware, size, -(-size // per_node))
+
+
+def make_link(
+    hardware: Hardware, size: int, num_nodes: int, *, shares_adapters: bool = True
+) -> Link:
+    """What a group of `size` ranks on `num_nodes` nodes gets."""
+    node, network = hardware.node, hardware.network
+    assert node is not None
+    inner = node.bandwidth * node.efficiency
+    if num_nodes == 1 or network is None:
+        return Link(
+            group_size=size, crosses_nodes=num_nodes > 1, bandwidth=inner,
+            latency_s=node.latency_s, num_nodes=num_nodes, inner_latency_s=node.latency_s,
+            ll128_latency_s=node.ll128_latency_s, inner_ll128_latency_s=node.ll128_latency_s,
+        )  # fmt: skip
+    # Ranks of the group on the same node share its adapters: a ring leaves the node once, and
+    # over as many of them as the group has ranks there.
+    rails = max(1, size // num_nodes) if shares_adapters else 1
+    outer = rails * network.bandwidth * network.efficiency / network.oversubscription
+    if shares_adapters:  # flows of a collective meet in the switches; a pair of stages has its own
+        outer /= 1 + network.contention * math.log2(num_nodes)
     return Link(
         group_size=size,
-        crosses_nodes=crossing is not None,
-        bandwidth=bandwidth * LINK_EFFICIENCY,
-        latency_s=latency_s,
+        crosses_nodes=True,
+        bandwidth=min(inner, outer),
+        latency_s=network.latency_s,
+        inner_latency_s=node.latency_s,
+        ll128_latency_s=network.ll128_latency_s,
+        inner_ll128_latency_s=node.ll128_latency_s,
+        num_nodes=num_nodes,
     )
 
 
 def sent_bytes(op: str, payload_bytes: float, group_size: int) -> float:
     """What one rank sends: rings pass (n - 1) / n of the whole once, all-reduce twice."""
     around = (group_size - 1) / group_size
-    factor = {"all_reduce": 2 * around, "reduce_scatter": around, "all_gather": around}
+    factor = {
+        "all_reduce": 2 * around,
+        "reduce_scatter": around,
+        "all_gather": around,
+        "all_to_all": around,
+    }
     return payload_bytes * factor.get(op, 1.0)
 
 
 def transfer_s(op: str, payload_bytes: float, link: Link) -> float:
-    """Seconds of one operation on `payload_bytes`, the size of the whole (unsharded) tensor."""
-    if link.group_size == 1 and op != "send_recv":
+    """Seconds of one operation on `payload_bytes`, the size of the whole (unsharded) tensor.
+
+    The fastest of the algorithms and protocols that NCCL chooses from by such a sum of its own
+    (tuning.cc): rings for everything, trees for all-reduce across nodes.
+    """
+    if op == "send_recv":
+        return link.latency_s + payload_bytes / link.bandwidth
+    if link.group_size == 1:
         return 0.0
-    # Large groups switch from rings to trees: hops grow with the logarithm (NCCL 2.4 and later).
-    hops = max(1, math.ceil(math.log2(link.group_size)))
-    num_hops = {"all_reduce": 2 * hops, "send_recv": 1}.get(op, hops)
     seconds = sent_bytes(op, payload_bytes, link.group_size) / link.bandwidth
-    return seconds + num_hops * link.latency_s
+    outer, inner = _ring_hops(link)
+    rounds = 2 if op == "all_reduce" else 1
+    found = _fastest_s(seconds, rounds * outer, rounds * inner, link)
+    if op == "all_reduce" and link.crosses_nodes:
+        depth, chain = math.ceil(math.log2(link.num_nodes)), link.group_size // link.num_nodes - 1
+        found = min(found, _fastest_s(seconds / TREE_SHARE, 2 * depth, 2 * chain, link))
+    return found
+
+
+def broadcast_s(payload_bytes: float, link: Link) -> float:
+    """From one rank to all others along a chain."""
+    outer, inner = _ring_hops(link)
+    return _fastest_s(payload_bytes / link.bandwidth, outer, inner, link)
+
+
+TREE_SHARE = 0.92
+"""Share of a ring's bandwidth that trees reach (NCCL, tuning.cc)."""
+
+LL128_SHARE = 120 / 128
+"""Of every 128 bytes that LL128 sends, 8 are a flag."""
+
+
+def _ring_hops(link: Link) -> tuple[int, int]:
+    """Hops between nodes and inside them that a message makes to pass every rank."""
+    outer = link.num_nodes if link.crosses_nodes else 0
+    return outer, max(0, link.group_size - 1 - outer)
+
+
+def _fastest_s(seconds: float, outer: int, inner: int, link: Link) -> float:
+    found = seconds + outer * link.latency_s + inner * link.inner_latency_s
+    if link.ll128_latency_s is not None and link.inner_ll128_latency_s is not None:
+        hops_s = outer * link.ll128_latency_s + inner * link.inner_ll128_latency_s
+        found = min(found, seconds / LL128_SHARE + hops_s)
+    return found

@@ -1,31 +1,31 @@
-"""Whether it fits: the peak memory of one rank of every stage, by kind.
-
-Figures follow what the runtime keeps (`runtime/engine*.py`): weights in the compute type,
-gradients added up in float32, optimizer state and master weights in float32.
-"""
+"""Whether it fits: the peak memory of one rank of every stage, by kind."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from launcher.config.schema import Gpu, Optimizer, Run
-from launcher.plan.memory_fsdp2 import group_buffers_bytes
-from launcher.plan.records import Layout, Memory, Stage, StageMemory
-from launcher.plan.stages import count_stage_parameters
-from launcher.plan.work import (
-    ELEMENT_BYTES,
-    Shape,
+from launcher.config.schema import Gpu, Run
+from launcher.plan.activations import (
     backward_temporary_bytes,
-    block_activation_bytes,
-    boundary_bytes,
-    embedding_activation_bytes,
-    head_activation_bytes,
+    block_kept_bytes,
+    embedding_kept_bytes,
+    head_kept_bytes,
     logit_temporary_bytes,
 )
+from launcher.plan.collectives import boundary_bytes
+from launcher.plan.execution import Job, runtime_job
+from launcher.plan.memory_fsdp2 import group_buffers_bytes
+from launcher.plan.records import Layout, Memory, Stage, StageMemory
+from launcher.plan.stages import count_expert_parameters, count_stage_parameters
+from launcher.plan.traffic import gradients_are_whole
 
 USABLE_SHARE = 0.94
 """Of a device's memory. The rest is for what no formula sees: libraries' workspaces, communicators
 that appear late, and the estimate's own error (Megatron-LM's formula is 4.4 % low on average)."""
+
+ERROR_SHARE = 0.05
+"""The error bar. Of the measured runs of docs/backtest.md with every layout field published, memory
+was at most 3 % above the prediction and 7 % below it; 5 % covers all of them but one."""
 
 ALLOCATOR_SHARE = 0.05
 """Of activations and buffers, which come and go: torch's allocator rounds and splits its blocks."""
@@ -44,22 +44,29 @@ def estimate_memory(
 
     It counts microbatches times chunks. What W needs after B is counted whole until then.
     """
-    assert run.hardware.gpu is not None
+    return estimate_job_memory(runtime_job(run, layout), stages, peak_in_flight)
+
+
+def estimate_job_memory(job: Job, stages: Sequence[Stage], peak_in_flight: Sequence[int]) -> Memory:
+    """The same for a job of any program."""
+    hardware = job.hardware
+    assert hardware.gpu is not None
     per_stage = tuple(
-        _stage_memory(run, layout, stage, in_flight, run.hardware.gpu)
+        _stage_memory(job, stage, in_flight, hardware.gpu)
         for stage, in_flight in zip(stages, peak_in_flight, strict=True)
     )
     peak = max(stage.total_bytes for stage in per_stage)
-    capacity = run.hardware.gpu.memory_bytes
+    capacity = hardware.gpu.memory_bytes
     usable = int(USABLE_SHARE * capacity)
-    host = layout.gpus_per_node * (peak if run.hardware.device == "cpu" else HOST_BYTES_PER_PROCESS)
+    each = peak if hardware.device == "cpu" else HOST_BYTES_PER_PROCESS
     return Memory(
         per_stage=per_stage,
         peak_bytes=peak,
         capacity_bytes=capacity,
         usable_bytes=usable,
         fits=peak <= usable,
-        host_bytes_per_node=host,
+        host_bytes_per_node=job.layout.gpus_per_node * each,
+        error_bytes=int(ERROR_SHARE * peak),
     )
 
 
@@ -78,100 +85,88 @@ def zero_model_state_bytes(num_parameters: float, zero_stage: int, dp: int) -> f
     return (weights + gradients + optimizer) * num_parameters
 
 
-def gradients_are_whole(layout: Layout) -> bool:
-    """Whether a rank keeps all gradients of its stage until the end of the step.
-
-    ZeRO-2 shards them as they come, but not inside a pipeline: there microbatches add up first,
-    because a reduction for each of them would multiply the traffic (and tied embeddings need the
-    sum over both stages). FSDP2 reduces whatever the last backward leaves while that one runs.
-    """
-    if layout.engine == "fsdp2" and layout.num_microbatches * layout.vpp == 1:
-        return False
-    return layout.zero_stage < 2 or (layout.zero_stage == 2 and layout.pp > 1)
-
-
-def optimizer_bytes_per_parameter(optimizer: Optimizer, compute: str, zero_stage: int) -> int:
-    """Float32 state, and the master copy: needed under bf16, and always made by DeepSpeed."""
-    state = 8 if optimizer.name == "adamw" else (4 if optimizer.momentum else 0)
-    return state + (4 if compute == "bf16" or zero_stage > 0 else 0)
-
-
-def build_shape(run: Run, layout: Layout) -> Shape:
-    """The size of one microbatch's work on one rank."""
-    return Shape(
-        micro_batch_size=layout.micro_batch_size,
-        sequence_length=layout.sequence_length,
-        tp=layout.tp,
-        element_bytes=ELEMENT_BYTES[run.precision.compute],
-    )
-
-
-def _stage_memory(run: Run, layout: Layout, stage: Stage, in_flight: int, gpu: Gpu) -> StageMemory:
+def _stage_memory(job: Job, stage: Stage, in_flight: int, gpu: Gpu) -> StageMemory:
+    layout, execution = job.layout, job.execution
     num_layers = stage.num_layers
-    size = count_stage_parameters(run.model, num_layers, stage.is_first, stage.is_last, layout.tp)
-    share = -(-size // layout.dp)
-    element_bytes = ELEMENT_BYTES[run.precision.compute]
-    state_bytes = optimizer_bytes_per_parameter(
-        run.optimizer, run.precision.compute, layout.zero_stage
+    size = count_stage_parameters(
+        job.model, num_layers, stage.is_first, stage.is_last, layout.tp, layout.ep
     )
-    weight_bytes = element_bytes * (share if layout.zero_stage == 3 else size)
-    if layout.engine == "fsdp2" and layout.zero_stage == 3:
-        # The masters are all there is: weights in the compute type exist only while gathered.
-        weight_bytes, state_bytes = 4 * share, state_bytes - 4
-    activations = -(-in_flight * _kept_bytes(run, layout, stage) // layout.vpp)
+    share = _share(job, stage, size)
+    activations = _in_flight_bytes(job, stage, in_flight)
     # The reduction's buckets come when the activations are gone: only what is beyond them counts.
-    buffers = max(
-        _pass_buffers(run, layout, stage), _step_buffers(run, layout, size, share) - activations
-    )
+    buffers = max(_pass_buffers(job, stage), _step_buffers(job, size, share) - activations)
+    reserve = int(ALLOCATOR_SHARE * (activations + buffers)) if execution.reserved else 0
+    context = gpu.context_bytes if execution.process else 0
     return StageMemory(
         stage=stage.stage,
-        parameters_bytes=weight_bytes,
-        gradients_bytes=4 * (size if gradients_are_whole(layout) else share),
-        optimizer_bytes=state_bytes * (share if layout.zero_stage >= 1 else size),
+        parameters_bytes=execution.weight_bytes * (share if layout.zero_stage == 3 else size),
+        gradients_bytes=execution.gradient_bytes * (size if gradients_are_whole(layout) else share),
+        optimizer_bytes=execution.state_bytes * (share if layout.zero_stage >= 1 else size),
         activations_bytes=activations,
         buffers_bytes=buffers,
-        overhead_bytes=gpu.context_bytes + int(ALLOCATOR_SHARE * (activations + buffers)),
+        overhead_bytes=context + reserve,
     )
 
 
-def _kept_bytes(run: Run, layout: Layout, stage: Stage) -> int:
-    """What the stage keeps of one microbatch between its forward and its backward."""
-    shape = build_shape(run, layout)
+def _share(job: Job, stage: Stage, size: int) -> int:
+    """A rank's part of sharded state; experts have fewer replicas to share it with."""
+    layout = job.layout
+    replicas = layout.dp * layout.cp
+    shards = min(job.execution.shard_size or replicas, replicas)
     num_layers = stage.num_layers
-    kept = num_layers * block_activation_bytes(run.model, shape, layout.recompute)
+    experts = count_expert_parameters(job.model, num_layers, stage.is_first, layout.tp, layout.ep)
+    expert_shards = max(1, shards * (layout.tp if layout.ep > 1 else 1) // layout.ep)
+    return -(-(size - experts) // shards) + -(-experts // expert_shards)
+
+
+def _in_flight_bytes(job: Job, stage: Stage, in_flight: int) -> int:
+    """What the stage keeps of the microbatches (of their chunks, where stages are interleaved)."""
+    execution = job.execution
+    num_layers = stage.num_layers
+    again = round(num_layers * execution.recompute_share)
+    blocks = again * block_kept_bytes(job, execution.recompute)
+    if again < num_layers:
+        blocks += (num_layers - again) * block_kept_bytes(job, "none")
+    vpp = job.layout.vpp
+    kept = -(-in_flight * blocks // vpp)
+    passes = -(-in_flight // vpp)
     if stage.is_first:
-        kept += embedding_activation_bytes(run.model, shape)
+        kept += passes * embedding_kept_bytes(job)
     if stage.is_last:
-        kept += head_activation_bytes(run.model, shape)
+        kept += (passes if vpp == 1 else 1) * head_kept_bytes(job)
     return kept
 
 
-def _pass_buffers(run: Run, layout: Layout, stage: Stage) -> int:
+def _pass_buffers(job: Job, stage: Stage) -> int:
     """Temporaries of forward and backward, and what is under way between stages."""
-    shape = build_shape(run, layout)
-    working = backward_temporary_bytes(run.model, shape, layout.recompute)
-    logits = logit_temporary_bytes(run.model, shape) if stage.is_last else 0
+    layout, execution = job.layout, job.execution
+    working = backward_temporary_bytes(job)
+    logits = logit_temporary_bytes(job) if stage.is_last else 0
     if layout.engine == "fsdp2":
         working = group_buffers_bytes(
-            run.model, layout, stage, shape.element_bytes, working, logits
+            job.model, layout, stage, execution.element_bytes, working, logits
         )
     working = max(working, logits)
     # One activation and one gradient, posted early or not yet sent, per neighbour.
-    neighbours = (not stage.is_first) + (not stage.is_last)
-    buffers = working + 2 * neighbours * boundary_bytes(run.model, shape)
+    neighbours = (not stage.is_first) + (not stage.is_last) if layout.pp > 1 else 0
+    buffers = working + 2 * neighbours * boundary_bytes(job)
     if layout.zero_stage == 3 and layout.engine == "deepspeed":
         # The block at hand and the next one are gathered; the first has whole gradients too.
-        block = count_stage_parameters(run.model, 1, False, False, layout.tp)
-        buffers += block * (2 * shape.element_bytes + 4)
+        block = count_stage_parameters(job.model, 1, False, False, layout.tp, layout.ep)
+        buffers += block * (2 * execution.gather_bytes + execution.reduce_bytes)
+        # Embedding and head are gathered from the first use of the one to the last of the other.
+        ends = count_stage_parameters(job.model, 0, stage.is_first, stage.is_last, layout.tp)
+        buffers += ends * execution.gather_bytes
     return buffers
 
 
-def _step_buffers(run: Run, layout: Layout, size: int, share: int) -> int:
+def _step_buffers(job: Job, size: int, share: int) -> int:
     """Bucket of the reduction, this rank's part of the reduced gradients, gathered weights."""
-    if layout.engine == "fsdp2" or (layout.dp == 1 and layout.zero_stage == 0):
+    layout, execution = job.layout, job.execution
+    if (layout.dp == 1 and layout.zero_stage == 0) or not execution.reduces_by_all_reduce:
         return 0
     bucket = 4 * min(size, BUCKET_ELEMENTS)
     # Under bf16, ZeRO-1's update reads the whole gradients in place; other kinds copy their part.
-    is_in_place = layout.zero_stage == 1 and run.precision.compute == "bf16"
+    is_in_place = layout.zero_stage == 1 and execution.matmul == "bf16"
     has_copy = layout.zero_stage in (1, 2) and gradients_are_whole(layout) and not is_in_place
     return bucket + (4 * share if has_copy else 0)

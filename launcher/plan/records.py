@@ -37,6 +37,12 @@ class Layout:
     recompute: str
     order: tuple[str, ...]
     """Axes from the fastest-varying rank digit to the slowest."""
+    sequence_parallel: bool = False
+    """What lies between cut matrix products is sharded along the sequence over tp."""
+    overlap_tp: bool = False
+    """Collectives of tp run beside matrix products."""
+    overlap_p2p: bool = True
+    """Stages compute while activations travel."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +131,8 @@ class Memory:
     fits: bool
     host_bytes_per_node: int
     """Host RAM that the job's processes take on one node."""
+    error_bytes: int = 0
+    """The estimate's own error: measured runs peaked at most so far from it (docs/backtest.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +154,8 @@ class Time:
     """tflops_per_gpu over the dense peak of the compute type."""
     gpu_hours: float
     """Devices x hours of all train.steps."""
+    cost: float | None = None
+    """Of all train.steps, in the currency of hardware.price_per_gpu_hour; None: no price."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from launcher.plan.mesh import Mesh, build_mesh
-from launcher.plan.records import Layout, Plan, StageMemory
+from launcher.plan.records import Layout, Plan, StageMemory, Time
 from launcher.plan.units import count, duration, gib, number, plural, seconds, size
 
 MAX_STAGE_ROWS = 6
@@ -125,7 +125,8 @@ def _stages(plan: Plan) -> Iterator[str]:
     verdict = "fits" if memory.fits else "DOES NOT FIT"
     peak, usable = gib(memory.peak_bytes), gib(memory.usable_bytes)
     yield from _wrap(
-        f"{verdict}: the fullest rank takes {peak} of {usable} GiB usable "
+        f"{verdict}: the fullest rank takes {peak} +- {gib(memory.error_bytes)} of "
+        f"{usable} GiB usable "
         f"({gib(memory.capacity_bytes)}); node RAM {gib(memory.host_bytes_per_node)} GiB"
     )
 
@@ -162,9 +163,13 @@ def _time(plan: Plan) -> Iterator[str]:
     yield from _labelled(
         "run",
         f"{steps:,} {plural('step', steps)} take {duration(steps * time.step_s)}, "
-        f"{number(time.gpu_hours)} device hours; a checkpoint takes "
+        f"{number(time.gpu_hours)} device hours{_cost(time)}; a checkpoint takes "
         f"{size(plan.checkpoint_bytes)}",
     )
+
+
+def _cost(time: Time) -> str:
+    return "" if time.cost is None else f" at a cost of {number(time.cost)}"
 
 
 def _communication(plan: Plan) -> Iterator[str]:

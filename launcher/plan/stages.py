@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Protocol
 
 from launcher.config.schema import Model
 from launcher.plan.costs import (
@@ -14,12 +16,27 @@ from launcher.plan.costs import (
     tied_copy,
 )
 from launcher.plan.records import Stage
-from launcher.plan.roofline import PartTimes
 from launcher.plan.schedule_records import Chain
 
 
+class PartCosts(Protocol):
+    """What a block and the model's two ends cost, in one unit."""
+
+    @property
+    def block_s(self) -> float:
+        """One block, forward and backward."""
+
+    @property
+    def embedding_s(self) -> float:
+        """What the first stage does besides."""
+
+    @property
+    def head_s(self) -> float:
+        """What the last stage does besides."""
+
+
 def split_stages(
-    model: Model, pp: int, parts: PartTimes, chain: Chain | None = None
+    model: Model, pp: int, costs: PartCosts, chain: Chain | None = None
 ) -> tuple[Stage, ...]:
     """The stages of a model, split by the time of blocks, embedding and head.
 
@@ -29,16 +46,19 @@ def split_stages(
     bounds = split_layers(
         model.num_layers,
         chain.num_parts,
-        block_cost=parts.block_forward_s + parts.block_backward_s,
-        first_cost=parts.embedding_forward_s + parts.embedding_backward_s,
-        last_cost=parts.head_forward_s + parts.head_backward_s,
+        block_cost=costs.block_s,
+        first_cost=costs.embedding_s,
+        last_cost=costs.head_s,
     )
-    return tuple(_build_stage(model, chain, stage, bounds) for stage in range(pp))
+    return make_stages(model, chain, bounds)
 
 
-def _build_stage(
-    model: Model, chain: Chain, stage: int, bounds: Sequence[tuple[int, int]]
-) -> Stage:
+def make_stages(model: Model, chain: Chain, bounds: Sequence[tuple[int, int]]) -> tuple[Stage, ...]:
+    """Stages whose parts are these blocks: (first, end) each."""
+    return tuple(_make_stage(model, chain, stage, bounds) for stage in range(chain.num_stages))
+
+
+def _make_stage(model: Model, chain: Chain, stage: int, bounds: Sequence[tuple[int, int]]) -> Stage:
     parts = [chain.part(stage, chunk) for chunk in range(chain.num_chunks)]
     chunks = tuple(bounds[part] for part in parts)
     is_first, is_last = parts[0] == 0, parts[-1] == chain.num_parts - 1
@@ -55,10 +75,14 @@ def _build_stage(
 
 
 def count_stage_parameters(
-    model: Model, num_layers: int, is_first: bool, is_last: bool, tp: int = 1
+    model: Model, num_layers: int, is_first: bool, is_last: bool, tp: int = 1, ep: int = 1
 ) -> int:
-    """Parameters of a stage, its tied copy included; with tp > 1, those of one of its ranks."""
-    total = num_layers * sum_sizes(block_parameters(model, 0), tp)
+    """Parameters of a stage, its tied copy included; with tp or ep > 1, those of one rank."""
+    total = num_layers * _block_size(model, -1, tp)
+    total += count_expert_parameters(model, num_layers, is_first, tp, ep)
+    if model.experts:
+        dense = _num_dense(model, num_layers, is_first)
+        total += dense * (_block_size(model, 0, tp) - _block_size(model, -1, tp))
     if is_first:
         total += sum_sizes(embedding_parameters(model), tp)
     if is_last:
@@ -66,6 +90,41 @@ def count_stage_parameters(
     if is_last and not is_first:
         total += sum_sizes(tied_copy(model), tp)
     return total
+
+
+def count_expert_parameters(
+    model: Model, num_layers: int, is_first: bool, tp: int = 1, ep: int = 1
+) -> int:
+    """Those of routed experts, which ep ranks share out and which tp cuts only without ep."""
+    if model.experts is None:
+        return 0
+    blocks = num_layers - _num_dense(model, num_layers, is_first)
+    return blocks * _experts_size(model, tp if ep == 1 else 1) // ep
+
+
+def count_dense_layers(model: Model, first_layer: int, end_layer: int) -> int:
+    """Blocks of this range that keep a plain MLP in a model with experts; else 0."""
+    if model.experts is None:
+        return 0
+    return max(0, min(end_layer, model.experts.num_dense_layers) - first_layer)
+
+
+def _num_dense(model: Model, num_layers: int, is_first: bool) -> int:
+    """Blocks of a stage that have no experts: the model's first ones."""
+    return min(num_layers, model.experts.num_dense_layers) if model.experts and is_first else 0
+
+
+@lru_cache(maxsize=1024)
+def _block_size(model: Model, layer: int, tp: int) -> int:
+    """One block without routed experts; -1 is the last one."""
+    specs = block_parameters(model, layer % model.num_layers)
+    return sum_sizes(tuple(spec for spec in specs if not spec.is_expert), tp)
+
+
+@lru_cache(maxsize=1024)
+def _experts_size(model: Model, tp: int) -> int:
+    specs = block_parameters(model, model.num_layers - 1)
+    return sum_sizes(tuple(spec for spec in specs if spec.is_expert), tp)
 
 
 def split_layers(

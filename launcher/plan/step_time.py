@@ -5,28 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.config.schema import Run
-from launcher.plan.links import transfer_s
-from launcher.plan.memory import (
-    build_shape,
-    gradients_are_whole,
-    optimizer_bytes_per_parameter,
+from launcher.plan.collectives import Links, boundary_s, exposed_s
+from launcher.plan.costs import sum_sizes, tied_copy
+from launcher.plan.execution import Job
+from launcher.plan.kernels import peak_flops, traffic_s
+from launcher.plan.links import Link, make_link, stride_link, transfer_s
+from launcher.plan.records import Communication, Stage, Time
+from launcher.plan.schedule_records import Chain, Schedule, StageTimes, has_weight_actions
+from launcher.plan.simulate import Simulation, simulate
+from launcher.plan.stage_time import (
+    PartCost,
+    StageState,
+    estimate_parts,
+    part_cost,
+    stage_state,
 )
-from launcher.plan.mesh import Mesh
-from launcher.plan.records import Communication, Layout, Stage, Time
-from launcher.plan.roofline import PartTimes, estimate_parts
-from launcher.plan.schedule_records import Schedule, has_weight_actions
-from launcher.plan.simulate import Simulation, StageTimes, simulate
-from launcher.plan.stages import count_stage_parameters
-from launcher.plan.traffic import (
-    GRADIENT_BYTES,
-    Links,
-    find_links,
-    list_communication,
-    p2p_s,
-    tp_all_reduces,
-)
-from launcher.plan.work import ELEMENT_BYTES, boundary_bytes, model_flops_per_token
+from launcher.plan.stages import count_dense_layers
+from launcher.plan.traffic import embedding_link, list_communication
+from launcher.plan.work import model_flops_per_token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,146 +34,169 @@ class StepEstimate:
     simulation: Simulation
 
 
-def estimate_step(
-    run: Run, layout: Layout, stages: Sequence[Stage], schedule: Schedule, mesh: Mesh
-) -> StepEstimate:
+def estimate_job(job: Job, stages: Sequence[Stage], schedule: Schedule) -> StepEstimate:
     """Step time by kind: compute, bubble, exposed communication and optimizer add up to it."""
-    assert run.hardware.gpu is not None
-    links = find_links(run, layout, mesh)
-    communication = list_communication(run, layout, stages, links)
-    parts = estimate_parts(
-        run.model, build_shape(run, layout), layout.recompute, run.hardware.gpu, run.precision
-    )
-    pieces = _pieces(schedule, stages)
-    splits = has_weight_actions(schedule.ranks)
-    compute = [_compute_times(piece, parts, splits) for piece in pieces]
-    tp = [_tp_times(run, layout, piece, links) for piece in pieces]
-    both = [
-        StageTimes(
-            forward_s=one.forward_s + other.forward_s,
-            backward_s=one.backward_s + other.backward_s,
-            weight_s=one.weight_s,
-        )
-        for one, other in zip(compute, tp, strict=True)
-    ]
-    simulation = simulate(schedule, both, p2p_s(run.model, build_shape(run, layout), links))
-    slowest = max(range(layout.pp), key=lambda stage: simulation.busy_s[stage])
-    busy_s = simulation.busy_s[slowest]
-    tp_s = layout.num_microbatches * sum(
-        times.forward_s + times.backward_s
-        for part, times in enumerate(tp)
-        if schedule.chain.home(part)[0] == slowest
-    )
-    exposed_s = tp_s + _exposed_reduction_s(communication, layout, busy_s - tp_s)
+    links = find_links(job)
+    costs = cost_parts(job, stages, schedule.chain, links)
+    times = part_times(job, costs, has_weight_actions(schedule.ranks), links)
+    simulation = simulate(schedule, times, free_p2p_s(job, links))
     return StepEstimate(
-        time=_summarise(
-            run,
-            layout,
-            compute_s=busy_s - tp_s,
-            bubble_s=simulation.makespan_s - busy_s,
-            bubble_fraction=simulation.bubble_fraction,
-            exposed_s=exposed_s,
-            optimizer_s=max(_optimizer_s(run, layout, stage) for stage in stages),
-        ),
-        communication=communication,
+        time=summarise(job, stages, simulation, schedule.chain, costs, links),
+        communication=list_communication(job, stages, links),
         simulation=simulation,
     )
 
 
-def _pieces(schedule: Schedule, stages: Sequence[Stage]) -> list[Stage]:
-    """The parts of the model, in its order."""
-    homes = [schedule.chain.home(part) for part in range(schedule.chain.num_parts)]
-    return [stages[stage].pieces[chunk] for stage, chunk in homes]
+def cost_parts(
+    job: Job, stages: Sequence[Stage], chain: Chain, links: Links
+) -> tuple[PartCost, ...]:
+    """What every part of the model costs, in the model's order."""
+    parts = estimate_parts(job, links)
+    homes = (chain.home(part) for part in range(chain.num_parts))
+    pieces = [stages[stage].pieces[chunk] for stage, chunk in homes]
+    costs = {
+        key: part_cost(job, piece, parts, links)
+        for key, piece in {_kind(job, piece): piece for piece in pieces}.items()
+    }
+    return tuple(costs[_kind(job, piece)] for piece in pieces)
 
 
-def _compute_times(stage: Stage, parts: PartTimes, splits: bool) -> StageTimes:
-    """One microbatch on one part of the model, communication aside."""
-    num_layers = stage.num_layers
-    weight_s = num_layers * parts.block_weight_s + stage.is_last * parts.head_weight_s
-    weight_s = weight_s if splits else 0.0
-    return StageTimes(
-        forward_s=num_layers * parts.block_forward_s
-        + stage.is_first * parts.embedding_forward_s
-        + stage.is_last * parts.head_forward_s,
-        backward_s=num_layers * parts.block_backward_s
-        + stage.is_first * parts.embedding_backward_s
-        + stage.is_last * parts.head_backward_s
-        - weight_s,
-        weight_s=weight_s,
+def _kind(job: Job, piece: Stage) -> tuple[int, int, bool, bool]:
+    """Parts of one kind cost the same: a model has many parts and few kinds."""
+    dense = count_dense_layers(job.model, piece.first_layer, piece.end_layer)
+    return piece.num_layers, dense, piece.is_first, piece.is_last
+
+
+def free_p2p_s(job: Job, links: Links) -> float:
+    """Transfers that leave both stages free to compute."""
+    return boundary_s(job, links) if job.execution.overlap_p2p else 0.0
+
+
+def part_times(job: Job, costs: Sequence[PartCost], splits: bool, links: Links) -> list[StageTimes]:
+    """The actions of every part, as the schedule's simulation takes them."""
+    # A blocking exchange keeps both stages from computing.
+    held_s = boundary_s(job, links) - free_p2p_s(job, links)
+    if not job.execution.p2p_paired:
+        held_s *= 2
+    return [
+        StageTimes(
+            forward_s=cost.forward_s + held_s,
+            backward_s=cost.input_s + held_s + (0.0 if splits else cost.weight_s),
+            weight_s=cost.weight_s if splits else 0.0,
+        )
+        for cost in costs
+    ]
+
+
+def find_links(job: Job) -> Links:
+    """Where each axis' groups sit on the nodes; ep is borrowed from dp x cp, nearest first."""
+    layout = job.layout
+    sizes = {"tp": layout.tp, "cp": layout.cp, "dp": layout.dp, "pp": layout.pp}
+    strides, stride = {}, 1
+    for axis in layout.order:
+        if axis in sizes:
+            strides[axis] = stride
+            stride *= sizes[axis]
+
+    def link(stride: int, size: int) -> Link:
+        return stride_link(job.hardware, layout.gpus_per_node, stride, size)
+
+    replicas = layout.dp * layout.cp
+    shard = min(job.execution.shard_size or replicas, replicas)
+    inner = min(strides["cp"], strides["dp"]) if layout.cp > 1 else strides["dp"]
+    crosses = layout.pp > 1 and strides["pp"] * layout.pp > layout.gpus_per_node
+    return Links(
+        tp=link(strides["tp"], layout.tp),
+        cp=link(strides["cp"], layout.cp),
+        ep=link(inner, layout.ep),
+        pp=make_link(job.hardware, layout.pp, layout.pp if crosses else 1, shares_adapters=False),
+        shard=link(inner, shard),
+        replica=link(inner * shard, replicas // shard),
+        dp=link(inner, replicas),
     )
 
 
-def _tp_times(run: Run, layout: Layout, stage: Stage, links: Links) -> StageTimes:
-    """All-reduces of one microbatch; nothing computes meanwhile."""
-    payload = boundary_bytes(run.model, build_shape(run, layout))
-    each_s = transfer_s("all_reduce", payload, links.tp)
-    forward, backward = tp_all_reduces(stage, layout.recompute)
-    return StageTimes(forward_s=forward * each_s, backward_s=backward * each_s)
-
-
-def _exposed_reduction_s(
-    communication: Sequence[Communication], layout: Layout, compute_s: float
-) -> float:
-    """What of dp and embedding traffic the step waits for.
-
-    Only what is longer than the computing that runs beside it shows.
-    """
-    seconds = {"dp": 0.0, "embedding": 0.0}
-    for entry in communication:
-        if entry.axis in seconds:
-            seconds[entry.axis] += entry.seconds_per_step
-    beside_s = _overlapped_share(layout) * compute_s
-    return max(0.0, seconds["dp"] - beside_s) + seconds["embedding"]
-
-
-def _overlapped_share(layout: Layout) -> float:
-    """Of the computing, what dp traffic runs beside.
-
-    DeepSpeed below ZeRO-3 reduces when the last microbatch is done; ZeRO-3 (`overlap_comm`) gathers
-    and reduces throughout. FSDP2 does so too, or, where gradients add up first, gathers beside the
-    first microbatch's forward and reduces beside the last one's backward.
-    """
-    if layout.engine == "fsdp2":
-        return 1.0 / layout.num_microbatches if gradients_are_whole(layout) else 1.0
-    return 1.0 if layout.zero_stage == 3 else 0.0
-
-
-def _optimizer_s(run: Run, layout: Layout, stage: Stage) -> float:
-    """Bound by memory: state read and written, gradients read for the norm and the update."""
-    assert run.hardware.gpu is not None
-    num_layers = stage.num_layers
-    size = count_stage_parameters(run.model, num_layers, stage.is_first, stage.is_last, layout.tp)
-    share = size / layout.dp if layout.zero_stage >= 1 else size
-    state = optimizer_bytes_per_parameter(run.optimizer, run.precision.compute, layout.zero_stage)
-    per_parameter = 2 * state + 3 * GRADIENT_BYTES + ELEMENT_BYTES[run.precision.compute]
-    return share * per_parameter / run.hardware.gpu.memory_bandwidth
-
-
-def _summarise(
-    run: Run,
-    layout: Layout,
-    *,
-    compute_s: float,
-    bubble_s: float,
-    bubble_fraction: float,
-    exposed_s: float,
-    optimizer_s: float,
+def summarise(
+    job: Job,
+    stages: Sequence[Stage],
+    simulation: Simulation,
+    chain: Chain,
+    costs: Sequence[PartCost],
+    links: Links,
 ) -> Time:
-    assert run.hardware.gpu is not None
-    step_s = compute_s + bubble_s + exposed_s + optimizer_s
+    """The step's parts add up to its time."""
+    layout, gpu = job.layout, job.hardware.gpu
+    assert gpu is not None
+    slowest = max(range(len(stages)), key=lambda stage: simulation.busy_s[stage])
+    busy_s, count = simulation.busy_s[slowest], layout.num_microbatches
+    wait_s = count * sum(cost.wait_s for cost in _costs_of(slowest, chain, costs))
+    states = {_kind(job, stage): (index, stage) for index, stage in enumerate(stages)}
+    tails, updates = [], []
+    for index, stage in states.values():
+        state = stage_state(job, stage, links)
+        tails.append(_tail_s(job, state, _costs_of(index, chain, costs)))
+        updates.append(_optimizer_s(job, state))
+    tail_s = max(tails) + _embedding_s(job, links)
+    optimizer_s = max(updates) + gpu.step_overhead_s
+    exposed = wait_s + tail_s
+    step_s = simulation.makespan_s + tail_s + optimizer_s
     tokens_per_s = layout.global_batch_size * layout.sequence_length / step_s
     per_gpu = tokens_per_s / layout.world_size
-    flops = per_gpu * model_flops_per_token(run.model, layout.sequence_length)
+    flops = per_gpu * model_flops_per_token(job.model, layout.sequence_length)
+    gpu_hours = layout.world_size * step_s * job.train_steps / 3600
+    price = job.hardware.price_per_gpu_hour
     return Time(
         step_s=step_s,
-        compute_s=compute_s,
-        bubble_s=bubble_s,
-        bubble_fraction=bubble_fraction,
-        exposed_communication_s=exposed_s,
+        compute_s=busy_s - wait_s,
+        bubble_s=max(0.0, simulation.makespan_s - busy_s),
+        bubble_fraction=simulation.bubble_fraction,
+        exposed_communication_s=exposed,
         optimizer_s=optimizer_s,
         tokens_per_s=tokens_per_s,
         tokens_per_s_per_gpu=per_gpu,
         tflops_per_gpu=flops / 1e12,
-        mfu=flops / getattr(run.hardware.gpu.peak_flops, run.precision.compute),
-        gpu_hours=layout.world_size * step_s * run.train.steps / 3600,
+        mfu=flops / peak_flops(gpu, job.execution.matmul),
+        gpu_hours=gpu_hours,
+        cost=None if price is None else price * gpu_hours,
     )
+
+
+def _costs_of(stage: int, chain: Chain, costs: Sequence[PartCost]) -> list[PartCost]:
+    return [costs[chain.part(stage, chunk)] for chunk in range(chain.num_chunks)]
+
+
+def _tail_s(job: Job, state: StageState, costs: Sequence[PartCost]) -> float:
+    """Reduction and gather that stick out of the last backward and the first forward."""
+    if state.traffic.per_microbatch:
+        return 0.0  # in the passes
+    reduce_s, gather_s = state.traffic.reduce_s, state.traffic.gather_s
+    if not job.execution.overlap_dp:
+        return reduce_s + gather_s
+    backward_s = sum(cost.input_s + cost.weight_s for cost in costs)
+    forward_s = sum(cost.forward_s for cost in costs)
+    return exposed_s(reduce_s, backward_s) + exposed_s(gather_s, forward_s)
+
+
+def _embedding_s(job: Job, links: Links) -> float:
+    if job.layout.pp == 1 or not job.model.tie_embeddings:
+        return 0.0
+    payload = job.execution.reduce_bytes * sum_sizes(tied_copy(job.model), job.layout.tp)
+    return transfer_s("all_reduce", payload, embedding_link(links))
+
+
+UNFUSED_UPDATE = 2.5
+"""An update in a kernel per operation reads and writes state that often."""
+
+
+def _optimizer_s(job: Job, state: StageState) -> float:
+    """Bound by memory: state read and written, gradients read for the norm and the update."""
+    layout, execution, gpu = job.layout, job.execution, job.hardware.gpu
+    assert gpu is not None
+    replicas = layout.dp * layout.cp
+    shards = min(execution.shard_size or replicas, replicas) if layout.zero_stage else 1
+    owned = (state.parameters - state.expert_parameters) / shards
+    owned += state.expert_parameters / max(1, shards // layout.ep)
+    times = 1.0 if execution.fused_optimizer else UNFUSED_UPDATE
+    per_parameter = 2 * execution.state_bytes * times
+    per_parameter += 3 * execution.gradient_bytes + execution.element_bytes
+    return traffic_s(owned * per_parameter, gpu)

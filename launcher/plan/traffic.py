@@ -3,46 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from launcher.config.schema import Model, Run
+from launcher.plan.collectives import Links, boundary_bytes
 from launcher.plan.costs import sum_sizes, tied_copy
-from launcher.plan.links import Link, find_link, sent_bytes, transfer_s
-from launcher.plan.memory import build_shape, gradients_are_whole
+from launcher.plan.execution import Job
+from launcher.plan.links import Link, sent_bytes, transfer_s
 from launcher.plan.memory_fsdp2 import gathered_per_microbatch
-from launcher.plan.mesh import Mesh
+from launcher.plan.operators import block_work, size_of
 from launcher.plan.records import Communication, Layout, Stage
 from launcher.plan.stages import count_stage_parameters
-from launcher.plan.work import ELEMENT_BYTES, Shape, boundary_bytes
-
-GRADIENT_BYTES = 4
-"""Gradients are reduced over dp in float32."""
-
-GRADIENT_OP = {0: "all_reduce", 1: "all_reduce", 2: "all_reduce", 3: "reduce_scatter"}
-"""How each ZeRO stage reduces: DeepSpeed 0.19.8 all-reduces buckets below stage 3 and lets every
-rank keep its part (`use_multi_rank_bucket_allreduce`), and so does our stage 0. FSDP2 scatters."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Links:
-    """The link of every axis that communicates."""
+def gradients_are_whole(layout: Layout) -> bool:
+    """Whether a rank keeps all gradients of its stage until the end of the step.
 
-    tp: Link
-    pp: Link
-    dp: Link
-
-    @property
-    def embedding(self) -> Link:
-        """Between the first and the last stage."""
-        return replace(self.pp, group_size=2)
-
-
-def find_links(run: Run, layout: Layout, mesh: Mesh) -> Links:
-    """Where each axis' groups sit on the nodes."""
-    tp, pp, dp = (
-        find_link(mesh, axis, run.hardware, layout.gpus_per_node) for axis in ("tp", "pp", "dp")
-    )
-    return Links(tp=tp, pp=pp, dp=dp)
+    ZeRO-2 shards them as they come, but not inside a pipeline: there microbatches add up first,
+    because a reduction for each of them would multiply the traffic (and tied embeddings need the
+    sum over both stages). FSDP2 reduces whatever the last backward leaves while that one runs.
+    """
+    if layout.engine == "fsdp2" and layout.num_microbatches * layout.vpp == 1:
+        return False
+    return layout.zero_stage < 2 or (layout.zero_stage == 2 and layout.pp > 1)
 
 
 def tp_all_reduces(stage: Stage, recompute: str) -> tuple[int, int]:
@@ -57,54 +39,73 @@ def tp_all_reduces(stage: Stage, recompute: str) -> tuple[int, int]:
 
 
 def list_communication(
-    run: Run, layout: Layout, stages: Sequence[Stage], links: Links
+    job: Job, stages: Sequence[Stage], links: Links
 ) -> tuple[Communication, ...]:
     """Everything that the busiest rank sends in one step, axis by axis; silent axes are absent."""
-    shape = build_shape(run, layout)
+    layout, model = job.layout, job.model
     entries: list[Communication] = []
     if layout.tp > 1:
         most = max(sum(tp_all_reduces(stage, layout.recompute)) for stage in stages)
-        payload = boundary_bytes(run.model, shape)
+        payload = size_of(job).tokens * model.hidden_size * job.execution.element_bytes
         entries.append(
             _entry("tp", "all_reduce", payload, most * layout.num_microbatches, links.tp)
         )
+    if layout.cp > 1:
+        entries.append(_context_parallel(job, stages, links.cp))
+    if layout.ep > 1:
+        payload = round(block_work(job).all_to_all_bytes)
+        blocks = max(stage.num_layers for stage in stages)
+        count = 4 * blocks * layout.num_microbatches
+        entries.append(_entry("ep", "all_to_all", payload, count, links.ep))
     if layout.pp > 1:
         # With chunks, the outer stages are neighbours too, or one in the middle talks both ways.
         directions = 2 if layout.pp > 2 or layout.vpp > 1 else 1
-        payload = boundary_bytes(run.model, shape)
         count = directions * layout.num_microbatches * layout.vpp
-        entries.append(_entry("pp", "send_recv", payload, count, links.pp))
-    if layout.dp > 1:
-        entries += _data_parallel(run, layout, stages, links.dp)
-    if layout.pp > 1 and run.model.tie_embeddings:
+        entries.append(_entry("pp", "send_recv", boundary_bytes(job), count, links.pp))
+    if links.dp.group_size > 1:
+        entries += _data_parallel(job, stages, links)
+    if layout.pp > 1 and model.tie_embeddings:
         rows = layout.dp if layout.engine == "fsdp2" else 1  # which sums the rows of each dp rank
-        payload = GRADIENT_BYTES * sum_sizes(tied_copy(run.model), layout.tp) // rows
-        entries.append(_entry("embedding", "all_reduce", payload, 1, links.embedding))
+        payload = job.execution.reduce_bytes * sum_sizes(tied_copy(model), layout.tp) // rows
+        entries.append(_entry("embedding", "all_reduce", payload, 1, embedding_link(links)))
     return tuple(entries)
 
 
-def _data_parallel(
-    run: Run, layout: Layout, stages: Sequence[Stage], link: Link
-) -> list[Communication]:
+def embedding_link(links: Links) -> Link:
+    """Between the first and the last stage."""
+    return replace(links.pp, group_size=2)
+
+
+def _context_parallel(job: Job, stages: Sequence[Stage], link: Link) -> Communication:
+    size = size_of(job)
+    payload = 2 * size.keys * size.tokens * job.execution.element_bytes * job.layout.cp
+    blocks = max(stage.num_layers for stage in stages)
+    count = 3 * blocks * job.layout.num_microbatches
+    return _entry("cp", "all_gather", payload, count, link)
+
+
+def _data_parallel(job: Job, stages: Sequence[Stage], links: Links) -> list[Communication]:
     """Gradients once, or per microbatch where they are sharded; weights after the step or before
     every use.
     """
+    layout, execution, link = job.layout, job.execution, links.dp
     size = max(
         count_stage_parameters(
-            run.model, stage.num_layers, stage.is_first, stage.is_last, layout.tp
+            job.model, stage.num_layers, stage.is_first, stage.is_last,
+            layout.tp, layout.ep,
         )
         for stage in stages
-    )
+    )  # fmt: skip
     reductions = 1 if gradients_are_whole(layout) else layout.num_microbatches
-    op = GRADIENT_OP[3 if layout.engine == "fsdp2" else layout.zero_stage]
-    entries = [_entry("dp", op, GRADIENT_BYTES * size, reductions, link)]
+    scatters = layout.zero_stage == 3 or (layout.zero_stage and not execution.reduces_by_all_reduce)
+    op = "reduce_scatter" if scatters else "all_reduce"
+    entries = [_entry("dp", op, execution.reduce_bytes * size, reductions, link)]
     gathers = {0: 0, 1: 1, 2: 1, 3: 2 * layout.num_microbatches}[layout.zero_stage]
     if layout.engine == "fsdp2" and layout.zero_stage == 3:
         gathers = layout.num_microbatches
-        size = max(gathered_per_microbatch(run.model, stage, layout.tp) for stage in stages)
+        size = max(gathered_per_microbatch(job.model, stage, layout.tp) for stage in stages)
     if gathers:
-        payload = ELEMENT_BYTES[run.precision.compute] * size
-        entries.append(_entry("dp", "all_gather", payload, gathers, link))
+        entries.append(_entry("dp", "all_gather", execution.gather_bytes * size, gathers, link))
     return entries
 
 
@@ -117,8 +118,3 @@ def _entry(axis: str, op: str, payload_bytes: int, count: int, link: Link) -> Co
         bytes_per_step=round(count * sent_bytes(op, payload_bytes, link.group_size)),
         seconds_per_step=count * transfer_s(op, payload_bytes, link),
     )
-
-
-def p2p_s(model: Model, shape: Shape, links: Links) -> float:
-    """Seconds from the end of a pass on one stage to the arrival of its result on the next."""
-    return transfer_s("send_recv", boundary_bytes(model, shape), links.pp)

@@ -1,194 +1,64 @@
-"""What one microbatch makes a rank do: operators with FLOPs and bytes, and the activations kept.
-
-Letters: T = tokens of a microbatch (samples x sequence), H = hidden size, e = bytes per element.
-"""
+"""Model FLOPs: what training costs however it is run, and conventions of counting them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from launcher.config.schema import Model
 
-ELEMENT_BYTES = {"fp32": 4, "bf16": 2}
-"""Bytes of one weight or activation per compute type."""
-
-LOGIT_BYTES = 4
-"""The softmax of the logits is made in float32 in every compute type."""
+ROW_CHUNKS = 4
+"""Column chunks of a row-parallel product whose sums run beside the chunks behind them."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Operator:
-    """One kernel's worth of work in the forward pass."""
-
-    flops: float = 0.0
-    """2 per multiply-add."""
-    bytes_moved: float
-    """Read and written."""
-    backward_flops: float = 2.0
-    """FLOPs of the backward pass over those of the forward pass."""
-    backward_kernels: int = 1
-    """Kernels of the backward pass: a matrix product has two gradients."""
+def forward_flops_per_token(
+    model: Model, sequence_length: int, *, causal: bool = True, with_head: bool = True
+) -> float:
+    """Matrix products of the whole model for one token; causal attention at half."""
+    attention = _seen(model, sequence_length) if causal else sequence_length
+    block = 2.0 * _attention_weights(model) + 2.0 * attention * _attention_width(model)
+    total = model.num_layers * block + 2.0 * _mlp_weights(model)
+    return total + (2.0 * model.hidden_size * model.vocab_size if with_head else 0.0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """What an operator's size depends on besides the model."""
-
-    micro_batch_size: int
-    sequence_length: int
-    tp: int
-    element_bytes: int
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of one microbatch."""
-        return self.micro_batch_size * self.sequence_length
-
-
-def block_operators(model: Model, shape: Shape) -> tuple[Operator, ...]:
-    """The forward pass of one block on one rank, recomputation aside."""
-    queries = model.num_heads // shape.tp * model.head_size
-    keys = max(1, model.kv_heads // shape.tp) * model.head_size
-    ffn = model.ffn_hidden_size // shape.tp
-    hidden = model.hidden_size
-    rope = (_memory(shape, 2 * (queries + keys)),) if model.position == "rope" else ()
-    gate = (_matmul(shape, hidden, ffn),) if model.is_gated else ()
-    residual = _memory(shape, 3 * hidden)
-    return (
-        _memory(shape, 2 * hidden),
-        _matmul(shape, hidden, queries),
-        _matmul(shape, hidden, keys),
-        _matmul(shape, hidden, keys),
-        *rope,
-        _attention(model, shape, queries, keys),
-        _matmul(shape, queries, hidden),
-        residual,
-        _memory(shape, 2 * hidden),
-        *gate,
-        _matmul(shape, hidden, ffn),
-        _memory(shape, (3 if model.is_gated else 2) * ffn),
-        _matmul(shape, ffn, hidden),
-        residual,
-    )
-
-
-def attention_operators(model: Model, shape: Shape) -> tuple[Operator, ...]:
-    """The part of a block that selective recomputation runs again."""
-    queries = model.num_heads // shape.tp * model.head_size
-    keys = max(1, model.kv_heads // shape.tp) * model.head_size
-    return (_attention(model, shape, queries, keys),)
-
-
-def embedding_operators(model: Model, shape: Shape) -> tuple[Operator, ...]:
-    """Looking up tokens and positions."""
-    return (_memory(shape, 2 * model.hidden_size),)
-
-
-def head_operators(model: Model, shape: Shape) -> tuple[Operator, ...]:
-    """Last norm, logits, loss."""
-    rows = -(-model.vocab_size // shape.tp)
-    softmax = Operator(bytes_moved=4.0 * LOGIT_BYTES * shape.tokens * rows)
-    return (
-        _memory(shape, 2 * model.hidden_size),
-        _matmul(shape, model.hidden_size, rows),
-        softmax,
-    )
-
-
-def forward_flops_per_token(model: Model, sequence_length: int) -> float:
-    """Matrix products of the whole model for one token, causal attention at half."""
-    whole = Shape(micro_batch_size=1, sequence_length=sequence_length, tp=1, element_bytes=2)
-    operators = block_operators(model, whole) * model.num_layers + head_operators(model, whole)
-    return sum(operator.flops for operator in operators) / sequence_length
-
-
-def model_flops_per_token(model: Model, sequence_length: int) -> float:
+def model_flops_per_token(model: Model, sequence_length: int, *, causal: bool = True) -> float:
     """Forward and backward, without recomputation; backward is twice the forward."""
-    return 3 * forward_flops_per_token(model, sequence_length)
+    return 3 * forward_flops_per_token(model, sequence_length, causal=causal)
 
 
-def block_activation_bytes(model: Model, shape: Shape, recompute: str) -> int:
-    """What one block keeps of one microbatch from its forward to its backward.
-
-    Without recomputation this is table 2 of arXiv:2205.05198 for attention that stores no S x S
-    matrix: for GPT in two-byte numbers (10 + 24/tp) T H bytes. Inputs of norms and of the first
-    matrix products are whole on every tp rank, the rest is cut.
-    """
-    if recompute == "full":
-        return shape.tokens * model.hidden_size * shape.element_bytes
-    hidden = model.hidden_size
-    queries = model.num_heads // shape.tp * model.head_size
-    keys = max(1, model.kv_heads // shape.tp) * model.head_size
-    ffn = model.ffn_hidden_size // shape.tp
-    whole = 4 * hidden  # the block's input, the residual between, and both norms' outputs
-    cut = queries + 2 * keys + queries  # q, k, v and what out_proj reads
-    cut += (4 if model.is_gated else 2) * ffn  # gate, its silu, up, and what down_proj reads
-    masks = 2 * hidden if model.dropout else 0  # one byte per element, after each sublayer
-    kept = shape.tokens * ((whole + cut) * shape.element_bytes + masks)
-    if recompute == "none":  # the core's own: log-sum-exp per query and head, float32
-        kept += shape.tokens * model.num_heads // shape.tp * 4
-    return kept
-
-
-def embedding_activation_bytes(model: Model, shape: Shape) -> int:
-    """What the embedding keeps of one microbatch: token ids and a dropout mask."""
-    return shape.tokens * (8 + (model.hidden_size if model.dropout else 0))
-
-
-def head_activation_bytes(model: Model, shape: Shape) -> int:
-    """What the head keeps: the last norm's input and output, and the gradient of the logits.
-
-    The loss writes that gradient over the logits in its forward pass, so they are kept once.
-    """
-    rows = -(-model.vocab_size // shape.tp)
-    return shape.tokens * (2 * model.hidden_size + rows) * shape.element_bytes
-
-
-def logit_temporary_bytes(model: Model, shape: Shape) -> int:
-    """The float32 copy of the logits while the loss is made; float32 logits need none."""
-    rows = -(-model.vocab_size // shape.tp)
-    return 0 if shape.element_bytes == LOGIT_BYTES else shape.tokens * rows * LOGIT_BYTES
-
-
-def backward_temporary_bytes(model: Model, shape: Shape, recompute: str) -> int:
-    """What the backward pass of one block needs beside what was kept.
-
-    Gradients of the residual and of the MLP's widest tensors; with full recomputation, the whole
-    block's activations once more.
-    """
-    ffn = (2 if model.is_gated else 1) * model.ffn_hidden_size // shape.tp
-    gradients = shape.tokens * (2 * model.hidden_size + ffn) * shape.element_bytes
-    again = block_activation_bytes(model, shape, "none") if recompute == "full" else 0
-    return gradients + again
-
-
-def boundary_bytes(model: Model, shape: Shape) -> int:
-    """What passes from one stage to the next: every tp rank holds and sends all of it."""
-    return shape.tokens * model.hidden_size * shape.element_bytes
-
-
-def _matmul(shape: Shape, inputs: int, outputs: int) -> Operator:
-    elements = shape.tokens * (inputs + outputs) + inputs * outputs
-    return Operator(
-        flops=2.0 * shape.tokens * inputs * outputs,
-        bytes_moved=float(elements * shape.element_bytes),
-        backward_kernels=2,
-    )
-
-
-def _attention(model: Model, shape: Shape, queries: int, keys: int) -> Operator:
-    """Scores and their weighted sum: 2 x 2 x (keys seen) per query and column."""
-    length = shape.sequence_length
+def _seen(model: Model, length: int) -> float:
+    """Keys that a query sees on average: half of all, less within a window."""
     window = min(model.sliding_window or length, length)
-    seen = window - window * window / (2 * length)  # causal: half of all, less within a window
-    return Operator(
-        flops=4.0 * shape.tokens * seen * queries,
-        bytes_moved=float(shape.tokens * 2 * (queries + keys) * shape.element_bytes),
-        # Five products where forward has two: scores again, dV, dP, dQ, dK (arXiv:2307.08691).
-        backward_flops=2.5,
-    )
+    return window - window * window / (2 * length)
 
 
-def _memory(shape: Shape, columns: int) -> Operator:
-    """An elementwise operator that reads and writes so many columns per token."""
-    return Operator(bytes_moved=float(shape.tokens * columns * shape.element_bytes))
+def _attention_width(model: Model) -> int:
+    """Columns of scores and of values, over all heads."""
+    if model.latent:
+        latent = model.latent
+        score = latent.nope_head_dim + latent.rope_head_dim
+        return model.num_heads * (score + latent.value_head_dim)
+    return 2 * model.num_heads * model.head_size
+
+
+def _attention_weights(model: Model) -> int:
+    """Matrix elements of one block's attention."""
+    hidden, heads = model.hidden_size, model.num_heads
+    if model.latent is None:
+        return 2 * hidden * model.head_size * (heads + model.kv_heads)
+    latent = model.latent
+    score = latent.nope_head_dim + latent.rope_head_dim
+    queries = heads * score
+    down = hidden * (latent.kv_rank + latent.rope_head_dim) + hidden * (latent.q_rank or 0)
+    up = (latent.q_rank or hidden) * queries
+    up += latent.kv_rank * heads * (latent.nope_head_dim + latent.value_head_dim)
+    return down + up + heads * latent.value_head_dim * hidden
+
+
+def _mlp_weights(model: Model) -> int:
+    """Matrix elements that one token meets in all MLPs; of experts those that it visits."""
+    matrices = (3 if model.is_gated else 2) * model.hidden_size
+    if model.experts is None:
+        return model.num_layers * matrices * model.ffn_hidden_size
+    experts = model.experts
+    visited = (experts.experts_per_token + experts.num_shared) * experts.ffn_hidden_size
+    routed = matrices * visited + model.hidden_size * experts.num_experts
+    dense = experts.num_dense_layers
+    return (model.num_layers - dense) * routed + dense * matrices * model.ffn_hidden_size

@@ -15,7 +15,7 @@ from launcher.runtime.engine import Engine, build_engine
 from launcher.runtime.frozen import Frozen
 from launcher.runtime.groups import Groups, build_groups
 from launcher.runtime.model.stage import DTYPES, build_stage
-from launcher.runtime.pipeline.p2p import Channels, build_channels
+from launcher.runtime.pipeline.p2p import Channels, boundary_shape, build_channels
 from launcher.runtime.process import Place
 
 
@@ -50,7 +50,7 @@ def build_trainer(frozen: Frozen, device: torch.device, data_folder: Path, place
     module = build_stage(run, layout, frozen.stages[groups.pp.index], groups, splits)
     engine = build_engine(module, run, layout, groups, frozen.ds_config)
     # 4. Links to the neighbouring stages.
-    shape = (layout.micro_batch_size, layout.sequence_length, run.model.hidden_size)
+    shape = boundary_shape(layout, run.model)
     channels = build_channels(groups, shape, DTYPES[run.precision.compute], schedule.chain)
     return Trainer(frozen=frozen, groups=groups, engine=engine, channels=channels, data=data)
 

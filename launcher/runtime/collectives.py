@@ -1,11 +1,19 @@
 """How tensor-parallel ranks talk: the only place with tensor-parallel collectives.
 
 Callers apply these only on an axis of more than one rank; with one rank they are absent.
+
+Between two cut products an activation *rests*: as a copy on every rank (`Copies`) or, with sequence
+parallelism, as one piece of the sequence per rank (`SequencePieces`, arXiv:2205.05198, sec. 4.2.2).
+Products read it *whole* and give *partial sums*. To make it whole and to sum it up are each other's
+backward in both cases, and move the same bytes.
 """
+
+# Shapes: B samples, S tokens, s = S / tp tokens of a rank's piece, H features.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -15,19 +23,90 @@ from torch.autograd.function import once_differentiable
 from launcher.runtime.groups import Axis
 
 
+class Pending:
+    """A result that is on its way."""
+
+    def __init__(self, work: Any, finish: Callable[[], Tensor]) -> None:
+        self._work, self._finish = work, finish
+        self._result: Tensor | None = None
+
+    def wait(self) -> Tensor:
+        """The result, once it is there (on CUDA: once the current stream gets there)."""
+        if self._result is None:
+            if self._work is not None:
+                self._work.wait()
+            self._result = self._finish()
+            self._work = None
+        return self._result
+
+
+class Exchange(Protocol):
+    """How activations get from rest to whole, and from partial sums to rest."""
+
+    axis: Axis
+
+    def start_whole(self, x: Tensor) -> Pending:
+        """At rest in, whole out."""
+
+    def start_sum(self, x: Tensor) -> Pending:
+        """Partial sums in, whose memory may be used, at rest out."""
+
+
+class Copies:
+    """Activations rest whole on every rank."""
+
+    def __init__(self, axis: Axis) -> None:
+        self.axis = axis
+
+    def start_whole(self, x: Tensor) -> Pending:
+        """Nothing to do."""
+        return Pending(None, lambda: x)
+
+    def start_sum(self, x: Tensor) -> Pending:
+        """All-reduce in place."""
+        x = x.contiguous()
+        work = dist.all_reduce(x, group=self.axis.group, async_op=True)
+        return Pending(work, lambda: x)
+
+
+class SequencePieces:
+    """Activations rest cut along the sequence: rank i of n has the i-th of n equal pieces."""
+
+    def __init__(self, axis: Axis) -> None:
+        self.axis = axis
+
+    def start_whole(self, x: Tensor) -> Pending:
+        """All-gather [B, s, H] into [B, S, H]."""
+        x = x.contiguous()
+        num_samples, length, *features = x.shape
+        gathered = x.new_empty((self.axis.size * num_samples, length, *features))
+        work = _all_gather(gathered, x, self.axis)
+
+        def finish() -> Tensor:
+            pieces = gathered.view(self.axis.size, num_samples, length, *features)
+            return pieces.transpose(0, 1).reshape(num_samples, -1, *features)
+
+        return Pending(work, finish)
+
+    def start_sum(self, x: Tensor) -> Pending:
+        """Reduce-scatter [B, S, H] into [B, s, H]."""
+        num_samples, length, *features = x.shape
+        pieces = x.view(num_samples, self.axis.size, -1, *features).transpose(0, 1)
+        summed = x.new_empty((num_samples, length // self.axis.size, *features))
+        work = _reduce_scatter(summed, pieces.flatten(0, 1).contiguous(), self.axis)
+        return Pending(work, lambda: summed)
+
+
 @torch._disable_dynamo  # type: ignore[attr-defined]
-def copy_to_tp(x: Tensor, axis: Axis) -> Tensor:
+def sum_to_rest(x: Tensor, exchange: Exchange) -> Tensor:
+    """Sum the ranks' partial results; x, in which the sum may be written, is used up."""
+    return _SumToRest.apply(x, exchange)  # type: ignore[no-any-return, no-untyped-call]
+
+
+@torch._disable_dynamo  # type: ignore[attr-defined]
+def copy_to_ranks(x: Tensor, axis: Axis) -> Tensor:
     """Give x to every rank: identity forward, sum of the ranks' gradients backward."""
     return _CopyToRanks.apply(x, axis)  # type: ignore[no-any-return, no-untyped-call]
-
-
-@torch._disable_dynamo  # type: ignore[attr-defined]
-def reduce_from_tp(x: Tensor, axis: Axis) -> Tensor:
-    """Sum the ranks' partial results: all-reduce forward, identity backward.
-
-    The sum is written into x, which no caller may use afterwards.
-    """
-    return _ReduceFromRanks.apply(x, axis)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def sum_over(x: Tensor, axis: Axis) -> Tensor:
@@ -55,12 +134,27 @@ class _CopyToRanks(torch.autograd.Function):
         return sum_over(grad.contiguous(), ctx.axis), None
 
 
-class _ReduceFromRanks(torch.autograd.Function):
+class _SumToRest(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
-        ctx.mark_dirty(x)
-        return sum_over(x, axis)
+    def forward(ctx: Any, x: Tensor, exchange: Exchange) -> Tensor:
+        ctx.exchange = exchange
+        result = exchange.start_sum(x).wait()
+        if result is x:
+            ctx.mark_dirty(x)
+        return result
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
+        return ctx.exchange.start_whole(grad).wait(), None
+
+
+def _all_gather(into: Tensor, x: Tensor, axis: Axis) -> Any:
+    # torch 2.13 has new names for both, and warns about the old ones.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    return gather(into, x, group=axis.group, async_op=True)
+
+
+def _reduce_scatter(into: Tensor, x: Tensor, axis: Axis) -> Any:
+    scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+    return scatter(into, x, group=axis.group, async_op=True)

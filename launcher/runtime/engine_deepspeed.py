@@ -26,7 +26,13 @@ from torch.nn import Parameter
 
 from launcher.config.schema import Run
 from launcher.plan.records import Layout
-from launcher.runtime.gradients import accumulate_in_float32, sum_gradient
+from launcher.runtime.gradients import (
+    accumulate_in_float32,
+    partial_over_tp,
+    sum_gradient,
+    sum_partial_gradients,
+    sum_partial_gradients_in_backward,
+)
 from launcher.runtime.groups import Axis, Groups
 from launcher.runtime.model.stage import tied_parameter
 from launcher.runtime.optimizer import build_optimizer, set_learning_rate
@@ -58,6 +64,9 @@ class DeepSpeedEngine:
         parameters = list(module.parameters())
         if layout.zero_stage == 3:
             _mark_for_zero3_norm(parameters)
+        if self._streams:
+            sum_partial_gradients_in_backward(parameters, groups.tp)
+        self._partial = partial_over_tp(parameters)
         with redirect_stdout(io.StringIO()):  # it prints memory figures, whatever its log level
             self._deepspeed, self._zero, _, _ = deepspeed.initialize(
                 model=module,
@@ -144,6 +153,8 @@ class DeepSpeedEngine:
                 raise
             if self._tied is not None:
                 sum_gradient(self._gradient_of(self._tied), self._groups.embedding)
+            partial = [self._gradient_of(parameter) for parameter in self._partial]
+            sum_partial_gradients(partial, self._groups.tp)
         if sums:
             # Bucket size 0: each flat buffer by itself, so that none is copied into a bucket.
             self._deepspeed.allreduce_gradients(bucket_size=0)

@@ -27,9 +27,14 @@ from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 
 from launcher.config.schema import Run
-from launcher.plan.memory import gradients_are_whole
 from launcher.plan.records import Layout
-from launcher.runtime.gradients import global_norm, sum_gradient
+from launcher.plan.traffic import gradients_are_whole
+from launcher.runtime.gradients import (
+    global_norm,
+    partial_over_tp,
+    sum_gradient,
+    sum_partial_gradients,
+)
 from launcher.runtime.groups import Axis, Groups
 from launcher.runtime.model.stage import StageModule, tied_parameter
 from launcher.runtime.optimizer import build_optimizer, set_learning_rate
@@ -42,7 +47,7 @@ from launcher.runtime.state import (
     shard_pieces,
 )
 
-MARKS = ("shard", "model_parallel", "ds_pipe_replicated")
+MARKS = ("shard", "model_parallel", "ds_pipe_replicated", "is_partial_over_tp")
 """What a stage's parameters carry (`model/initial.py`) and a new parameter must take over."""
 
 
@@ -71,6 +76,7 @@ class Fsdp2Engine:
             _set_marks(rows, marks[name])
             _set_marks(self._sharded[name], marks[name])
         self._tied = None if tied_name is None else self._rows[tied_name]
+        self._partial = partial_over_tp(self._rows.values())
         self._optimizer = build_optimizer(self._rows.values(), run.optimizer)
         # 3. What is put off to the last microbatch of a step.
         self._root: FSDPModule = module
@@ -101,6 +107,8 @@ class Fsdp2Engine:
             # Both stages cut the table alike, so the rows of one dp rank meet each other.
             assert self._tied.grad is not None
             sum_gradient(self._tied.grad, self._groups.embedding)
+        partial = [row.grad for row in self._partial if row.grad is not None]
+        sum_partial_gradients(partial, self._groups.tp)
 
     def step(self, learning_rate: float) -> float:
         """See `Engine`."""
@@ -177,7 +185,9 @@ def _shard_stage(
         parts = [module.get_submodule(path) for path in paths]
         for name, parameter in module.named_parameters():
             if hasattr(parameter, "shard") and not isinstance(parameter, DTensor):
-                marks[name] = {mark: getattr(parameter, mark) for mark in MARKS}
+                marks[name] = {
+                    mark: getattr(parameter, mark) for mark in MARKS if hasattr(parameter, mark)
+                }
                 # The masters' type; buffers stay in the compute type.
                 parameter.data = parameter.data.float()
         group: Any = parts[0] if len(parts) == 1 else parts

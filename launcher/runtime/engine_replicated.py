@@ -23,7 +23,9 @@ from launcher.plan.records import Layout
 from launcher.runtime.gradients import (
     accumulate_in_float32,
     global_norm,
+    partial_over_tp,
     sum_gradient,
+    sum_partial_gradients,
 )
 from launcher.runtime.groups import Groups
 from launcher.runtime.model.stage import tied_parameter
@@ -52,6 +54,7 @@ class ReplicatedEngine:
             self._keep_float32_masters()
         tied = tied_parameter(module)
         self._tied = None if tied is None else self._master_of(tied)
+        self._partial = [self._master_of(p) for p in partial_over_tp(self._parameters)]
         self._optimizer = build_optimizer(self._masters, run.optimizer)
 
     def forward(self, x: Tensor, context: Any) -> Tensor:
@@ -69,6 +72,8 @@ class ReplicatedEngine:
         if self._tied is not None:
             assert self._tied.grad is not None
             sum_gradient(self._tied.grad, self._groups.embedding)
+        partial = [p.grad for p in self._partial if p.grad is not None]
+        sum_partial_gradients(partial, self._groups.tp)
         self._average_over_dp()
 
     def step(self, learning_rate: float) -> float:

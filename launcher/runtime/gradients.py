@@ -36,6 +36,44 @@ def sum_gradient(gradient: Tensor, axis: Axis | None) -> None:
         dist.all_reduce(gradient, group=axis.group)
 
 
+def mark_partial_gradients(parameters: Iterable[Parameter]) -> None:
+    """Sequence parallelism: what every tp rank holds whole has seen a piece of the sequence only.
+
+    These are norms, biases of row-parallel layers and learned positions.
+    """
+    for parameter in parameters:
+        is_whole = parameter.shard.dim is None  # type: ignore[attr-defined]
+        parameter.is_partial_over_tp = is_whole  # type: ignore[attr-defined]
+
+
+def partial_over_tp(parameters: Iterable[Parameter]) -> list[Parameter]:
+    """The parameters whose gradients must be summed over tp before every optimizer step."""
+    return [p for p in parameters if getattr(p, "is_partial_over_tp", False)]
+
+
+def sum_partial_gradients(gradients: Sequence[Tensor], tp: Axis) -> None:
+    """Sum these over tp, in place and in one buffer: they are many and small."""
+    if not gradients:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    sum_gradient(flat, tp)
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def sum_partial_gradients_in_backward(parameters: Iterable[Parameter], tp: Axis) -> None:
+    """Sum them over tp in every backward: for engines that shard gradients as they come."""
+
+    def add_up(gradient: Tensor) -> Tensor:
+        total = gradient.to(torch.float32, copy=True)
+        sum_gradient(total, tp)
+        return total.to(gradient.dtype)
+
+    for parameter in partial_over_tp(parameters):
+        parameter.register_hook(add_up)
+
+
 def global_norm(
     parameters: Sequence[Parameter],
     gradients: Sequence[Tensor],

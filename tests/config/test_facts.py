@@ -23,6 +23,8 @@ CONF = ROOT / "conf"
 # Sources: the parameter total on each model's Hugging Face card; for GPT-2 the sum over the
 # released checkpoint's weights, without its attention masks. The papers round them: 124M, 7B.
 PUBLISHED = {
+    "deepseek_v2": 235_741_434_880,
+    "deepseek_v3": 671_026_404_352,  # the routers' 14,848 correction biases are no weights
     "gpt2_124m": 124_439_808,
     "gpt2_1.5b": 1_557_611_200,
     "llama2_7b": 6_738_415_616,

@@ -29,7 +29,8 @@ def test_every_leaf_of_the_schema_is_walked():
     groups = {key for key in CLASSES if any(other.startswith(f"{key}.") for other in CLASSES)}
     assert len(CLASSES) - len(groups) == count(Run)
     assert groups == {
-        "model.rope_scaling", "hardware.gpu", "hardware.node", "hardware.network", "data.sources",
+        "model.rope_scaling", "model.experts", "model.latent", "hardware.gpu",
+        "hardware.gpu.cudnn_attention", "hardware.node", "hardware.network", "data.sources",
     }  # fmt: skip
 
 
@@ -73,8 +74,10 @@ def test_a_group_that_comes_or_goes_is_a_change_with_all_its_keys():
     one = make_run(hardware=h100(), model=LLAMA3_70B)
     changes = find_changes(one, with_value(one, "hardware.network", None))
     assert {change.key for change in changes} == {
-        "hardware.network", *(f"hardware.network.{key}" for key in ("name", "bandwidth"))
-    } | {"hardware.network.latency_s"}  # fmt: skip
+        "hardware.network", *(f"hardware.network.{key}" for key in ("name", "bandwidth")),
+        "hardware.network.latency_s",
+        *(f"hardware.network.{key}" for key in ("efficiency", "oversubscription", "contention")),
+    }  # fmt: skip
     assert {change.kind for change in changes} == {"safe"}
 
 

@@ -161,10 +161,10 @@ def test_planning_the_largest_cluster_takes_little_time():
                                          "train.num_microbatches": 512})  # fmt: skip
     best = math.inf
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         build_plan(run)
-        best = min(best, time.perf_counter() - start)
-    assert best < 0.2  # 0.05 s on a free core; tests share theirs
+        best = min(best, time.process_time() - start)
+    assert best < 0.2  # of processor time: 0.08 s where this was written
 
 
 def test_local_hardware_is_left_as_it_is_where_it_says_how_many():

@@ -3,40 +3,52 @@
 import pytest
 
 from launcher.config.schema import Hardware
-from launcher.plan.links import LINK_EFFICIENCY, Link, find_link, sent_bytes, transfer_s
-from launcher.plan.mesh import Mesh
-from tests.factory import h100
+from launcher.plan.execution import runtime_job
+from launcher.plan.fill import build_layout
+from launcher.plan.links import Link, sent_bytes, stride_link, transfer_s
+from launcher.plan.step_time import find_links
+from tests.factory import LLAMA3_70B, h100, make_run
 
 HARDWARE = Hardware.model_validate(h100(num_nodes=8))
 
 
-def mesh(tp, dp, pp, order=("tp", "cp", "dp", "pp")):
-    return Mesh(order=order, sizes={"tp": tp, "cp": 1, "dp": dp, "pp": pp})
+RATE = 0.8
+"""Share of a link's bandwidth that payload reaches, by default."""
 
 
 def test_an_axis_inside_the_node_uses_the_node():
-    link = find_link(mesh(8, 4, 2), "tp", HARDWARE, 8)
+    link = stride_link(HARDWARE, 8, stride=1, size=8)
     assert not link.crosses_nodes
-    assert link.bandwidth == 450e9 * LINK_EFFICIENCY
+    assert link.bandwidth == 450e9 * RATE
 
 
 def test_an_axis_across_nodes_uses_the_network():
-    link = find_link(mesh(8, 4, 2), "dp", HARDWARE, 8)
+    link = stride_link(HARDWARE, 8, stride=8, size=4)
     assert link.crosses_nodes
-    assert link.bandwidth == 50e9 * LINK_EFFICIENCY
+    assert link.num_nodes == 4
+    assert link.bandwidth == 50e9 * RATE
 
 
 def test_ranks_of_a_group_on_one_node_share_its_adapters():
-    link = find_link(mesh(2, 32, 1), "dp", HARDWARE, 8)
-    assert link.bandwidth == 4 * 50e9 * LINK_EFFICIENCY
-    whole_nodes = find_link(mesh(1, 64, 1), "dp", HARDWARE, 8)
-    assert whole_nodes.bandwidth == 400e9 * LINK_EFFICIENCY
+    assert stride_link(HARDWARE, 8, stride=2, size=32).bandwidth == 4 * 50e9 * RATE
+    assert stride_link(HARDWARE, 8, stride=1, size=64).bandwidth == min(400e9, 450e9) * RATE
+
+
+def test_contention_grows_with_nodes_and_oversubscription_divides():
+    busy = HARDWARE.network.model_copy(update={"contention": 0.1, "oversubscription": 2.0})
+    hardware = HARDWARE.model_copy(update={"network": busy})
+    link = stride_link(hardware, 8, stride=8, size=4)
+    assert link.bandwidth == pytest.approx(50e9 * RATE / 2 / 1.2)
 
 
 def test_the_rank_order_decides_which_axis_crosses():
-    swapped = mesh(8, 4, 2, order=("dp", "pp", "cp", "tp"))
-    assert find_link(swapped, "tp", HARDWARE, 8).crosses_nodes
-    assert not find_link(swapped, "dp", HARDWARE, 8).crosses_nodes
+    run = make_run(model=LLAMA3_70B, hardware=h100(8),
+                   parallelism={"tp": 8, "pp": 1, "dp": 8, "order": ["dp", "pp", "cp", "tp"]},
+                   train={"global_batch_size": 8, "micro_batch_size": 1, "num_microbatches": 1,
+                          "sequence_length": 64})  # fmt: skip
+    links = find_links(runtime_job(run, build_layout(run)))
+    assert links.tp.crosses_nodes
+    assert not links.dp.crosses_nodes
 
 
 @pytest.mark.parametrize(("op", "sent"), [("all_reduce", 150), ("reduce_scatter", 75),
@@ -45,13 +57,33 @@ def test_bytes_sent_by_a_rank_of_four(op, sent):
     assert sent_bytes(op, 100, 4) == sent
 
 
+def ring(size, **values):
+    defaults = {
+        "crosses_nodes": False,
+        "bandwidth": 1e9,
+        "latency_s": 1e-3,
+        "inner_latency_s": 1e-3,
+    }
+    return Link(group_size=size, **defaults | values)
+
+
 def test_a_transfer_takes_its_bytes_and_its_hops():
-    link = Link(group_size=8, crosses_nodes=False, bandwidth=1e9, latency_s=1e-3)
-    assert transfer_s("all_reduce", 8e9, link) == pytest.approx(14.0 + 6e-3)
-    assert transfer_s("all_gather", 8e9, link) == pytest.approx(7.0 + 3e-3)
-    assert transfer_s("send_recv", 8e9, link) == pytest.approx(8.0 + 1e-3)
+    assert transfer_s("all_reduce", 8e9, ring(8)) == pytest.approx(14.0 + 14e-3)
+    assert transfer_s("all_gather", 8e9, ring(8)) == pytest.approx(7.0 + 7e-3)
+    assert transfer_s("send_recv", 8e9, ring(8)) == pytest.approx(8.0 + 1e-3)
+
+
+def test_small_all_reduces_across_nodes_take_trees_and_large_ones_rings():
+    link = ring(64, crosses_nodes=True, num_nodes=64)
+    assert transfer_s("all_reduce", 64.0, link) == pytest.approx(2 * 6 * 1e-3, rel=1e-3)
+    assert transfer_s("all_reduce", 64e9, link) == pytest.approx(126.0 + 2 * 64e-3, rel=1e-3)
+
+
+def test_ll128_is_taken_where_latency_matters():
+    fast = {"ll128_latency_s": 1e-4, "inner_ll128_latency_s": 1e-4}
+    assert transfer_s("all_gather", 8e3, ring(8, **fast)) == pytest.approx(7e-4, rel=0.02)
+    assert transfer_s("all_gather", 8e9, ring(8, **fast)) == transfer_s("all_gather", 8e9, ring(8))
 
 
 def test_a_group_of_one_costs_nothing():
-    link = Link(group_size=1, crosses_nodes=False, bandwidth=1e9, latency_s=1e-3)
-    assert transfer_s("all_reduce", 8e9, link) == 0
+    assert transfer_s("all_reduce", 8e9, ring(1)) == 0

@@ -1,9 +1,12 @@
 """The whole plan: its parts add up, its JSON is the contract, its report is one screen."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from launcher.plan.audit import _ep_crosses_nodes
 from launcher.plan.build import build_plan
 from launcher.plan.records import layout_from_json, stages_from_json
 from launcher.plan.report import render_report
@@ -138,3 +141,32 @@ def test_less_recomputation_is_advised_only_where_it_fits(pp, is_advised):
     none = build_plan(open_run(model, 128, **pins, **{"parallelism.recompute": "none"}))
     assert none.memory.fits == is_advised
     assert ("idle-memory" in {w.id for w in full.warnings}) == is_advised
+
+
+def test_expert_groups_that_leave_the_node_are_warned_about():
+    layout = replace(build_plan(make_run(parallelism={"dp": 4})).layout, ep=16, gpus_per_node=8)
+    crossing = SimpleNamespace(axis="ep", crosses_nodes=True)
+    warning = _ep_crosses_nodes(layout, SimpleNamespace(communication=(crossing,)))
+    assert warning.id == "ep-crosses-nodes"
+    assert warning.fix == "parallelism.ep=8"
+
+
+def test_data_parallel_groups_that_fill_nodes_unevenly_are_warned_about():
+    plan = build_plan(
+        make_run(model=LLAMA3_70B | {"num_layers": 3}, hardware=h100(3),
+                 parallelism={"tp": 2, "pp": 2, "dp": 6})
+    )  # fmt: skip
+    assert "uneven-rails" in {warning.id for warning in plan.warnings}
+
+
+def test_a_price_gives_the_run_a_cost():
+    hardware = h100(1) | {"price_per_gpu_hour": 2.5}
+    time = build_plan(make_run(hardware=hardware, parallelism={"dp": 8})).time
+    assert time.cost == 2.5 * time.gpu_hours
+    assert build_plan(make_run(hardware=h100(1), parallelism={"dp": 8})).time.cost is None
+
+
+def test_memory_states_its_own_error_and_the_fit_its_margin():
+    memory = build_plan(make_run(hardware=h100(1), parallelism={"dp": 8})).memory
+    assert memory.error_bytes == int(0.05 * memory.peak_bytes)
+    assert memory.usable_bytes == int(0.94 * memory.capacity_bytes)

@@ -1,6 +1,7 @@
 """The split into stages: even, complete, deterministic, counted exactly."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -8,17 +9,12 @@ from hypothesis import strategies as st
 
 from launcher.config.schema import Model
 from launcher.plan.costs import count_parameters
-from launcher.plan.roofline import PartTimes
 from launcher.plan.stages import count_stage_parameters, split_layers, split_stages
 from tests.factory import GPT2_124M, LLAMA3_70B
 
 
-def parts(block=1.0, embedding=0.0, head=0.0):
-    return PartTimes(
-        block_forward_s=block / 3, block_backward_s=block * 2 / 3,
-        embedding_forward_s=embedding / 3, embedding_backward_s=embedding * 2 / 3,
-        head_forward_s=head / 3, head_backward_s=head * 2 / 3,
-    )  # fmt: skip
+def costs(block=1.0, embedding=0.0, head=0.0):
+    return SimpleNamespace(block_s=block, embedding_s=embedding, head_s=head)
 
 
 def maximum(bounds, first, last):
@@ -49,7 +45,7 @@ def test_the_remainder_goes_to_later_stages():
 
 
 def test_a_heavy_head_takes_blocks_from_the_last_stage():
-    stages = split_stages(Model.model_validate(LLAMA3_70B), 16, parts(head=1.2))
+    stages = split_stages(Model.model_validate(LLAMA3_70B), 16, costs(head=1.2))
     layers = [stage.end_layer - stage.first_layer for stage in stages]
     assert layers[-1] == 4
     assert sum(layers) == 80
@@ -59,14 +55,14 @@ def test_a_heavy_head_takes_blocks_from_the_last_stage():
 @pytest.mark.parametrize("pp", [1, 2, 3, 5])
 def test_parameters_of_the_stages_add_up_to_the_model(pp):
     model = Model.model_validate(LLAMA3_70B)
-    stages = split_stages(model, pp, parts(head=1.0))
+    stages = split_stages(model, pp, costs(head=1.0))
     assert sum(stage.parameters for stage in stages) == count_parameters(model)
 
 
 @pytest.mark.parametrize("pp", [2, 4])
 def test_the_last_stage_of_a_tied_model_holds_a_copy_of_the_token_table(pp):
     model = Model.model_validate(GPT2_124M)
-    stages = split_stages(model, pp, parts())
+    stages = split_stages(model, pp, costs())
     copy = 50257 * 768
     assert sum(stage.parameters for stage in stages) == count_parameters(model) + copy
     assert stages[-1].parameters > copy
@@ -74,7 +70,7 @@ def test_the_last_stage_of_a_tied_model_holds_a_copy_of_the_token_table(pp):
 
 def test_a_single_stage_has_no_copy_of_a_tied_table():
     model = Model.model_validate(GPT2_124M)
-    assert split_stages(model, 1, parts())[0].parameters == 124_439_808
+    assert split_stages(model, 1, costs())[0].parameters == 124_439_808
 
 
 def test_more_stages_than_layers_leave_some_empty():

@@ -28,12 +28,12 @@ from launcher.runtime.pipeline.execute import (
     run_forward,
     run_schedule,
 )
-from launcher.runtime.pipeline.p2p import Channels, build_channels
+from launcher.runtime.pipeline.p2p import Channels, boundary_shape, build_channels
 from launcher.runtime.reference import Reference, is_arbitrary, train_reference
 from tests.factory import TINY, TINY_GPT, make_run
 from tests.runtime.stages import cut_of, make_layout, make_stage
 
-STEPS = 3
+STEPS = 4
 MODELS: dict[str, dict[str, Any]] = {
     "untied": TINY | {"vocab_size": 97},
     "tied": TINY_GPT | {"vocab_size": 97},
@@ -41,6 +41,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "small": TINY | {"vocab_size": 97, "num_layers": 2},
     "deep": TINY_GPT | {"vocab_size": 97, "num_layers": 9},
     "tied_llama": TINY | {"vocab_size": 97, "tie_embeddings": True},
+    "dropout": TINY_GPT | {"vocab_size": 97, "dropout": 0.2},
 }
 OVERRIDES: dict[str, Any] = {
     "train.steps": STEPS,
@@ -68,6 +69,11 @@ class Case:
     precision: str = "fp32"
     vpp: int = 1
     recompute: str = "none"
+    sp: bool = False
+    overlap: bool = False
+    """Of tp's collectives."""
+    micro: int = 1
+    """Samples per microbatch."""
     engine: str = "deepspeed"
 
     def __str__(self) -> str:
@@ -75,6 +81,8 @@ class Case:
         rest = f"zero{self.zero}-{self.schedule}-m{self.num_microbatches}-{self.model}"
         rest += f"-vpp{self.vpp}" if self.vpp > 1 else ""
         rest += f"-{self.recompute}" if self.recompute != "none" else ""
+        rest += "-sp" * self.sp + "-overlap" * self.overlap
+        rest += f"-micro{self.micro}" if self.micro > 1 else ""
         rest += f"-{self.engine}" if self.engine != "deepspeed" else ""
         return f"{axes}-{rest}-{self.precision}"
 
@@ -86,7 +94,8 @@ class Case:
         return make_layout(
             tp=self.tp, pp=self.pp, dp=self.dp, zero_stage=self.zero, schedule=self.schedule,
             vpp=self.vpp, recompute=self.recompute, engine=self.engine,
-            num_microbatches=self.num_microbatches, micro_batch_size=1,
+            num_microbatches=self.num_microbatches, micro_batch_size=self.micro,
+            sequence_parallel=self.sp, overlap_tp=self.overlap,
         )  # fmt: skip
 
     def run(self, **overrides: Any) -> Run:
@@ -155,7 +164,7 @@ def build_worker(case: Case, **overrides: Any) -> Worker:
     chain = schedule.chain
     stage = make_stage(run.model.num_layers, groups.pp.index, layout.pp, chain)
     module = build_stage(run, layout, stage, groups, has_weight_actions(schedule.ranks))
-    shape = (layout.micro_batch_size, layout.sequence_length, run.model.hidden_size)
+    shape = boundary_shape(layout, run.model)
     dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
     channels = build_channels(groups, shape, dtype, chain)
     engine = build_engine(module, run, layout, groups, render_deepspeed_config(run, layout))
@@ -189,7 +198,7 @@ def measure(case: Case, **overrides: Any) -> Gap:
     oracle = _shared_reference(case)
     gap = Gap()
     for step in range(STEPS):
-        if step == 1:
+        if step == 1 and not worker.run.model.dropout:  # which validation is without
             gap.validation = abs(worker.validate(step).item() / oracle.losses[step] - 1.0)
         loss = worker.accumulate(step).item()
         if step == 0:
@@ -205,7 +214,7 @@ def _shared_reference(case: Case) -> Reference:
     """Computed on rank 0 alone: layouts that see the same batches have the same reference."""
     key = Case(
         dp=case.dp, num_microbatches=case.num_microbatches, model=case.model,
-        precision=case.precision,
+        precision=case.precision, micro=case.micro,
     )  # fmt: skip
     box = [reference(key) if case.world_size == 1 or dist.get_rank() == 0 else None]
     if case.world_size > 1:

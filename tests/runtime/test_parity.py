@@ -79,6 +79,23 @@ EXTRA = [
     Case(pp=4, zero=1, schedule="interleaved_1f1b", vpp=2, num_microbatches=6, model="deep"),
     Case(pp=4, zero=1, schedule="zb_h1", vpp=2, num_microbatches=5, model="deep"),
     Case(tp=2, pp=2, dp=2, zero=1, schedule="dualpipev", vpp=2, num_microbatches=4),
+    # Sequence parallelism under every ZeRO stage, kind of schedule and recomputation; overlap.
+    *(Case(tp=2, dp=2, zero=zero, sp=True, micro=2, overlap=zero == 1) for zero in (0, 1, 2, 3)),
+    *(Case(tp=2, pp=2, zero=zero, sp=True, num_microbatches=4) for zero in (0, 1, 2)),
+    Case(tp=4, zero=0, sp=True, overlap=True, model="one_kv_head", recompute="full"),
+    Case(tp=4, zero=2, sp=True, model="one_kv_head", recompute="selective", micro=2),
+    Case(tp=4, zero=3, sp=True, overlap=True, model="tied", recompute="full"),
+    Case(tp=2, zero=3, sp=True, model="dropout"),
+    Case(tp=2, zero=0, sp=True, overlap=True, model="dropout", recompute="full", micro=2),
+    Case(tp=2, pp=2, zero=1, sp=True, schedule="interleaved_1f1b", vpp=2, overlap=True),
+    Case(tp=2, pp=2, zero=0, sp=True, schedule="zb_h1", model="one_kv_head", recompute="full"),
+    Case(tp=2, pp=2, zero=1, sp=True, schedule="zb_v", vpp=2, micro=2, model="dropout"),
+    Case(tp=2, pp=2, zero=2, sp=True, schedule="dualpipev", vpp=2, num_microbatches=4),
+    Case(tp=2, pp=2, zero=0, sp=True, schedule="gpipe", overlap=True, model="untied"),
+    Case(tp=2, pp=2, zero=1, overlap=True, schedule="zb_h1", model="untied"),
+    Case(tp=2, pp=2, dp=2, zero=1, sp=True, overlap=True, model="dropout"),
+    *(Case(tp=2, dp=2, zero=zero, sp=True, engine="fsdp2") for zero in (2, 3)),
+    Case(tp=2, pp=2, zero=1, sp=True, overlap=True, engine="fsdp2", model="one_kv_head"),
     # One process: the engines alone.
     *(Case(zero=zero, model="tied") for zero in (0, 1, 2, 3)),
 ]

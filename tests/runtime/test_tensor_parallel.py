@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from launcher.runtime.gradients import partial_over_tp, sum_partial_gradients
 from tests.runtime.spawn import run_ranks
 from tests.runtime.stages import (
     GPT,
@@ -17,6 +18,7 @@ from tests.runtime.stages import (
     cut_of,
     loss_and_gradients,
     make_batch,
+    make_groups,
     make_layout,
     make_module,
 )
@@ -29,6 +31,15 @@ CASES: dict[str, dict[str, Any]] = {
     "selective_recompute": {"model": LLAMA, "recompute": "selective"},
     "tiny_vocabulary": {"model": GPT | {"vocab_size": 5}},
 }
+OVERLAP = {"overlap_tp": True}
+SEQUENCE = {"sequence_parallel": True}
+CASES |= {
+    f"{name}{suffix}": CASES[name] | changes
+    for suffix, changes in (
+        ("_overlap", OVERLAP), ("_sequence", SEQUENCE), ("_both", OVERLAP | SEQUENCE),
+    )
+    for name in ("llama_tied", "gpt_untied", "dropout", "full_recompute")
+}  # fmt: skip
 TP_SIZES = (2, 4)
 
 
@@ -36,13 +47,17 @@ def run_case(tp: int, case: str, dtype: torch.dtype) -> dict[str, Any]:
     """Loss, gradients and initial weights of one rank."""
     facts = dict(CASES[case])
     model = facts.pop("model")
-    module, _ = make_module(model, make_layout(tp=tp, **facts))
+    layout = make_layout(tp=tp, **facts)
+    module, run = make_module(model, layout)
     initial = {name: p.detach().clone() for name, p in module.named_parameters()}
     marks = {
         name: (p.model_parallel, p.ds_pipe_replicated) for name, p in module.named_parameters()
     }
     module.to(dtype)
     loss, gradients = loss_and_gradients(module, make_batch(model["vocab_size"]), 3, 40)
+    partial = [p.grad for p in partial_over_tp(module.parameters())]
+    assert bool(partial) == layout.sequence_parallel
+    sum_partial_gradients(partial, make_groups(run, layout).tp)
     return {"loss": loss, "gradients": gradients, "initial": initial, "marks": marks}
 
 

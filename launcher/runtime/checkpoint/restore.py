@@ -107,6 +107,6 @@ def _nothing_usable(files: RunFiles, refused: list[Refusal]) -> str:
         found = f"{files.checkpoints} has none"
     return (
         f"the run has saved checkpoints, but {found}. Put a good copy of a checkpoint back there; "
-        f"or, to start from the beginning, remove {files.has_saved} and all step_* in "
-        f"{files.checkpoints}"
+        f"or start from the beginning: `launch resume {files.root} --from-scratch` puts the past "
+        "aside"
     )

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -106,6 +107,15 @@ class AttentionCore(nn.Module):
             return self._attend(q, k, v, mask, self.dropout)
 
 
+Projection = Callable[[Tensor, Sequence[nn.Module]], tuple[Tensor, ...]]
+"""The outputs of several layers that read the same input."""
+
+
+def project_each(x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
+    """One layer after the other."""
+    return tuple(layer(x) for layer in layers)
+
+
 class Attention(nn.Module):
     """Projections around the core; the number of heads follows from the weights."""
 
@@ -121,12 +131,14 @@ class Attention(nn.Module):
         self.v_proj = linear(hidden, model.kv_heads * size)
         self.core = AttentionCore(model, tables)
         self.out_proj = linear(model.num_heads * size, hidden)
+        self.project: Projection = project_each
+        """How the three are made; `parallel/tensor.py` puts another way in its place."""
 
     def forward(
         self, x_BSH: Tensor, core_seed: Tensor | None, packed: Packed | None = None
     ) -> Tensor:
         """hidden_BSH in and out."""
-        q, k, v = self.q_proj(x_BSH), self.k_proj(x_BSH), self.v_proj(x_BSH)
+        q, k, v = self.project(x_BSH, (self.q_proj, self.k_proj, self.v_proj))
         return self.out_proj(self.core(q, k, v, core_seed, packed))  # type: ignore[no-any-return]
 
 

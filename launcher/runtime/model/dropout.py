@@ -37,7 +37,9 @@ class Dropout:
     attention_rate: float
     """On attention probabilities."""
     tp_index: int
-    """Keys attention probabilities only: ranks hold different heads but the same residuals."""
+    """Keys attention probabilities: ranks hold different heads."""
+    num_pieces: int = 1
+    """Ranks that hold a piece of the sequence each, in order of tp_index; 1: all hold all of it."""
 
     def embedding_mask(self, x_BSH: Tensor, context: ForwardContext) -> Tensor | None:
         """What stays of the embedding; None: all."""
@@ -60,10 +62,18 @@ class Dropout:
             return None
         mask_BSH = torch.empty(x_BSH.shape, dtype=torch.bool, device=x_BSH.device)
         generator = torch.Generator(device=x_BSH.device)
+        length, features = x_BSH.shape[1:]
         for offset, mask_SH in enumerate(mask_BSH):
             sample = context.first_sample + offset
             generator.manual_seed(hash_key(self.seed, context.step, sample, site))
-            mask_SH.bernoulli_(1.0 - self.rate, generator=generator)
+            if self.num_pieces == 1:
+                mask_SH.bernoulli_(1.0 - self.rate, generator=generator)
+                continue
+            # Every rank draws the whole sequence's mask and keeps its piece: as one process has it.
+            whole_SH = torch.empty(
+                (self.num_pieces * length, features), dtype=torch.bool, device=x_BSH.device
+            ).bernoulli_(1.0 - self.rate, generator=generator)
+            mask_SH.copy_(whole_SH[self.tp_index * length :][:length])
         return mask_BSH
 
 

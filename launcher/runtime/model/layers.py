@@ -11,7 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from launcher.config.schema import Model
-from launcher.runtime.model.attention import Attention, AttentionTables, Packed
+from launcher.runtime.model.attention import (
+    Attention,
+    AttentionTables,
+    Packed,
+    Projection,
+    project_each,
+)
 from launcher.runtime.model.dropout import BlockMasks, drop
 from launcher.runtime.parallel.cross_entropy import VocabularyShard, cross_entropy
 
@@ -43,7 +49,7 @@ class Embedding(nn.Module):
         hidden_BSH = self.tokens(tokens_BS)
         if hasattr(self, "positions"):
             positions_BS = None if packed is None else packed.positions_BS
-            hidden_BSH = hidden_BSH + self.positions(tokens_BS.shape[1], positions_BS)
+            hidden_BSH = hidden_BSH + self.positions(hidden_BSH.shape[1], positions_BS)
         return hidden_BSH  # type: ignore[no-any-return]
 
 
@@ -54,10 +60,16 @@ class PositionTable(nn.Module):
         super().__init__()
         shape = (model.max_sequence_length, model.hidden_size)
         self.weight = nn.Parameter(torch.empty(shape, device="meta", dtype=dtype))
+        self.piece = 0
+        """Which piece of the sequence is here; the first, where it is not cut."""
 
     def forward(self, length: int, positions_BS: Tensor | None = None) -> Tensor:
-        """The first `length` positions, [S, H]; those that are given instead, [B, S, H]."""
-        return self.weight[:length] if positions_BS is None else self.weight[positions_BS]
+        """The positions of this piece of `length` tokens, [S, H].
+
+        Those that are given for the whole sequence instead, [B, S, H].
+        """
+        piece = slice(self.piece * length, (self.piece + 1) * length)
+        return self.weight[piece if positions_BS is None else positions_BS[:, piece]]
 
 
 class Mlp(nn.Module):
@@ -72,13 +84,16 @@ class Mlp(nn.Module):
             self.gate_proj = nn.Linear(hidden, ffn, bias=bias, device="meta", dtype=dtype)
         self.up_proj = nn.Linear(hidden, ffn, bias=bias, device="meta", dtype=dtype)
         self.down_proj = nn.Linear(ffn, hidden, bias=bias, device="meta", dtype=dtype)
+        self.project: Projection = project_each
+        """How gate and up are made; `parallel/tensor.py` puts another way in its place."""
 
     def forward(self, x_BSH: Tensor) -> Tensor:
         """hidden_BSH in and out."""
         if self.is_gated:
-            inner = self.activation(self.gate_proj(x_BSH)) * self.up_proj(x_BSH)
+            gate, up = self.project(x_BSH, (self.gate_proj, self.up_proj))
+            inner = self.activation(gate) * up
         else:
-            inner = self.activation(self.up_proj(x_BSH))
+            inner = self.activation(*self.project(x_BSH, (self.up_proj,)))
         return self.down_proj(inner)  # type: ignore[no-any-return]
 
 
@@ -114,9 +129,9 @@ class Head(nn.Module):
         self.vocabulary: VocabularyShard | None = None
         """Which rows are here; None: all."""
         self.product: Callable[[Tensor, Tensor], Tensor] = F.linear
-        """How logits are made; `parallel/split_backward.py` puts another way in its place."""
+        """How logits are made; `parallel/` puts other ways in its place."""
 
     def forward(self, x_BSH: Tensor, labels_BS: Tensor, num_labels: float | None = None) -> Tensor:
         """hidden_BSH in, mean loss in nats per token out; see `ForwardContext.num_labels`."""
-        logits_NV = self.product(x_BSH.flatten(0, 1), self.weight)
+        logits_NV = self.product(x_BSH, self.weight).flatten(0, 1)
         return cross_entropy(logits_NV, labels_BS.flatten(), self.vocabulary, num_labels)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from launcher.config.schema import Model, Run
 from launcher.plan.costs import ParameterSpec, parameter_table
 from launcher.plan.records import Layout, Stage
+from launcher.runtime.gradients import mark_partial_gradients
 from launcher.runtime.groups import Groups
 from launcher.runtime.model.attention import AttentionTables, Packed, pack_documents
 from launcher.runtime.model.context import ForwardContext
@@ -39,13 +40,16 @@ def build_stage(
     module = StageModule(model, stage, tables, dtype)
     # 2. Tensor parallelism changes how they compute.
     specs = _specs_by_local_name(model)
-    apply_tensor_parallel(module, specs, groups)
+    apply_tensor_parallel(
+        module, specs, groups,
+        sequence_parallel=layout.sequence_parallel, overlaps=layout.overlap_tp,
+    )  # fmt: skip
     # 3. Every parameter becomes real, one at a time, only this rank's shard.
-    module.fill = partial(_fill, module, specs, run, groups)
+    module.fill = partial(_fill, module, specs, run, layout, groups)
     if layout.engine != "fsdp2":
         module.fill("")
     # 4. What does not change the numbers.
-    module.dropout = _build_dropout(run, groups)
+    module.dropout = _build_dropout(run, layout, groups)
     apply_recompute(module, layout.recompute)
     if splits_backward:
         module.weight_queue = split_backward(module)
@@ -151,10 +155,17 @@ def _specs_by_local_name(model: Model) -> dict[str, ParameterSpec]:
 
 
 def _fill(
-    module: StageModule, specs: dict[str, ParameterSpec], run: Run, groups: Groups, below: str
+    module: StageModule,
+    specs: dict[str, ParameterSpec],
+    run: Run,
+    layout: Layout,
+    groups: Groups,
+    below: str,
 ) -> None:
     materialise(module, specs, run.model, run.train.seed, groups.tp, groups.device, below)
     _mark_tied_copy(module)
+    if layout.sequence_parallel:
+        mark_partial_gradients(p for p in module.parameters() if hasattr(p, "shard"))
 
 
 def _mark_tied_copy(module: StageModule) -> None:
@@ -167,7 +178,7 @@ def _mark_tied_copy(module: StageModule) -> None:
         weight.shard = replace(weight.shard, owner=False)  # type: ignore[attr-defined]
 
 
-def _build_dropout(run: Run, groups: Groups) -> Dropout | None:
+def _build_dropout(run: Run, layout: Layout, groups: Groups) -> Dropout | None:
     model = run.model
     if model.dropout == 0 and model.attention_dropout == 0:
         return None
@@ -176,4 +187,5 @@ def _build_dropout(run: Run, groups: Groups) -> Dropout | None:
         rate=model.dropout,
         attention_rate=model.attention_dropout,
         tp_index=groups.tp.index,
+        num_pieces=groups.tp.size if layout.sequence_parallel else 1,
     )

@@ -8,7 +8,7 @@ stays in B.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,8 +22,8 @@ class WeightQueue:
     """Weight gradients of one stage that are still to be computed."""
 
     def __init__(self) -> None:
-        self._waiting: dict[Hashable, list[tuple[Tensor, Tensor, Tensor]]] = {}
-        self._open: list[tuple[Tensor, Tensor, Tensor]] | None = None
+        self._waiting: dict[Hashable, list[_Waiting]] = {}
+        self._open: list[_Waiting] | None = None
 
     def __len__(self) -> int:
         """How many backward passes wait."""
@@ -45,22 +45,32 @@ class WeightQueue:
         Each goes through its parameter's own autograd node, so hooks on gradients run as always.
         """
         weights, gradients = [], []
-        for weight, x, gradient in self._waiting.pop(key):
-            weights.append(weight)
-            gradients.append(_weight_gradient(x, gradient))
+        for waiting in self._waiting.pop(key):
+            x = waiting.whole_input()
+            for weight, gradient in waiting.pairs:
+                weights.append(weight)
+                gradients.append(weight_gradient(x, gradient))
         if weights:
             torch.autograd.backward(weights, gradients)
 
-    def add(self, weight: Tensor, x: Tensor, gradient: Tensor) -> None:
-        """Put one product off."""
+    def add(
+        self,
+        pairs: Sequence[tuple[Tensor, Tensor]],
+        x: Tensor,
+        make_whole: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """Put products off: weights that read x, each with the gradient of its result.
+
+        Where ranks keep pieces of x, `make_whole` puts them together when it is time.
+        """
         assert self._open is not None, "the backward pass of a split layer stands in `collect`"
-        self._open.append((weight, x, gradient))
+        self._open.append(_Waiting(pairs=pairs, x=x, make_whole=make_whole))
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """As F.linear, with a backward that leaves the weight's gradient to the queue."""
         if torch.is_grad_enabled() and not x.requires_grad:
             x = x.detach().requires_grad_()  # or there would be no backward at all
-        return _SplitLinear.apply(x, _Hidden(weight), bias, self)  # type: ignore[no-any-return]
+        return _SplitLinear.apply(x, Hidden(weight), bias, self)  # type: ignore[no-any-return]
 
 
 class SplitLinear(nn.Module):
@@ -81,28 +91,41 @@ def split_backward(module: nn.Module) -> WeightQueue:
     for path, child in list(module.named_modules()):
         if isinstance(child, nn.Linear):
             module.set_submodule(path, SplitLinear(child, queue))
+        elif hasattr(child, "products"):  # cut over ranks (`parallel/products.py`)
+            child.products.queue = queue
         elif hasattr(child, "product"):
             child.product = queue.linear
     return queue
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Waiting:
+    pairs: Sequence[tuple[Tensor, Tensor]]
+    x: Tensor
+    make_whole: Callable[[Tensor], Tensor] | None
+
+    @torch.no_grad()
+    def whole_input(self) -> Tensor:
+        return self.x if self.make_whole is None else self.make_whole(self.x)
+
+
 @dataclass(frozen=True)
-class _Hidden:
+class Hidden:
     """A weight that autograd does not see.
 
     If it did, hooks on its gradient would run in B without a gradient (torch 2.13). Nor may it be
     saved like an activation: recomputation would give back a copy that is no parameter.
     """
 
-    weight: Tensor
+    tensor: Tensor
 
 
 class _SplitLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, hidden: _Hidden, bias: Tensor | None, queue: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, hidden: Hidden, bias: Tensor | None, queue: Any) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.weight, ctx.queue = hidden.weight, queue
-        return F.linear(x, hidden.weight, bias)
+        ctx.weight, ctx.queue = hidden.tensor, queue
+        return F.linear(x, hidden.tensor, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
@@ -110,10 +133,11 @@ class _SplitLinear(torch.autograd.Function):
         needs_x, _, needs_bias, _ = ctx.needs_input_grad
         of_x = gradient @ weight if needs_x else None
         of_bias = gradient.flatten(0, -2).sum(0) if needs_bias else None
-        ctx.queue.add(weight, x, gradient)
+        ctx.queue.add([(weight, gradient)], x)
         return of_x, None, of_bias, None
 
 
 @torch.no_grad()
-def _weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
+def weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
+    """Of a linear layer's weight, [out, in]: input and gradient of the result in."""
     return gradient.flatten(0, -2).mT @ x.flatten(0, -2)

@@ -13,25 +13,46 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from launcher.plan.costs import ParameterSpec
-from launcher.runtime.collectives import copy_to_tp, reduce_from_tp
+from launcher.runtime.collectives import (
+    Copies,
+    Exchange,
+    SequencePieces,
+    copy_to_ranks,
+    sum_to_rest,
+)
 from launcher.runtime.groups import Axis, Groups
 from launcher.runtime.parallel.cross_entropy import VocabularyShard
+from launcher.runtime.parallel.products import Products
 from launcher.runtime.parallel.shard import cut
 
 
 def apply_tensor_parallel(
-    module: nn.Module, specs: dict[str, ParameterSpec], groups: Groups
+    module: nn.Module,
+    specs: dict[str, ParameterSpec],
+    groups: Groups,
+    *,
+    sequence_parallel: bool = False,
+    overlaps: bool = False,
 ) -> None:
     """Change a stage on the meta device so that it computes with cut parameters.
 
-    The parameters themselves are cut when they get their values (`model/initial.py`).
+    The parameters themselves are cut when they get their values (`model/initial.py`). With
+    `sequence_parallel` all that lies between cut products has a piece of the sequence per rank;
+    with `overlaps` collectives run beside products.
     """
     if groups.tp.size == 1:
         return
+    exchange = SequencePieces(groups.tp) if sequence_parallel else Copies(groups.tp)
+    products = Products(exchange=exchange, overlaps=overlaps)
     for path, child in list(module.named_modules()):
         for pattern, change in TENSOR_PARALLEL:
             if fnmatchcase(path, pattern):
-                change(Target(root=module, path=path, child=child, specs=specs, groups=groups))
+                change(
+                    Target(
+                        root=module, path=path, child=child, specs=specs, groups=groups,
+                        products=products,
+                    )
+                )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +64,7 @@ class Target:
     child: nn.Module
     specs: dict[str, ParameterSpec]
     groups: Groups
+    products: Products
 
     def replace(self, child: nn.Module) -> None:
         """Put another module in its place."""
@@ -50,18 +72,14 @@ class Target:
 
 
 def _share_input(target: Target) -> None:
-    """Sum the input's gradient over the ranks once, for all projections that read it."""
-    axis = target.groups.tp
-
-    def enter(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (copy_to_tp(args[0], axis), *args[1:])
-
-    target.child.register_forward_pre_hook(enter)
+    """All projections that read the input are one group: one collective per pass."""
+    target.child.products = target.products  # type: ignore[assignment]
+    target.child.project = target.products.columns  # type: ignore[assignment]
 
 
 def _split_rows(target: Target) -> None:
     assert isinstance(target.child, nn.Linear)
-    target.replace(RowLinear(target.child, target.groups.tp))
+    target.replace(RowLinear(target.child, target.products))
 
 
 def _share_kv(target: Target) -> None:
@@ -74,17 +92,25 @@ def _share_kv(target: Target) -> None:
 def _split_tokens(target: Target) -> None:
     vocabulary = _vocabulary_shard(target.specs[f"{target.path}.weight"], target.groups.tp)
     assert isinstance(target.child, nn.Embedding)
-    target.replace(VocabularyEmbedding(target.child, vocabulary))
+    target.replace(VocabularyEmbedding(target.child, vocabulary, target.products.exchange))
+
+
+def _split_positions(target: Target) -> None:
+    """Each rank adds the positions of its piece of the sequence."""
+    if isinstance(target.products.exchange, SequencePieces):
+        target.child.piece = target.groups.tp.index  # type: ignore[assignment]
 
 
 def _split_head(target: Target) -> None:
     spec = target.specs[f"{target.path}.weight"]
     target.child.vocabulary = _vocabulary_shard(spec, target.groups.tp)  # type: ignore[assignment]
-    _share_input(target)
+    target.child.products = target.products  # type: ignore[assignment]
+    target.child.product = target.products.column  # type: ignore[assignment]
 
 
 TENSOR_PARALLEL: tuple[tuple[str, Callable[[Target], None]], ...] = (
     ("embedding.tokens", _split_tokens),
+    ("embedding.positions", _split_positions),
     ("layers.*.attention", _share_input),
     ("layers.*.attention.[kv]_proj", _share_kv),
     ("layers.*.attention.out_proj", _split_rows),
@@ -98,14 +124,13 @@ TENSOR_PARALLEL: tuple[tuple[str, Callable[[Target], None]], ...] = (
 class RowLinear(nn.Module):
     """A linear layer cut along its inputs: partial sums are reduced, the bias is added once."""
 
-    def __init__(self, linear: nn.Linear, axis: Axis) -> None:
+    def __init__(self, linear: nn.Linear, products: Products) -> None:
         super().__init__()
-        self.weight, self.bias, self.axis = linear.weight, linear.bias, axis
-        self.product: Callable[[Tensor, Tensor], Tensor] = F.linear
+        self.weight, self.bias, self.products = linear.weight, linear.bias, products
 
     def forward(self, x: Tensor) -> Tensor:
-        """Cut features in, whole features out."""
-        out = reduce_from_tp(self.product(x, self.weight), self.axis)
+        """Cut features in, whole features out, at rest."""
+        out = self.products.row(x, self.weight)
         return out if self.bias is None else out + self.bias
 
 
@@ -116,26 +141,28 @@ class SharedLinear(nn.Module):
         super().__init__()
         self.weight, self.bias, self.axis = linear.weight, linear.bias, axis
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Whole features in, the shared head out."""
-        bias = None if self.bias is None else copy_to_tp(self.bias, self.axis)
-        return F.linear(x, copy_to_tp(self.weight, self.axis), bias)
+    def operands(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias, for the group of projections to compute with."""
+        bias = None if self.bias is None else copy_to_ranks(self.bias, self.axis)
+        return copy_to_ranks(self.weight, self.axis), bias
 
 
 class VocabularyEmbedding(nn.Module):
     """A token table cut along its rows: each rank looks up its own, the sum has them all."""
 
-    def __init__(self, embedding: nn.Embedding, vocabulary: VocabularyShard) -> None:
+    def __init__(
+        self, embedding: nn.Embedding, vocabulary: VocabularyShard, exchange: Exchange
+    ) -> None:
         super().__init__()
-        self.weight, self.vocabulary = embedding.weight, vocabulary
+        self.weight, self.vocabulary, self.exchange = embedding.weight, vocabulary, exchange
 
     def forward(self, tokens_BS: Tensor) -> Tensor:
-        """Token ids in, hidden_BSH out."""
+        """Token ids in, hidden_BSH out, at rest."""
         row_BS = tokens_BS - self.vocabulary.start
         elsewhere_BS = (row_BS < 0) | (row_BS >= self.vocabulary.num_tokens)
         hidden_BSH = F.embedding(row_BS.masked_fill_(elsewhere_BS, 0), self.weight)
         hidden_BSH = hidden_BSH.masked_fill_(elsewhere_BS.unsqueeze(-1), 0.0)
-        return reduce_from_tp(hidden_BSH, self.vocabulary.axis)
+        return sum_to_rest(hidden_BSH, self.exchange)
 
 
 def _vocabulary_shard(spec: ParameterSpec, axis: Axis) -> VocabularyShard:

@@ -9,6 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from launcher.config.schema import Model
+from launcher.plan.records import Layout
 from launcher.plan.schedule_records import Chain
 from launcher.runtime.groups import Groups
 
@@ -77,6 +79,12 @@ class Channels:
         )
         link = self.links[kind, chunk]
         return dist.isend(tensor, link.peer, group=link.group)
+
+
+def boundary_shape(layout: Layout, model: Model) -> tuple[int, int, int]:
+    """What passes between stages: micro batch, sequence (a rank's piece of it), hidden."""
+    pieces = layout.tp if layout.sequence_parallel else 1
+    return layout.micro_batch_size, layout.sequence_length // pieces, model.hidden_size
 
 
 Wire = tuple[str, int, int]

@@ -1,0 +1,117 @@
+"""What a run computes on: devices, nodes and what joins them, as facts with units."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from launcher.config.record import Nodes, PerNode, Positive, PositiveFloat, Record
+from launcher.config.resume_class import Numerics, Resharding, Safe
+
+
+class PeakFlops(Record):
+    """Dense peak FLOP/s (2 per multiply-add) per compute type, without sparsity."""
+
+    fp32: Safe[PositiveFloat]
+    """float32 as torch runs it by default (no TF32)."""
+    bf16: Safe[PositiveFloat]
+    """bfloat16 with float32 accumulation."""
+    fp8: Safe[PositiveFloat | None] = None
+    """8-bit floats with float32 accumulation; None: the device has none."""
+
+
+class AttentionRates(Record):
+    """Share of the bf16 peak that attention in one kernel reaches on long causal sequences."""
+
+    forward: Safe[Annotated[float, Field(gt=0, le=1)]] = 0.62
+    backward: Safe[Annotated[float, Field(gt=0, le=1)]] = 0.55
+
+
+class Gpu(Record):
+    """One accelerator, or the share of a CPU machine that one process gets."""
+
+    name: Safe[str]
+    """Product name."""
+    memory_bytes: Safe[Positive]
+    """Memory that programs can use."""
+    memory_bandwidth: Safe[PositiveFloat]
+    """Bytes per second."""
+    peak_flops: Safe[PeakFlops]
+    """FLOP/s per compute type."""
+    max_efficiency: Safe[Annotated[float, Field(gt=0, le=1)]]
+    """Share of peak that large matrix products reach."""
+    op_overhead_s: Safe[Annotated[float, Field(ge=0)]]
+    """Seconds that any operator takes however small it is."""
+    context_bytes: Safe[Annotated[int, Field(ge=0)]]
+    """Memory that a process takes before its first tensor (context, libraries, communicators)."""
+    step_overhead_s: Safe[Annotated[float, Field(ge=0)]] = 0.0
+    """Seconds per step outside of kernels: data, synchronisation, the update's launches."""
+    multiprocessors: Safe[Positive | None] = None
+    """Units that matrix kernels spread their tiles over; None: products are not cut into tiles."""
+    memory_efficiency: Safe[Annotated[float, Field(gt=0, le=1)]] = 0.85
+    """Share of memory_bandwidth that large elementwise kernels reach."""
+    fp8_efficiency: Safe[Annotated[float, Field(gt=0, le=1)] | None] = None
+    """Share of the fp8 peak that large matrix products reach; None: max_efficiency."""
+    flash_attention: Safe[AttentionRates] = AttentionRates()
+    """FlashAttention 2 and what copies it."""
+    cudnn_attention: Safe[AttentionRates | None] = None
+    """cuDNN's and FlashAttention 3's kernels; None: as flash_attention."""
+
+
+class Node(Record):
+    """What joins the devices of one node."""
+
+    name: Safe[str]
+    """Product name of the node or of its interconnect."""
+    bandwidth: Safe[PositiveFloat]
+    """Bytes per second per device and direction, inside the node."""
+    latency_s: Safe[PositiveFloat]
+    """Seconds per message inside the node."""
+    ll128_latency_s: Safe[PositiveFloat | None] = None
+    """The same for NCCL's LL128 protocol; None: there is none (gloo)."""
+    efficiency: Safe[Annotated[float, Field(gt=0, le=1)]] = 0.8
+    """Share of bandwidth that large collectives reach."""
+    host_memory_bytes: Safe[Positive]
+    """RAM of the node."""
+
+
+class Network(Record):
+    """What joins the nodes."""
+
+    name: Safe[str]
+    """Product name of the fabric."""
+    bandwidth: Safe[PositiveFloat]
+    """Bytes per second per device and direction, between nodes."""
+    latency_s: Safe[PositiveFloat]
+    """Seconds per message between nodes."""
+    ll128_latency_s: Safe[PositiveFloat | None] = None
+    """The same for NCCL's LL128 protocol; None: there is none (gloo)."""
+    contention: Safe[Annotated[float, Field(ge=0, le=1)]] = 0.0
+    """What a collective loses per doubling of the nodes that it spans: flows that meet in switches.
+    Its bandwidth is divided by 1 + contention x log2(nodes)."""
+    oversubscription: Safe[Annotated[float, Field(ge=1)]] = 1.0
+    """Bandwidth into the leaf switches of a fat tree over that out of them; 1: non-blocking."""
+    efficiency: Safe[Annotated[float, Field(gt=0, le=1)]] = 0.8
+    """Share of bandwidth that large collectives reach."""
+
+
+class Hardware(Record):
+    """The devices that the job gets."""
+
+    name: Safe[str]
+    """The file's name under conf/hardware."""
+    device: Numerics[Literal["cuda", "cpu", "auto"]] = "cuda"
+    """What workers compute on; auto (local only): cuda if the machine has enough GPUs, else cpu."""
+    num_nodes: Resharding[Nodes] = 1
+    """Nodes."""
+    gpus_per_node: Resharding[PerNode | None] = None
+    """Devices (processes) per node; None (local only): all GPUs, or what the layout asks for."""
+    gpu: Safe[Gpu | None] = None
+    """None (local only): detected."""
+    node: Safe[Node | None] = None
+    """None (local only): detected."""
+    network: Safe[Network | None] = None
+    """None: no second node."""
+    price_per_gpu_hour: Safe[PositiveFloat | None] = None
+    """What an hour of one device costs, in any currency; None: the plan says no cost."""

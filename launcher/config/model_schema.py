@@ -1,0 +1,119 @@
+"""What a model is made of, as facts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from launcher.config.record import Fraction, Layers, Positive, PositiveFloat, Record, Width
+from launcher.config.resume_class import Forbidden, Numerics, Safe
+
+
+class RopeScaling(Record):
+    """Llama 3.1's frequency-dependent stretching of rotary positions."""
+
+    factor: Forbidden[PositiveFloat]
+    """By how much low frequencies are stretched."""
+    low_freq_factor: Forbidden[PositiveFloat]
+    """Wavelengths longer than original_max_position / this are stretched in full."""
+    high_freq_factor: Forbidden[PositiveFloat]
+    """Wavelengths shorter than original_max_position / this are left alone."""
+    original_max_position: Forbidden[Positive]
+    """Sequence length of the pre-training before the stretch."""
+
+
+class Experts(Record):
+    """A mixture of experts in place of the MLP of most blocks."""
+
+    num_experts: Forbidden[Positive]
+    """Routed experts per block."""
+    experts_per_token: Forbidden[Positive]
+    """Routed experts that each token visits."""
+    ffn_hidden_size: Forbidden[Positive]
+    """Inner width of one routed expert."""
+    num_shared: Forbidden[Annotated[int, Field(ge=0)]] = 0
+    """Experts that every token visits, each as wide as a routed one."""
+    num_dense_layers: Forbidden[Annotated[int, Field(ge=0)]] = 0
+    """First blocks that keep the plain MLP."""
+
+
+class LatentAttention(Record):
+    """Multi-head latent attention: keys and values from a narrow projection (DeepSeek-V2)."""
+
+    kv_rank: Forbidden[Positive]
+    """Width that keys and values are compressed to."""
+    q_rank: Forbidden[Positive | None] = None
+    """Width that queries are compressed to; None: they are not."""
+    nope_head_dim: Forbidden[Positive]
+    """Per head and key: columns without position."""
+    rope_head_dim: Forbidden[Positive]
+    """Per key, shared by all heads: columns with rotary position."""
+    value_head_dim: Forbidden[Positive]
+    """Columns per value head."""
+
+
+class Model(Record):
+    """A decoder, as facts: GPT-2, GPT-3, Llama, Mistral and Yi differ in these fields only."""
+
+    name: Safe[str]
+    """Name in reports; the file's name under conf/model."""
+    num_layers: Forbidden[Layers]
+    """Transformer blocks."""
+    hidden_size: Forbidden[Width]
+    """Width of the residual stream."""
+    num_heads: Forbidden[Width]
+    """Query heads."""
+    num_kv_heads: Forbidden[Width | None] = None
+    """Key and value heads (GQA); None: as many as num_heads."""
+    head_dim: Forbidden[Width | None] = None
+    """Width of one head; None: hidden_size / num_heads."""
+    ffn_hidden_size: Forbidden[Width]
+    """Inner width of the MLP."""
+    vocab_size: Forbidden[Width]
+    """Rows of the token embedding, without padding."""
+    max_sequence_length: Forbidden[Width]
+    """Longest sequence the positions are made for."""
+    position: Forbidden[Literal["learned", "rope", "none"]] = "rope"
+    """How positions enter: a learned table, rotary embedding or not at all."""
+    norm: Forbidden[Literal["layernorm", "rmsnorm"]] = "rmsnorm"
+    """Normalisation before attention, before the MLP and after the last block."""
+    norm_eps: Forbidden[PositiveFloat] = 1e-5
+    """Added to the variance."""
+    activation: Forbidden[Literal["gelu", "gelu_tanh", "relu", "swiglu"]] = "swiglu"
+    """MLP activation; swiglu has a third (gate) projection."""
+    bias: Forbidden[bool] = False
+    """Biases on all linear layers of the blocks."""
+    tie_embeddings: Forbidden[bool] = False
+    """The output head is the token embedding."""
+    rope_theta: Forbidden[PositiveFloat] = 10000.0
+    """Base of the rotary frequencies."""
+    rope_scaling: Forbidden[RopeScaling | None] = None
+    """Stretching of rotary positions; None: none."""
+    sliding_window: Forbidden[Positive | None] = None
+    """Each token sees this many tokens back, itself included; None: all."""
+    dropout: Numerics[Fraction] = 0.0
+    """Dropout on the embedding and on both residual branches."""
+    attention_dropout: Numerics[Fraction] = 0.0
+    """Dropout on attention probabilities."""
+    init_std: Safe[PositiveFloat] = 0.02
+    """Standard deviation of initial weights; residual projections get it / sqrt(2 num_layers)."""
+    experts: Forbidden[Experts | None] = None
+    """None: every block has one MLP."""
+    latent: Forbidden[LatentAttention | None] = None
+    """None: plain, grouped or multi-query attention."""
+
+    @property
+    def kv_heads(self) -> int:
+        """Key and value heads, with the default applied."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def head_size(self) -> int:
+        """Width of one head, with the default applied."""
+        return self.head_dim or self.hidden_size // self.num_heads
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether the MLP has a gate projection beside the up projection."""
+        return self.activation == "swiglu"

@@ -1,0 +1,23 @@
+"""What every configuration record shares: strictness, and the ranges of its numbers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(ge=1, le=2**62)]
+# Beyond any machine, and small enough that a mistyped number is answered at once.
+Layers = Annotated[int, Field(ge=1, le=1_000)]
+Nodes = Annotated[int, Field(ge=1, le=20_000)]
+PerNode = Annotated[int, Field(ge=1, le=256)]
+Batch = Annotated[int, Field(ge=1, le=2**20)]
+Width = Annotated[int, Field(ge=1, le=2**24)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Record(BaseModel):
+    """Base of all records: no unknown keys, no silent conversion, no change after creation."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)

@@ -1,0 +1,149 @@
+"""What a rank keeps of one microbatch between forward and backward, and what it needs beside."""
+
+from __future__ import annotations
+
+from launcher.config.schema import Experts, LatentAttention
+from launcher.plan.execution import Job
+from launcher.plan.operators import Size, size_of
+
+LOGIT_BYTES = 4
+"""The softmax of the logits is made in float32 in every compute type."""
+
+
+def block_kept_bytes(job: Job, recompute: str) -> int:
+    """Of one block (the kind with experts, where there is one).
+
+    Without recomputation this is table 2 of arXiv:2205.05198: for GPT in two-byte numbers
+    (10 + 24/tp) T H bytes and 5 a S per token where attention writes its scores. Inputs of norms
+    and of the first matrix products are whole on every tp rank (cut with sequence parallelism).
+    """
+    size, model, element = size_of(job), job.model, job.execution.element_bytes
+    hidden = model.hidden_size
+    whole = size.norm_tokens * hidden
+    if recompute == "full":
+        return whole * element
+    if recompute == "operators":
+        cut = 2 * size.queries + size.keys + size.ffn
+        scale = 4 * size.tokens * size.heads
+        # Eager caches every product's output, even the last one's, which no backward reads.
+        outputs = 2 if job.execution.fusion == "eager" else 1
+        return (outputs * whole + size.tokens * cut) * element + scale
+    masks = 2 * whole if job.execution.dropout_masks else 0
+    mlp = (
+        _experts_kept(job, size, model.experts)
+        if model.experts
+        else size.tokens * _mlp_width(job, size.ffn)
+    )
+    kept = (4 * whole + size.tokens * _attention_width(job, size) + mlp) * element + masks
+    if recompute == "none":
+        kept += _core_bytes(job, size)
+    return kept
+
+
+def _attention_width(job: Job, size: Size) -> int:
+    """q, k, v and what the output projection reads."""
+    if job.model.latent:
+        return _latent_width(job, job.model.latent, size.heads)
+    width = 2 * size.queries + 2 * size.keys
+    if job.execution.fusion == "fused" and job.model.position == "rope":
+        # Values are a view of one product's output, which therefore stays beside what was rotated.
+        width += size.queries + size.keys
+    return width
+
+
+def _latent_width(job: Job, latent: LatentAttention, heads: int) -> int:
+    """Both narrow tensors and their norms' outputs; q, k, v, and the output's input.
+
+    Keys are put together from two parts, of which the product of one is kept besides.
+    """
+    narrow = 2 * ((latent.q_rank or 0) + latent.kv_rank) + latent.rope_head_dim
+    score = latent.nope_head_dim + latent.rope_head_dim
+    return narrow + heads * (2 * score + 2 * latent.value_head_dim)
+
+
+def _mlp_width(job: Job, ffn: int) -> int:
+    """Gated: gate, its silu, up, and what the down projection reads; a fused kernel needs no silu
+    kept. Plain: the activation's input and output.
+    """
+    if not job.model.is_gated:
+        return 2 * ffn
+    return (4 if job.execution.fusion == "eager" else 3) * ffn
+
+
+def _experts_kept(job: Job, size: Size, experts: Experts) -> int:
+    """Elements: routed copies of tokens before and behind the experts, and the experts' own."""
+    layout, hidden = job.layout, job.model.hidden_size
+    routed = size.tokens * experts.experts_per_token
+    ffn = experts.ffn_hidden_size // (layout.tp if layout.ep == 1 else 1)
+    shared = experts.num_shared * experts.ffn_hidden_size // layout.tp
+    own = routed * (2 * hidden + _mlp_width(job, ffn))
+    router = 2 * size.tokens * experts.num_experts
+    return own + router + size.tokens * _mlp_width(job, shared)
+
+
+def _core_bytes(job: Job, size: Size) -> int:
+    """The core's own: log-sum-exp per query and head, or scores, mask and probabilities."""
+    if job.execution.attention != "matrix":
+        return size.tokens * size.heads * 4
+    per_score = 5 if job.execution.dropout_masks else 2
+    return per_score * size.tokens * size.heads * size.sequence
+
+
+def embedding_kept_bytes(job: Job) -> int:
+    """Token ids and a dropout mask."""
+    size = size_of(job)
+    masks = size.norm_tokens * job.model.hidden_size if job.execution.dropout_masks else 0
+    return 8 * size.tokens + masks
+
+
+def head_kept_bytes(job: Job) -> int:
+    """The last norm's input and output, and the gradient of the logits.
+
+    The loss writes that gradient over the logits in its forward pass, so they are kept once.
+    """
+    size, element = size_of(job), job.execution.element_bytes
+    return (2 * size.norm_tokens * job.model.hidden_size + size.tokens * size.vocabulary) * element
+
+
+def logit_temporary_bytes(job: Job) -> int:
+    """Beside the kept logits while the loss and its gradient are made.
+
+    A fused loss needs nothing; torch's own float32 logits, their log-probabilities and the
+    gradient of these.
+    """
+    size, execution = size_of(job), job.execution
+    if execution.fused_loss:
+        return 0
+    copies = execution.logit_copies
+    if execution.cuts_loss_by_dtensor and job.layout.tp > 1:
+        copies += 2
+    if execution.element_bytes == LOGIT_BYTES:
+        copies -= 1
+    return copies * LOGIT_BYTES * size.tokens * size.vocabulary
+
+
+def backward_temporary_bytes(job: Job) -> int:
+    """What the backward pass of one block needs beside what was kept.
+
+    Gradients of the residual and of the MLP's widest tensors; with recomputation, what the block
+    would have kept without it.
+    """
+    size, model, execution = size_of(job), job.model, job.execution
+    ffn = (2 if model.is_gated else 1) * size.ffn
+    gradients = size.tokens * (2 * model.hidden_size + ffn) * execution.element_bytes
+    # A product's weight gradient, before it is added to the sum.
+    gradients += largest_weight(job) * execution.element_bytes
+    mode = execution.recompute
+    again = 0
+    if mode == "full":
+        again = block_kept_bytes(job, "none")
+    elif mode != "none":
+        again = block_kept_bytes(job, "none") - block_kept_bytes(job, mode)
+    return gradients + max(0, again)
+
+
+def largest_weight(job: Job) -> int:
+    """Elements of the largest weight of a block on one rank."""
+    size, model = size_of(job), job.model
+    merged = 2 if model.is_gated and job.execution.fusion == "fused" else 1
+    return max(merged * size.ffn, size.queries) * model.hidden_size

@@ -1,0 +1,240 @@
+"""How far predictions are from measured runs: per row, per source, overall, and per sweep."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from launcher.plan.backtest_facts import share_fabrics
+from launcher.plan.backtest_rows import (
+    BadRow,
+    Facts,
+    Measured,
+    Unsupported,
+    for_fit,
+    read_cells,
+    read_number,
+    read_row,
+    zero_stage,
+)
+from launcher.plan.execution import Job
+from launcher.plan.memory import estimate_job_memory, zero_model_state_bytes
+from launcher.plan.records import Stage
+from launcher.plan.schedule import SCHEDULES, build_schedule
+from launcher.plan.schedule_records import Chain, Schedule, ScheduleError
+from launcher.plan.stage_time import estimate_parts
+from launcher.plan.stages import make_stages, split_stages
+from launcher.plan.step_time import (
+    StepEstimate,
+    cost_parts,
+    estimate_job,
+    find_links,
+    free_p2p_s,
+    part_times,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One row."""
+
+    id: str
+    source: str
+    status: str
+    """predicted, unsupported or bad."""
+    reason: str = ""
+    predicted_step_s: float | None = None
+    measured_step_s: float | None = None
+    time_error: float | None = None
+    """predicted / measured - 1."""
+    predicted_memory_bytes: int | None = None
+    measured_memory_bytes: int | None = None
+    memory_error: float | None = None
+    predicted_fits: bool | None = None
+    measured_fits: bool | None = None
+    group: tuple[str, ...] = ()
+    tokens: int = 0
+    """Per step: layouts are compared by time per token."""
+
+
+def predict_row(row: Mapping[str, str | None], facts: Facts) -> Answer:
+    """Predict and compare."""
+    name, source = (row.get("id") or "").strip(), (row.get("source") or "").strip()
+    try:
+        if "too many cells" in row:
+            raise BadRow("more cells than columns")
+        if (row.get("notes") or "").strip().startswith("[A]"):
+            return _model_states(row, name, source)
+        return compare(read_row(row, facts))
+    except (Unsupported, ScheduleError) as reason:
+        return Answer(id=name, source=source, status="unsupported", reason=str(reason))
+    except BadRow as reason:
+        return Answer(id=name, source=source, status="bad", reason=str(reason))
+
+
+def _model_states(row: Mapping[str, str | None], name: str, source: str) -> Answer:
+    """A row worked out on paper: ZeRO's model states, in units of 1e9 bytes."""
+    cells = read_cells(row)
+    parameters, gigabytes = read_number(cells, "params_b"), read_number(cells, "mem_gib")
+    if parameters is None or gigabytes is None:
+        raise Unsupported("an analytic row without params_b or mem_gib")
+    stage = zero_stage(cells["zero_or_fsdp"].lower(), 1)
+    dp = int(read_number(cells, "dp") or 1)
+    predicted = round(zero_model_state_bytes(parameters * 1e9, stage, dp))
+    measured = round(gigabytes * 1e9)
+    return Answer(
+        id=name, source=source, status="predicted", predicted_memory_bytes=predicted,
+        measured_memory_bytes=measured, memory_error=predicted / measured - 1,
+    )  # fmt: skip
+
+
+def compare(measured: Measured) -> Answer:
+    """The prediction beside what was measured."""
+    job = measured.job
+    stages, step = predict_job(job)
+    in_flight = step.simulation.peak_in_flight
+    memory = estimate_job_memory(job, stages, in_flight).peak_bytes
+    whole = estimate_job_memory(for_fit(job), stages, in_flight)
+    step_s = step.time.step_s
+    return Answer(
+        id=measured.id,
+        source=measured.source,
+        status="predicted",
+        predicted_step_s=step_s,
+        measured_step_s=measured.step_s,
+        time_error=step_s / measured.step_s - 1 if measured.step_s else None,
+        predicted_memory_bytes=memory,
+        measured_memory_bytes=measured.memory_bytes,
+        memory_error=memory / measured.memory_bytes - 1 if measured.memory_bytes else None,
+        predicted_fits=whole.peak_bytes <= whole.capacity_bytes,
+        measured_fits=not measured.did_not_fit,
+        group=measured.group,
+        tokens=job.layout.global_batch_size * job.layout.sequence_length,
+    )
+
+
+def predict_job(job: Job) -> tuple[tuple[Stage, ...], StepEstimate]:
+    """Stages even where they can be, as the programs of measured runs split them."""
+    layout, model = job.layout, job.model
+    chain = _chain(job)
+    if model.num_layers % chain.num_parts == 0:
+        each = model.num_layers // chain.num_parts
+        bounds = [(part * each, (part + 1) * each) for part in range(chain.num_parts)]
+        stages = make_stages(model, chain, bounds)
+    else:
+        stages = split_stages(model, layout.pp, estimate_parts(job), chain)
+    return stages, estimate_job(job, stages, _schedule(job, stages, chain))
+
+
+def _chain(job: Job) -> Chain:
+    recipe, layout = SCHEDULES[job.layout.schedule], job.layout
+    chunks = layout.vpp if recipe.chunks is None else recipe.chunks
+    return Chain(num_stages=layout.pp, num_chunks=chunks, placement=recipe.placement)
+
+
+def _schedule(job: Job, stages: Sequence[Stage], chain: Chain) -> Schedule:
+    """By name; those made for measured times are made for the predicted ones."""
+    layout = job.layout
+    name, count = layout.schedule, layout.num_microbatches
+    if SCHEDULES[name].order is not None:
+        chunks = layout.vpp if SCHEDULES[name].chunks is None else None
+        return build_schedule(name, layout.pp, count, chunks)
+    links = find_links(job)
+    times = part_times(job, cost_parts(job, stages, chain, links), True, links)
+    return build_schedule(name, layout.pp, count, None, times, free_p2p_s(job, links))
+
+
+def backtest(rows: Iterable[Mapping[str, str | None]], facts: Facts) -> dict[str, Any]:
+    """The document of `launch backtest --json`."""
+    answers = [predict_row(row, facts) for row in share_fabrics(rows)]
+    sources = {
+        source: summarise([answer for answer in answers if answer.source == source])
+        for source in dict.fromkeys(answer.source for answer in answers)
+    }
+    return {
+        "rows": [_row_json(answer) for answer in answers],
+        "sources": sources,
+        "overall": summarise(answers) | {"sweeps": sweeps(answers)},
+    }
+
+
+def _row_json(answer: Answer) -> dict[str, Any]:
+    document = asdict(answer)
+    del document["group"], document["tokens"]
+    if answer.status == "bad":  # a row that cannot be read is not supported either
+        document |= {"status": "unsupported", "reason": f"broken row: {answer.reason}"}
+    return document
+
+
+def summarise(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Mean and median absolute error and bias of time and memory; fits called rightly."""
+    fits = [answer for answer in answers if answer.measured_fits is not None]
+    return {
+        "rows": len(answers),
+        "predicted": sum(answer.status == "predicted" for answer in answers),
+        "time": _errors([a.time_error for a in answers if a.time_error is not None]),
+        "memory": _errors([a.memory_error for a in answers if a.memory_error is not None]),
+        "did_not_fit": {
+            "rows": sum(not answer.measured_fits for answer in fits),
+            "called": sum(not a.measured_fits and not a.predicted_fits for a in fits),
+            "false_alarms": sum(bool(a.measured_fits) and not a.predicted_fits for a in fits),
+        },
+    }
+
+
+def _errors(errors: Sequence[float]) -> dict[str, Any] | None:
+    if not errors:
+        return None
+    absolute = [abs(error) for error in errors]
+    return {
+        "rows": len(errors),
+        "mean_absolute": statistics.fmean(absolute),
+        "median_absolute": statistics.median(absolute),
+        "worst": max(absolute),
+        "bias": statistics.fmean(errors),
+    }
+
+
+def sweeps(answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """Rows of one model on one cluster: does the plan rank their layouts as they measured?"""
+    groups: dict[tuple[str, ...], list[Answer]] = {}
+    for answer in answers:
+        if answer.predicted_step_s and answer.measured_step_s:
+            groups.setdefault(answer.group, []).append(answer)
+    return [
+        {
+            "group": " ".join(group),
+            "rows": len(members),
+            "rank_correlation": _rank_correlation(members),
+            "regret": _regret(members),
+        }
+        for group, members in groups.items()
+        if len(members) >= 3
+    ]
+
+
+def _regret(members: Sequence[Answer]) -> float:
+    """How much longer than the best the predicted best takes."""
+    predicted, measured = _per_token(members)
+    return measured[predicted.index(min(predicted))] / min(measured) - 1
+
+
+def _rank_correlation(members: Sequence[Answer]) -> float | None:
+    """Spearman's, ties shared; None where all are equal."""
+    left, right = (_ranks(values) for values in _per_token(members))
+    if len(set(left)) == 1 or len(set(right)) == 1:
+        return None
+    return statistics.correlation(left, right)
+
+
+def _per_token(members: Sequence[Answer]) -> tuple[list[float], list[float]]:
+    """Predicted and measured seconds per token, a list each."""
+    predicted = [(answer.predicted_step_s or 0.0) / answer.tokens for answer in members]
+    return predicted, [(answer.measured_step_s or 0.0) / answer.tokens for answer in members]
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    ordered = sorted(values)
+    return [ordered.index(value) + (ordered.count(value) - 1) / 2 + 1 for value in values]

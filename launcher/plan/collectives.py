@@ -1,0 +1,171 @@
+"""What a rank's communication costs in one step: every axis, exposed or beside the computing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from launcher.plan.execution import Job
+from launcher.plan.links import Link, broadcast_s, stride_link, transfer_s
+from launcher.plan.operators import Work, size_of
+
+SLOWDOWN = 0.29
+"""Seconds that computing loses per second of a collective beside it: NCCL's kernels take
+multiprocessors and memory bandwidth. Fitted on all rows of docs/backtest.md together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Links:
+    """The link of every axis that communicates."""
+
+    tp: Link
+    cp: Link
+    ep: Link
+    pp: Link
+    shard: Link
+    """Ranks that share sharded state: dp x cp, or less of it."""
+    replica: Link
+    """Ranks that hold the same shard."""
+    dp: Link
+    """All of dp x cp."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassTimes:
+    """Seconds of one microbatch's communication, forward and backward, not hidden."""
+
+    forward_s: float = 0.0
+    backward_s: float = 0.0
+
+
+def exposed_s(communication_s: float, window_s: float) -> float:
+    """What a step loses to a collective beside `window_s` of computing."""
+    hidden = min(communication_s, window_s)
+    return max(communication_s, window_s + SLOWDOWN * hidden) - window_s
+
+
+def tp_times(job: Job, links: Links, blocks: int, ends: int, again: float) -> PassTimes:
+    """All-reduces of activations, or as many pairs of gather and scatter (the same bytes)."""
+    if job.layout.tp == 1:
+        return PassTimes()
+    size, execution = size_of(job), job.execution
+    payload = size.tokens * job.model.hidden_size * execution.element_bytes
+    split = execution.sequence_parallel
+    each = _pair_s(payload, links.tp) if split else transfer_s("all_reduce", payload, links.tp)
+    per_block = 1 if execution.parallel_block else 2
+    repeated = per_block if execution.final_all_reduce_again else max(0, per_block - 1)
+    share = 1 / job.layout.tp + SLOWDOWN if execution.overlap_tp else 1.0
+    forward = per_block * blocks * share + ends
+    backward = (per_block + repeated * again) * blocks * share + ends
+    extra = 0.0
+    if split:  # inputs of the products are gathered once more, beside the input gradient
+        extra = per_block * blocks * SLOWDOWN * transfer_s("all_gather", payload, links.tp)
+    return PassTimes(forward_s=forward * each, backward_s=backward * each + extra)
+
+
+def _pair_s(payload: float, link: Link) -> float:
+    return transfer_s("all_gather", payload, link) + transfer_s("reduce_scatter", payload, link)
+
+
+def cp_times(job: Job, links: Links, attention_s: PassTimes) -> PassTimes:
+    """Keys and values of one block between the ranks of a sequence."""
+    if job.layout.cp == 1:
+        return PassTimes()
+    size, element = size_of(job), job.execution.element_bytes
+    keys = 2 * size.keys * size.tokens * element
+    if job.execution.cp_mode == "ulysses":
+        moved = (2 * size.queries * size.tokens * element + keys) / job.layout.cp
+        once = 4 * links.cp.latency_s + moved * (job.layout.cp - 1) / links.cp.bandwidth
+        return PassTimes(forward_s=once, backward_s=once)
+    whole = keys * job.layout.cp
+    gather = transfer_s("all_gather", whole, links.cp)
+    if job.execution.cp_mode == "all_gather":
+        scatter = transfer_s("reduce_scatter", 2 * whole, links.cp)
+        return PassTimes(forward_s=gather, backward_s=gather + scatter)
+    return PassTimes(
+        forward_s=exposed_s(gather, attention_s.forward_s),
+        backward_s=exposed_s(2 * gather, attention_s.backward_s),
+    )
+
+
+def ep_times(work: Work, job: Job, links: Links) -> PassTimes:
+    """Tokens to their experts and back, forward and backward."""
+    if not work.all_to_all_bytes or job.layout.ep == 1:
+        return PassTimes()
+    around = (job.layout.ep - 1) / job.layout.ep
+    latency = job.layout.ep * links.ep.latency_s
+    each = latency + work.all_to_all_bytes * around / links.ep.bandwidth
+    return PassTimes(forward_s=2 * each, backward_s=2 * each)
+
+
+def boundary_bytes(job: Job) -> int:
+    """What passes from one stage to the next: every tp rank holds and sends all of its tokens."""
+    return size_of(job).norm_tokens * job.model.hidden_size * job.execution.element_bytes
+
+
+def boundary_s(job: Job, links: Links) -> float:
+    """From the end of a pass on one stage to the arrival of its result on the next."""
+    if job.layout.pp == 1:
+        return 0.0
+    payload, execution = boundary_bytes(job), job.execution
+    if execution.p2p_split and not execution.sequence_parallel and job.layout.tp > 1:
+        gathered = transfer_s("all_gather", payload, links.tp)
+        return transfer_s("send_recv", payload / job.layout.tp, links.pp) + gathered
+    return transfer_s("send_recv", payload, links.pp)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateTraffic:
+    """Seconds of one step's traffic of gradients and weights on one stage."""
+
+    reduce_s: float
+    """Once per step, or per microbatch where gradients are sharded as they come."""
+    gather_s: float
+    per_microbatch: bool
+
+
+def state_traffic(
+    job: Job, links: Links, parameters: float, expert_parameters: float, units: int
+) -> StateTraffic:
+    """`parameters` of one rank's stage in `units` messages; experts have fewer replicas."""
+    plain = _state_traffic(job, links, parameters - expert_parameters, units)
+    if not expert_parameters:
+        return plain
+    experts = _state_traffic(job, _expert_links(job, links), expert_parameters, units)
+    return StateTraffic(
+        reduce_s=plain.reduce_s + experts.reduce_s,
+        gather_s=plain.gather_s + experts.gather_s,
+        per_microbatch=plain.per_microbatch,
+    )
+
+
+def _expert_links(job: Job, links: Links) -> Links:
+    """Replicas of an expert are ep ranks apart; tp ranks hold different experts where ep > 1."""
+    layout = job.layout
+    ranks = layout.dp * layout.cp * (layout.tp if layout.ep > 1 else 1)
+    stride = layout.ep if layout.ep > 1 else layout.tp
+    link = stride_link(job.hardware, layout.gpus_per_node, stride, max(1, ranks // layout.ep))
+    return replace(links, shard=link, dp=link, replica=replace(link, group_size=1))
+
+
+def _state_traffic(job: Job, links: Links, parameters: float, units: int) -> StateTraffic:
+    execution, stage = job.execution, job.layout.zero_stage
+    gradients = execution.reduce_bytes * parameters
+    weights = execution.gather_bytes * parameters
+    between = _many_s("all_reduce", gradients / links.shard.group_size, units, links.replica)
+    if stage == 0 or (execution.reduces_by_all_reduce and stage < 3):
+        reduce_s = _many_s("all_reduce", gradients, units, links.dp)
+    else:
+        reduce_s = _many_s("reduce_scatter", gradients, units, links.shard) + between
+    gather_s = _many_s("all_gather", weights, units, links.shard) if stage else 0.0
+    if stage and execution.broadcasts_shards:
+        gather_s = broadcasts_s(weights, links.shard)
+    return StateTraffic(reduce_s=reduce_s, gather_s=gather_s, per_microbatch=stage == 3)
+
+
+def broadcasts_s(payload: float, link: Link) -> float:
+    """Each rank's part from that rank to all others, one after the other."""
+    return link.group_size * broadcast_s(payload / link.group_size, link)
+
+
+def _many_s(op: str, payload: float, units: int, link: Link) -> float:
+    return units * transfer_s(op, payload / units, link)

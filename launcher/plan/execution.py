@@ -1,0 +1,152 @@
+"""How the software runs a layout: kernels, number formats, sharding and overlap, as plain facts.
+
+The plan of a run uses `runtime_execution`; a measured run of another program says its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from launcher.config.schema import Hardware, Model, Optimizer, Run
+from launcher.plan.records import Layout
+
+Attention = Literal["matrix", "flash", "cudnn"]
+"""matrix: the S x S scores are written out; flash: FlashAttention 2; cudnn: cuDNN's or its
+third version's kernels, which use what Hopper and Blackwell added."""
+
+Fusion = Literal["eager", "fused", "compiled"]
+"""eager: one kernel per torch operator; fused: hand-written kernels for norms, activations and
+loss (apex, Transformer Engine); compiled: torch.compile."""
+
+MatmulType = Literal["fp32", "bf16", "fp8"]
+
+Recompute = Literal["none", "selective", "operators", "full"]
+"""selective: the attention core; operators: elementwise and every second matrix product (torch's
+selective checkpointing by operator); full: whole blocks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """What a program does beside the layout."""
+
+    attention: Attention = "flash"
+    fusion: Fusion = "eager"
+    fused_norm: bool = False
+    """Norms are one kernel even where other operators are not."""
+    fused_loss: bool = False
+    """The loss reads logits in their own type and writes their gradient over them."""
+    logit_copies: int = 3
+    """Float32 tensors as large as the logits that an eager loss holds at its peak."""
+    cuts_loss_by_dtensor: bool = False
+    """The loss over logits cut by tp is torch's `loss_parallel`, whose backward holds the zeroed
+    gradient and the exponents besides."""
+    matmul: MatmulType = "bf16"
+    """Type of the operands of the blocks' matrix products."""
+    element_bytes: int = 2
+    """Of activations and weights at work."""
+    weight_bytes: int = 2
+    """Of a resident weight: 4 where only float32 weights are kept and each use casts."""
+    gradient_bytes: int = 4
+    """Of an accumulated gradient."""
+    state_bytes: int = 12
+    """Of optimizer state per parameter, master copy included."""
+    reduce_bytes: int = 4
+    """Of a gradient on the wire."""
+    gather_bytes: int = 2
+    """Of a weight on the wire."""
+    recompute: Recompute = "none"
+    recompute_share: float = 1.0
+    """Share of the layers that recompute; the others keep everything."""
+    sequence_parallel: bool = False
+    shard_size: int | None = None
+    """Ranks that share sharded state; None: all of dp x cp. Groups of them are replicas (HSDP)."""
+    overlap_tp: bool = False
+    """Collectives of tp run beside matrix products."""
+    overlap_dp: bool = False
+    """Reduction and gathers of dp run beside the computing."""
+    reduces_by_all_reduce: bool = False
+    """ZeRO-1 and 2 all-reduce whole gradients and let every rank keep its part."""
+    broadcasts_shards: bool = False
+    """ZeRO-1 sends each rank's part of the weights in a broadcast of its own."""
+    overlap_p2p: bool = True
+    """Stages exchange activations while they compute."""
+    p2p_paired: bool = True
+    """Without overlap: a stage sends and receives at once (Megatron-LM), not one after the other
+    (DeepSpeed's pipeline)."""
+    cp_mode: Literal["ring", "all_gather", "ulysses"] = "ring"
+    p2p_split: bool = False
+    """tp ranks send a share each and gather it behind the wire."""
+    fused_optimizer: bool = True
+    dropout_masks: bool = False
+    """Dropout is on: masks are kept and read."""
+    parallel_block: bool = False
+    """Attention and MLP read the same input: one all-reduce for both."""
+    final_all_reduce_again: bool = False
+    """Recomputation repeats the block's last all-reduce, although nothing needs it."""
+    reserved: bool = True
+    """Memory is what the allocator reserves, not only what tensors hold."""
+    process: bool = True
+    """Memory includes the process: context, libraries, communicators."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """All that a prediction needs."""
+
+    model: Model
+    hardware: Hardware
+    layout: Layout
+    execution: Execution
+    train_steps: int = 1
+
+
+def runtime_job(run: Run, layout: Layout) -> Job:
+    """A run as this launcher's workers execute it."""
+    return Job(
+        model=run.model,
+        hardware=run.hardware,
+        layout=layout,
+        execution=runtime_execution(run, layout),
+        train_steps=run.train.steps,
+    )
+
+
+def runtime_execution(run: Run, layout: Layout) -> Execution:
+    """What the runtime does: eager or compiled blocks, float32 gradients, ZeRO or FSDP2."""
+    compute = run.precision.compute
+    size = 4 if compute == "fp32" else 2
+    kept: Recompute = layout.recompute  # type: ignore[assignment]
+    is_fsdp2 = layout.engine == "fsdp2"
+    state_bytes = optimizer_bytes_per_parameter(run.optimizer, compute, layout.zero_stage)
+    weight_bytes = size
+    if is_fsdp2 and layout.zero_stage == 3:
+        # The masters are all there is: weights in the compute type exist only while gathered.
+        weight_bytes, state_bytes = 4, state_bytes - 4
+    return Execution(
+        attention="flash",
+        fusion="compiled" if run.train.compile else "eager",
+        matmul=compute,
+        element_bytes=size,
+        weight_bytes=weight_bytes,
+        gradient_bytes=4,
+        state_bytes=state_bytes,
+        reduce_bytes=4,
+        gather_bytes=size,
+        recompute=kept,
+        sequence_parallel=layout.sequence_parallel,
+        overlap_tp=layout.overlap_tp,
+        overlap_p2p=layout.overlap_p2p,
+        overlap_dp=layout.zero_stage == 3 or is_fsdp2,
+        reduces_by_all_reduce=not is_fsdp2,
+        logit_copies=1,
+        fused_norm=True,  # torch's own kernel, since 2.9
+        cp_mode=run.parallelism.cp_mode,
+        dropout_masks=run.model.dropout > 0,
+    )
+
+
+def optimizer_bytes_per_parameter(optimizer: Optimizer, compute: str, zero_stage: int) -> int:
+    """Float32 state, and the master copy: needed under bf16, and always made by DeepSpeed."""
+    state = 8 if optimizer.name == "adamw" else (4 if optimizer.momentum else 0)
+    return state + (4 if compute == "bf16" or zero_stage > 0 else 0)

@@ -1,0 +1,124 @@
+"""How long one kernel takes on one device: matrix products by tile and wave, attention, traffic."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+from launcher.config.schema import Gpu
+
+TILES = ((256, 128, 1.0), (128, 256, 1.0), (128, 128, 0.93), (128, 64, 0.78), (64, 64, 0.6))
+"""Output tiles of matrix kernels, rows x columns, and the share of the largest tile's rate that a
+multiprocessor reaches with them. Smaller ones reuse less of what they load; assumed shares."""
+
+TILE_START = 520
+"""Depth of a product whose time equals filling and draining a tile's pipeline; fitted on all
+rows of docs/backtest.md together."""
+
+SPLITS = (1, 2, 3, 4, 8)
+"""Into how many parts a library splits the depth of a product that has few tiles."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gemm:
+    """m x k times k x n, `batch` times."""
+
+    m: int
+    n: int
+    k: int
+    batch: int = 1
+    element_bytes: int = 2
+    output_bytes: int = 2
+
+    @property
+    def flops(self) -> float:
+        """2 per multiply-add."""
+        return 2.0 * self.m * self.n * self.k * self.batch
+
+    @property
+    def bytes_moved(self) -> float:
+        """Operands read once, the result written once."""
+        operands = self.element_bytes * self.k * (self.m + self.n)
+        return float(self.batch) * (operands + self.output_bytes * self.m * self.n)
+
+
+@lru_cache(maxsize=65536)
+def gemm_s(gemm: Gemm, kind: str, gpu: Gpu) -> float:
+    """The fastest of the tilings that a library chooses from, or the memory's time."""
+    if not (gemm.m and gemm.n and gemm.k and gemm.batch):
+        return 0.0
+    rate = peak_flops(gpu, kind) * max_efficiency(gpu, kind)
+    if gpu.multiprocessors is None:
+        return gpu.op_overhead_s + max(gemm.flops / rate, traffic_s(gemm.bytes_moved, gpu))
+    per_unit = rate / gpu.multiprocessors
+    best = min(
+        _tiling_s(gemm, tile, split, per_unit, gpu, gpu.multiprocessors)
+        for tile in TILES
+        for split in (SPLITS if gemm.batch == 1 else (1,))
+    )
+    return gpu.op_overhead_s + max(best, traffic_s(gemm.bytes_moved, gpu))
+
+
+def _tiling_s(
+    gemm: Gemm, tile: tuple[int, int, float], split: int, per_unit: float, gpu: Gpu, units: int
+) -> float:
+    rows, columns, rate = tile
+    tiles = -(-gemm.m // rows) * -(-gemm.n // columns) * gemm.batch * split
+    depth = gemm.k / split
+    waves = -(-tiles // units)
+    each = 2.0 * rows * columns * (depth + TILE_START) / (per_unit * rate)
+    # Each part of a split writes its sum in float32, and they are added up.
+    again = traffic_s(8.0 * gemm.m * gemm.n * split, gpu) if split > 1 else 0.0
+    return waves * each + again
+
+
+def peak_flops(gpu: Gpu, kind: str) -> float:
+    """Dense peak of a matrix type; fp8 falls back on bf16 where a device has none."""
+    if kind == "fp8":
+        return float(gpu.peak_flops.fp8 or gpu.peak_flops.bf16)
+    return float(getattr(gpu.peak_flops, kind))
+
+
+def max_efficiency(gpu: Gpu, kind: str) -> float:
+    """Share of it that large products reach."""
+    if kind == "fp8" and gpu.peak_flops.fp8:
+        return gpu.fp8_efficiency or gpu.max_efficiency
+    return gpu.max_efficiency
+
+
+def traffic_s(num_bytes: float, gpu: Gpu) -> float:
+    """Reading and writing memory at the rate that large kernels reach."""
+    return num_bytes / (gpu.memory_bandwidth * gpu.memory_efficiency)
+
+
+def elementwise_s(num_bytes: float, kernels: int, gpu: Gpu) -> float:
+    """Kernels that only move memory."""
+    return kernels * gpu.op_overhead_s + traffic_s(num_bytes, gpu)
+
+
+ATTENTION_START = {"forward": 400, "backward": 600}
+"""Keys per query at which attention reaches half of its long-sequence rate; assumed, not fitted."""
+
+
+def attention_s(
+    flops: float,
+    keys_seen: float,
+    head_dim: int,
+    kernel: str,
+    kind: str,
+    direction: str,
+    gpu: Gpu,
+) -> float:
+    """Attention in one kernel: its rate grows with the sequence, and suffers from narrow heads."""
+    if flops <= 0:
+        return 0.0
+    if gpu.multiprocessors is None:
+        return gpu.op_overhead_s + flops / (peak_flops(gpu, kind) * gpu.max_efficiency)
+    table = gpu.cudnn_attention if kernel == "cudnn" and gpu.cudnn_attention else None
+    table = table or gpu.flash_attention
+    share = table.forward if direction == "forward" else table.backward
+    keys = 2 * keys_seen  # of the whole sequence; causal kernels see half on average
+    share *= keys / (keys + ATTENTION_START[direction])
+    share *= min(1.0, math.sqrt(math.sqrt(head_dim / 128)))
+    return float(gpu.op_overhead_s + flops / (peak_flops(gpu, kind) * share))

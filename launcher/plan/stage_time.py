@@ -1,0 +1,223 @@
+"""How long one microbatch takes on one stage: computing and what it waits for on the way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launcher.plan.collectives import (
+    Links,
+    PassTimes,
+    StateTraffic,
+    cp_times,
+    ep_times,
+    exposed_s,
+    state_traffic,
+    tp_times,
+)
+from launcher.plan.execution import Job
+from launcher.plan.kernels import traffic_s
+from launcher.plan.operators import Work, block_work, embedding_work, head_work
+from launcher.plan.records import Stage
+from launcher.plan.stages import (
+    count_dense_layers,
+    count_expert_parameters,
+    count_stage_parameters,
+)
+from launcher.plan.work_time import WorkTimes, time_work
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockTimes:
+    """Seconds per microbatch of one block; communication that nothing hides is apart."""
+
+    forward_s: float = 0.0
+    input_s: float = 0.0
+    """Backward without the weight gradients, recomputation included."""
+    weight_s: float = 0.0
+    wait_forward_s: float = 0.0
+    wait_backward_s: float = 0.0
+
+    @property
+    def total_s(self) -> float:
+        """Forward and backward, communication aside."""
+        return self.forward_s + self.input_s + self.weight_s
+
+    def times(self, count: float) -> BlockTimes:
+        """So many blocks."""
+        return BlockTimes(
+            forward_s=count * self.forward_s,
+            input_s=count * self.input_s,
+            weight_s=count * self.weight_s,
+            wait_forward_s=count * self.wait_forward_s,
+            wait_backward_s=count * self.wait_backward_s,
+        )
+
+    def __add__(self, other: BlockTimes) -> BlockTimes:
+        """One after the other."""
+        return BlockTimes(
+            forward_s=self.forward_s + other.forward_s,
+            input_s=self.input_s + other.input_s,
+            weight_s=self.weight_s + other.weight_s,
+            wait_forward_s=self.wait_forward_s + other.wait_forward_s,
+            wait_backward_s=self.wait_backward_s + other.wait_backward_s,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What stages are made of."""
+
+    block: BlockTimes
+    """With experts, where the model has them."""
+    dense: BlockTimes
+    """With a plain MLP; the same as `block` in a model without experts."""
+    embedding: BlockTimes
+    head: BlockTimes
+
+    @property
+    def block_s(self) -> float:
+        """A block, forward and backward, communication aside."""
+        return self.block.total_s
+
+    @property
+    def head_s(self) -> float:
+        """The head, forward and backward."""
+        return self.head.total_s
+
+    @property
+    def embedding_s(self) -> float:
+        """The embedding, forward and backward."""
+        return self.embedding.total_s
+
+
+def estimate_parts(job: Job, links: Links | None = None) -> Parts:
+    """Times of blocks, embedding and head; without links, communication is left out."""
+    block = _block_times(job, links, block_work(job))
+    experts = job.model.experts
+    has_dense = experts is not None and experts.num_dense_layers > 0
+    return Parts(
+        block=block,
+        dense=_block_times(job, links, block_work(job, 0)) if has_dense else block,
+        embedding=_end_times(time_work(job, embedding_work(job))),
+        head=_end_times(time_work(job, head_work(job))),
+    )
+
+
+def _end_times(times: WorkTimes) -> BlockTimes:
+    return BlockTimes(
+        forward_s=times.forward_s,
+        input_s=times.input_gradient_s,
+        weight_s=times.weight_gradient_s,
+    )
+
+
+def _block_times(job: Job, links: Links | None, work: Work) -> BlockTimes:
+    """The mean of blocks that recompute and blocks that do not: each stage has both alike."""
+    mode, again = job.execution.recompute, job.execution.recompute_share
+    found = BlockTimes()
+    for share, recompute in ((again, mode), (1 - again, "none")):
+        if share <= 0:
+            continue
+        times = time_work(job, work, recompute)
+        waits = _waits(job, links, work, recompute) if links else PassTimes()
+        kind = BlockTimes(
+            forward_s=times.forward_s,
+            input_s=times.input_gradient_s + times.again_s,
+            weight_s=times.weight_gradient_s,
+            wait_forward_s=waits.forward_s,
+            wait_backward_s=waits.backward_s,
+        )
+        found += kind.times(share)
+    return found
+
+
+def _waits(job: Job, links: Links, work: Work, recompute: str) -> PassTimes:
+    repeats = 1.0 if recompute == "full" else 0.0
+    core = time_work(job, Work(attention=work.attention))
+    tp = tp_times(job, links, 1, 0, repeats)
+    attention = PassTimes(forward_s=core.forward_s, backward_s=core.input_gradient_s)
+    cp = cp_times(job, links, attention)
+    ep = ep_times(work, job, links)
+    again = repeats * (cp.forward_s + ep.forward_s)
+    return PassTimes(
+        forward_s=tp.forward_s + cp.forward_s + ep.forward_s,
+        backward_s=tp.backward_s + cp.backward_s + ep.backward_s + again,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartCost:
+    """One part of the model (a stage, or a chunk of one), per microbatch."""
+
+    forward_s: float
+    input_s: float
+    weight_s: float
+    wait_s: float
+    """Of all three, what is communication: inside blocks, and of sharded weights."""
+
+
+def part_cost(job: Job, piece: Stage, parts: Parts, links: Links) -> PartCost:
+    """All blocks of a part and the ends that it has."""
+    dense = count_dense_layers(job.model, piece.first_layer, piece.end_layer)
+    total = parts.dense.times(dense) + parts.block.times(piece.num_layers - dense)
+    total += parts.embedding.times(piece.is_first) + parts.head.times(piece.is_last)
+    ends = tp_times(job, links, 0, 1, 0.0)
+    wait_forward = total.wait_forward_s + piece.is_first * ends.forward_s
+    wait_backward = total.wait_backward_s + piece.is_last * ends.backward_s
+    if job.layout.zero_stage == 3:
+        sharded = _sharded_waits(job, piece, links, total)
+        wait_forward += sharded.forward_s
+        wait_backward += sharded.backward_s
+    return PartCost(
+        forward_s=total.forward_s + wait_forward,
+        input_s=total.input_s + wait_backward,
+        weight_s=total.weight_s,
+        wait_s=wait_forward + wait_backward,
+    )
+
+
+def _sharded_waits(job: Job, piece: Stage, links: Links, compute: BlockTimes) -> PassTimes:
+    """ZeRO-3 gathers before each pass and scatters gradients: beside the computing, or between."""
+    state = stage_state(job, piece, links)
+    copies_s = _copies_s(job, state.parameters)
+    gather_s, reduce_s = state.traffic.gather_s, state.traffic.reduce_s
+    if not job.execution.overlap_dp:
+        return PassTimes(
+            forward_s=gather_s + copies_s, backward_s=gather_s + reduce_s + 2 * copies_s
+        )
+    backward_s = compute.input_s + compute.weight_s
+    return PassTimes(
+        forward_s=exposed_s(gather_s, compute.forward_s) + copies_s,
+        backward_s=exposed_s(gather_s + reduce_s, backward_s) + 2 * copies_s,
+    )
+
+
+def _copies_s(job: Job, parameters: float) -> float:
+    """Gathered weights are read and written once more, out of the buffer of the collective."""
+    gpu = job.hardware.gpu
+    assert gpu is not None
+    return traffic_s(2 * job.execution.gather_bytes * parameters, gpu)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageState:
+    """What one rank of a stage holds, and its traffic."""
+
+    parameters: float
+    expert_parameters: float
+    traffic: StateTraffic
+    """Once per step, or per microbatch under ZeRO-3."""
+
+
+def stage_state(job: Job, stage: Stage, links: Links) -> StageState:
+    """Of a stage, or of a chunk of one."""
+    layout, blocks = job.layout, stage.num_layers
+    parameters = count_stage_parameters(
+        job.model, blocks, stage.is_first, stage.is_last, layout.tp, layout.ep
+    )
+    experts = count_expert_parameters(job.model, blocks, stage.is_first, layout.tp, layout.ep)
+    return StageState(
+        parameters=parameters,
+        expert_parameters=experts,
+        traffic=state_traffic(job, links, parameters, experts, max(1, blocks)),
+    )

@@ -1,0 +1,132 @@
+"""How long the kernels of a block take: forward, input gradient, weight gradient, and again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from launcher.config.schema import Gpu
+from launcher.plan.execution import Execution, Job
+from launcher.plan.kernels import Gemm, attention_s, elementwise_s, gemm_s, traffic_s
+from launcher.plan.operators import Attention, Matmul, Traffic, Work
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkTimes:
+    """Seconds of one microbatch on one rank."""
+
+    forward_s: float = 0.0
+    input_gradient_s: float = 0.0
+    weight_gradient_s: float = 0.0
+    again_s: float = 0.0
+    """Recomputed in backward."""
+
+    @property
+    def backward_s(self) -> float:
+        """Both gradients and what is recomputed."""
+        return self.input_gradient_s + self.weight_gradient_s + self.again_s
+
+
+def time_work(job: Job, work: Work, recompute: str = "none") -> WorkTimes:
+    """All kernels in a row: a training step keeps one stream busy."""
+    gpu = job.hardware.gpu
+    assert gpu is not None
+    execution = job.execution
+    matmuls = (*work.matmuls, *work.grouped)
+    products_s = sum(_forward_s(product, execution, gpu) for product in matmuls)
+    traffic_forward_s = sum(_moved_s(entry, gpu, "forward") for entry in work.traffic)
+    core_s = sum(_attention_s(core, execution, gpu, "forward") for core in work.attention)
+    forward_s = products_s + traffic_forward_s + core_s
+    again_s = {
+        "none": 0.0,
+        "selective": core_s,
+        "operators": traffic_forward_s
+        + sum(_forward_s(product, execution, gpu) for product in matmuls if not product.saved),
+        "full": forward_s,
+    }[recompute]
+    return WorkTimes(
+        forward_s=forward_s,
+        input_gradient_s=sum(_input_gradient_s(product, execution, gpu) for product in matmuls)
+        + sum(_moved_s(entry, gpu, "backward") for entry in work.traffic)
+        + sum(_attention_s(core, execution, gpu, "backward") for core in work.attention),
+        weight_gradient_s=sum(_weight_gradient_s(product, execution, gpu) for product in matmuls),
+        again_s=again_s,
+    )
+
+
+def _kind(product: Matmul, execution: Execution) -> str:
+    if product.is_quantised:
+        return execution.matmul
+    return "fp32" if execution.matmul == "fp32" else "bf16"
+
+
+def _forward_s(product: Matmul, execution: Execution, gpu: Gpu) -> float:
+    gemm, kind = product.forward, _kind(product, execution)
+    return gemm_s(gemm, kind, gpu) + _casts_s(gemm, kind, gpu, (gemm.m * gemm.k,))
+
+
+def _input_gradient_s(product: Matmul, execution: Execution, gpu: Gpu) -> float:
+    gemm, kind = product.forward, _kind(product, execution)
+    other = Gemm(
+        m=gemm.m, n=gemm.k, k=gemm.n, batch=gemm.batch,
+        element_bytes=gemm.element_bytes, output_bytes=gemm.output_bytes,
+    )  # fmt: skip
+    return gemm_s(other, kind, gpu) + _casts_s(gemm, kind, gpu, (gemm.m * gemm.n,))
+
+
+def _weight_gradient_s(product: Matmul, execution: Execution, gpu: Gpu) -> float:
+    """The sum over microbatches is read and written in the type of accumulated gradients."""
+    gemm = product.forward
+    other = Gemm(
+        m=gemm.k, n=gemm.n, k=gemm.m, batch=gemm.batch,
+        element_bytes=gemm.element_bytes, output_bytes=2 * execution.gradient_bytes,
+    )  # fmt: skip
+    return gemm_s(other, _kind(product, execution), gpu)
+
+
+def _casts_s(gemm: Gemm, kind: str, gpu: Gpu, sizes: Iterable[int]) -> float:
+    """Making 8-bit operands: read, find the largest, write once as it is and once transposed."""
+    if kind != "fp8":
+        return 0.0
+    return traffic_s(6.0 * gemm.batch * sum(sizes), gpu) + 2 * gpu.op_overhead_s
+
+
+def _moved_s(entry: Traffic, gpu: Gpu, direction: str) -> float:
+    if direction == "forward":
+        return elementwise_s(entry.forward_bytes, entry.forward_kernels, gpu)
+    return elementwise_s(entry.backward_bytes, entry.backward_kernels, gpu)
+
+
+def _attention_s(core: Attention, execution: Execution, gpu: Gpu, direction: str) -> float:
+    if execution.attention == "matrix":
+        return _matrix_attention_s(core, execution, gpu, direction)
+    pairs = core.batch * core.heads * core.queries * core.seen
+    forward = 2 * pairs * (core.score_dim + core.value_dim)
+    # Backward: scores again, dQ, dK over score_dim; dV, dP over value_dim (arXiv:2307.08691).
+    flops = (
+        forward if direction == "forward" else 2 * pairs * (3 * core.score_dim + 2 * core.value_dim)
+    )
+    kind = "fp32" if execution.matmul == "fp32" else "bf16"
+    widest = max(core.score_dim, core.value_dim)
+    return attention_s(flops, core.seen, widest, execution.attention, kind, direction, gpu)
+
+
+MATRIX_BYTES = {"forward": 4, "backward": 6}
+"""Per score in two-byte numbers: softmax reads and writes; backward reads two and writes one."""
+
+DROPOUT_BYTES = {"forward": 5, "backward": 5}
+"""Per score: read, write and a mask."""
+
+
+def _matrix_attention_s(core: Attention, execution: Execution, gpu: Gpu, direction: str) -> float:
+    """Two batched products over all keys, half of them masked, and the softmax between."""
+    batch = core.batch * core.heads
+    scores = Gemm(m=core.queries, n=core.keys, k=core.score_dim, batch=batch)
+    values = Gemm(m=core.queries, n=core.value_dim, k=core.keys, batch=batch)
+    kind = "fp32" if execution.matmul == "fp32" else "bf16"
+    products = gemm_s(scores, kind, gpu) + gemm_s(values, kind, gpu)
+    per_score = MATRIX_BYTES[direction] + (DROPOUT_BYTES[direction] if core.dropout else 0)
+    kernels = 2 if core.dropout else 1
+    num_scores = batch * core.queries * core.keys
+    moved = elementwise_s(per_score * num_scores, kernels, gpu)
+    return products * (2 if direction == "backward" else 1) + moved

@@ -1,0 +1,51 @@
+"""Verbs that read tables of measured runs."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from pathlib import Path
+
+from launcher.commands import Request
+from launcher.config.assets import conf_dir
+from launcher.errors import EXIT_DONE, EXIT_INVALID_CONFIG, ConfigError, Finding
+
+
+def backtest(request: Request) -> int:
+    """Predict every measured run of a table and say how far off it is."""
+    from launcher.config.facts import read_gpus, read_models, read_networks, read_nodes
+    from launcher.plan.backtest import backtest as predict_table
+    from launcher.plan.backtest_report import render_backtest
+    from launcher.plan.backtest_rows import Facts
+    from launcher.plan.backtest_table import read_table
+
+    path, conf = _table_path(request), conf_dir()
+    facts = Facts(
+        gpus=read_gpus(conf), nodes=read_nodes(conf), networks=read_networks(conf),
+        models=read_models(conf),
+    )  # fmt: skip
+    document = predict_table(read_table(_read_text(path), path), facts)
+    print(json_module.dumps(document, indent=1) if request.json else render_backtest(document))
+    broken = [row for row in document["rows"] if row["reason"].startswith("broken row")]
+    for row in broken:
+        print(f"{path}: row {row['id']} [broken-row]: {row['reason']}", file=sys.stderr)
+    return EXIT_INVALID_CONFIG if broken else EXIT_DONE
+
+
+def _table_path(request: Request) -> str:
+    if len(request.overrides) == 1:
+        return request.overrides[0]
+    reason = "takes one file: a CSV table of measured runs"
+    raise ConfigError(
+        [Finding(field="backtest", rule="one-table", reason=reason, fix="launch backtest FILE.csv")]
+    )
+
+
+def _read_text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text in UTF-8"
+        raise ConfigError(
+            [Finding(field=path, rule="unreadable-table", reason=str(reason))]
+        ) from None
