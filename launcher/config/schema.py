@@ -90,6 +90,11 @@ class Parallelism(Record):
     """What stands in that file, line by line; read when the run is composed."""
     recompute: Safe[Literal["none", "selective", "full"] | None] = "none"
     """Activations computed again in backward: none, attention only, whole blocks. None: filled."""
+    recompute_every: Safe[Positive] = 1
+    """Of every so many blocks one recomputes. Above 1: planned, not yet run."""
+    offload: Resharding[Literal["none", "optimizer", "parameters"]] = "none"
+    """What waits in the node's RAM: optimizer state, which the CPU updates there, or also the
+    weights, fetched block by block. Planned, not yet run."""
     sequence_parallel: Resharding[bool] = False
     """Norms, dropout and residuals sharded along the sequence over tp."""
     overlap_tp: Safe[bool | None] = None

@@ -62,6 +62,8 @@ class Execution:
     recompute: Recompute = "none"
     recompute_share: float = 1.0
     """Share of the layers that recompute; the others keep everything."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What waits in the node's RAM."""
     sequence_parallel: bool = False
     shard_size: int | None = None
     """Ranks that share sharded state; None: all of dp x cp. Groups of them are replicas (HSDP)."""
@@ -87,6 +89,8 @@ class Execution:
     fused_optimizer: bool = True
     dropout_masks: bool = False
     """Dropout is on: masks are kept and read."""
+    document_masks: bool = False
+    """Documents of a sample are kept apart by a mask over all pairs of its tokens."""
     parallel_block: bool = False
     """Attention and MLP read the same input: one all-reduce for both."""
     final_all_reduce_again: bool = False
@@ -141,6 +145,8 @@ def runtime_execution(run: Run, layout: Layout) -> Execution:
         reduce_bytes=4,
         gather_bytes=size,
         recompute=kept,
+        recompute_share=1 / layout.recompute_every,
+        offload=layout.offload,  # type: ignore[arg-type]
         sequence_parallel=layout.sequence_parallel,
         overlap_tp=layout.overlap_tp,
         row_chunks=ROW_CHUNKS,
@@ -151,6 +157,7 @@ def runtime_execution(run: Run, layout: Layout) -> Execution:
         fused_norm=True,  # torch's own kernel, since 2.9
         cp_mode=run.parallelism.cp_mode,
         dropout_masks=run.model.dropout > 0,
+        document_masks=run.data.packing == "documents",
     )
 
 

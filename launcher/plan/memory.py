@@ -59,6 +59,7 @@ def estimate_job_memory(job: Job, stages: Sequence[Stage], peak_in_flight: Seque
     capacity = hardware.gpu.memory_bytes
     usable = int(USABLE_SHARE * capacity)
     each = peak if hardware.device == "cpu" else HOST_BYTES_PER_PROCESS
+    each += max(_offloaded_bytes(job, stage) for stage in stages)
     return Memory(
         per_stage=per_stage,
         peak_bytes=peak,
@@ -99,13 +100,43 @@ def _stage_memory(job: Job, stage: Stage, in_flight: int, gpu: Gpu) -> StageMemo
     context = gpu.context_bytes if execution.process else 0
     return StageMemory(
         stage=stage.stage,
-        parameters_bytes=execution.weight_bytes * (share if layout.zero_stage == 3 else size),
+        parameters_bytes=_resident_weights(
+            job, execution.weight_bytes * (share if layout.zero_stage == 3 else size)
+        ),
         gradients_bytes=execution.gradient_bytes * (size if gradients_are_whole(layout) else share),
-        optimizer_bytes=execution.state_bytes * (share if layout.zero_stage >= 1 else size),
+        optimizer_bytes=(
+            execution.state_bytes * (share if layout.zero_stage >= 1 else size)
+            if execution.offload == "none"
+            else 0
+        ),
         activations_bytes=activations,
         buffers_bytes=buffers,
         overhead_bytes=context + reserve,
     )
+
+
+def _offloaded_bytes(job: Job, stage: Stage) -> int:
+    """What one rank of a stage keeps in the node's RAM, with the gradients that the CPU reads."""
+    layout, execution = job.layout, job.execution
+    if execution.offload == "none":
+        return 0
+    size = count_stage_parameters(
+        job.model, stage.num_layers, stage.is_first, stage.is_last, layout.tp, layout.ep
+    )
+    owned = _share(job, stage, size) if layout.zero_stage >= 1 else size
+    state = (execution.state_bytes + execution.gradient_bytes) * owned
+    if execution.offload == "optimizer":
+        return state
+    return state + execution.weight_bytes * (owned if layout.zero_stage == 3 else size)
+
+
+def _resident_weights(job: Job, weights: int) -> int:
+    """With weights in RAM, two blocks' worth is on the device: one at work, one on its way."""
+    if job.execution.offload != "parameters":
+        return weights
+    layout = job.layout
+    block = count_stage_parameters(job.model, 1, False, False, layout.tp, layout.ep)
+    return min(weights, 2 * block * job.execution.element_bytes)
 
 
 def _share(job: Job, stage: Stage, size: int) -> int:
@@ -127,8 +158,12 @@ def _in_flight_bytes(job: Job, stage: Stage, in_flight: int) -> int:
     blocks = again * block_kept_bytes(job, execution.recompute)
     if again < num_layers:
         blocks += (num_layers - again) * block_kept_bytes(job, "none")
-    vpp = job.layout.vpp
+    layout = job.layout
+    vpp = layout.vpp
     kept = -(-in_flight * blocks // vpp)
+    if execution.document_masks:  # one for all blocks of a pass
+        pairs = layout.micro_batch_size * layout.sequence_length**2
+        kept += in_flight * pairs * execution.element_bytes
     passes = -(-in_flight // vpp)
     if stage.is_first:
         kept += passes * embedding_kept_bytes(job)

@@ -37,6 +37,10 @@ class Layout:
     recompute: str
     order: tuple[str, ...]
     """Axes from the fastest-varying rank digit to the slowest."""
+    recompute_every: int = 1
+    """Of every so many blocks one recomputes."""
+    offload: str = "none"
+    """What waits in the node's RAM: none, optimizer or parameters."""
     sequence_parallel: bool = False
     """What lies between cut matrix products is sharded along the sequence over tp."""
     overlap_tp: bool = False
