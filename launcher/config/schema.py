@@ -186,6 +186,8 @@ class Train(Record):
     """Forwards per step and replica. None: solved."""
     seed: Numerics[Annotated[int, Field(ge=0)]] = 1234
     """Of weights, data order and dropout."""
+    init_from: Forbidden[str | None] = None
+    """Folder with the first weights: Hugging Face's, a checkpoint or a run. None: random ones."""
     validate_every: Safe[Positive | None] = None
     """Steps between validations; None: only at the end."""
     validation_batches: Safe[Annotated[int, Field(ge=0)]] = 8
@@ -216,6 +218,11 @@ class Checkpoint(Record):
     """How many of the newest are kept; None: all."""
     keep_every: Safe[Positive | None] = None
     """The M-th checkpoint, the 2M-th and so on are kept for good; None: `keep` alone decides."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether a run saves by itself; when asked to (`launch checkpoint`) it always does."""
+        return self.every_steps is not None or self.every_minutes is not None
 
 
 class Launch(Record):

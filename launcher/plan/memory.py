@@ -58,7 +58,9 @@ def estimate_job_memory(job: Job, stages: Sequence[Stage], peak_in_flight: Seque
     peak = max(stage.total_bytes for stage in per_stage)
     capacity = hardware.gpu.memory_bytes
     usable = int(USABLE_SHARE * capacity)
-    each = peak if hardware.device == "cpu" else HOST_BYTES_PER_PROCESS
+    each = peak  # On a CPU the copy of a checkpoint is in it already.
+    if hardware.device != "cpu":
+        each = HOST_BYTES_PER_PROCESS + max(_snapshot_bytes(job, stage) for stage in stages)
     each += max(_offloaded_bytes(job, stage) for stage in stages)
     return Memory(
         per_stage=per_stage,
@@ -98,6 +100,8 @@ def _stage_memory(job: Job, stage: Stage, in_flight: int, gpu: Gpu) -> StageMemo
     buffers = max(_pass_buffers(job, stage), _step_buffers(job, size, share) - activations)
     reserve = int(ALLOCATOR_SHARE * (activations + buffers)) if execution.reserved else 0
     context = gpu.context_bytes if execution.process else 0
+    if job.hardware.device == "cpu":
+        context += _snapshot_bytes(job, stage)
     return StageMemory(
         stage=stage.stage,
         parameters_bytes=_resident_weights(
@@ -113,6 +117,15 @@ def _stage_memory(job: Job, stage: Stage, in_flight: int, gpu: Gpu) -> StageMemo
         buffers_bytes=buffers,
         overhead_bytes=context + reserve,
     )
+
+
+def _snapshot_bytes(job: Job, stage: Stage) -> int:
+    """The copy of its part of a checkpoint, which a rank of the stage keeps from save to save."""
+    layout = job.layout
+    size = count_stage_parameters(
+        job.model, stage.num_layers, stage.is_first, stage.is_last, layout.tp, layout.ep
+    )
+    return job.execution.snapshot_bytes * _share(job, stage, size)
 
 
 def _offloaded_bytes(job: Job, stage: Stage) -> int:

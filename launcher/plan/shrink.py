@@ -65,6 +65,7 @@ def shrink_run(run: Run, layout: Layout) -> Run:
                     "validation_batches": 0,
                     "log_every": 1,
                     "compile": False,
+                    "init_from": None,
                 }
             ),
             "precision": run.precision.model_copy(update={"name": "fp32", "compute": "fp32"}),

@@ -111,6 +111,21 @@ def test_total_is_the_sum_and_the_fit_leaves_a_margin():
     assert not build_plan(small).memory.fits
 
 
+def test_the_copy_of_a_checkpoint_is_host_memory():
+    saving = {"every_steps": 10}
+    on_gpus = {"hardware": h100(1), "parallelism": {"dp": 8}}
+    without, with_it = (
+        build_plan(make_run(**on_gpus, checkpoint=policy)).memory for policy in ({}, saving)
+    )
+    parameters = build_plan(make_run()).parameters
+    # 12 bytes per parameter, shared by the 8 replicas of one node.
+    added = with_it.host_bytes_per_node - without.host_bytes_per_node
+    assert added == pytest.approx(12 * parameters, rel=1e-3)
+    assert with_it.peak_bytes == without.peak_bytes
+    on_cpu = [build_plan(make_run(checkpoint=policy)).memory for policy in ({}, saving)]
+    assert on_cpu[1].peak_bytes - on_cpu[0].peak_bytes == 12 * parameters
+
+
 def test_offloaded_optimizer_state_moves_into_the_nodes_memory():
     def plan(offload):
         run = make_run(model=GPT2_124M, hardware=h100(1), precision=BF16,

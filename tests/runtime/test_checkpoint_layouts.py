@@ -11,7 +11,10 @@ import pytest
 
 from launcher.checkpoint.boxes import whole
 from launcher.checkpoint.reader import Checkpoint, list_checkpoints, verify
+from launcher.plan.costs import count_parameters
+from tests.factory import make_run
 from tests.runtime.checkpoints import Job, Trained, case, work_all
+from tests.runtime.parity import MODELS as PARITY_MODELS
 from tests.runtime.parity import Case
 from tests.runtime.spawn import run_ranks
 
@@ -143,6 +146,7 @@ def test_every_byte_is_written_once_and_the_writing_is_spread(root):
             for piece in record.pieces
         )
         assert held == written
+        assert 4 * held == 12 * count_parameters(make_run(model=PARITY_MODELS["tied"]).model)
         sizes = [file.size for file in manifest.files.values()]
         assert len(sizes) == num_files
         if place != "tied":  # its stages are of different size
