@@ -44,7 +44,7 @@ MAY_IMPORT = {
         "render",
         "submit",
     },
-    "table_commands": {"commands", "errors", "config", "plan"},
+    "table_commands": {"commands", "errors", "config", "plan", "submit"},
     "cli": {"errors", "config", "commands", "run_commands", "table_commands"},
     "__main__": {"cli"},
     "__init__": set(),
