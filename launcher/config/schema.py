@@ -72,6 +72,9 @@ class Parallelism(Record):
     """Pipeline stages. None: filled."""
     vpp: Resharding[Positive] = 1
     """Model chunks per pipeline stage."""
+    layers_per_stage: Resharding[Annotated[tuple[Positive, ...], Field(strict=False)] | None] = None
+    """Blocks of every stage, or of every chunk (pp x vpp of them), in the order of the model. None:
+    split by cost, embedding and head included."""
     dp: Resharding[Positive | None] = None
     """Replicas that share the batch. None: what is left of the devices."""
     fill: Safe[Literal["fit", "tp", "pp"]] = "fit"

@@ -31,6 +31,10 @@ OTHERS: dict[str, dict[str, Any]] = {
     "zero2": {"dp": 4, "zero": 2},
     "zero3": {"dp": 4, "zero": 3},
     "tp2_zero3": {"tp": 2, "dp": 2, "zero": 3, "model": "one_kv_head"},
+    "fsdp2": {"dp": 4, "zero": 3, "engine": "fsdp2"},
+    "fsdp2_pipeline": {
+        "tp": 2, "pp": 2, "dp": 2, "zero": 3, "engine": "fsdp2", "model": "one_kv_head",
+    },
     "one": {"zero": 0, "model": "one_kv_head"},
     "one_zero1": {"zero": 1},
     "interleaved": {
@@ -38,8 +42,8 @@ OTHERS: dict[str, dict[str, Any]] = {
     },
     "v_shaped": {"pp": 2, "vpp": 2, "zero": 0, "schedule": "zb_v"},
 }  # fmt: skip
-AND_BACK = ("tp4", "pp4", "zero2", "zero3", "one", "interleaved", "v_shaped")
-IN_BF16 = ("zero2", "zero3", "v_shaped")
+AND_BACK = ("tp4", "pp4", "zero2", "zero3", "fsdp2", "one", "interleaved", "v_shaped")
+IN_BF16 = ("zero2", "zero3", "fsdp2", "v_shaped")
 MODELS = ("tied", "one_kv_head")
 """A tied table with padding and biases; kv heads that tp ranks share, and gates."""
 
