@@ -47,6 +47,24 @@ def check_data_files(run: Run) -> list[Finding]:
     return findings + _tokenizers_differ(stores)
 
 
+def with_absolute_paths(run: Run) -> Run:
+    """The run with paths of data that mean the same in every directory.
+
+    It is started and continued from others than the one in which the paths were typed.
+    """
+    data = run.data
+    sources = tuple(
+        source.model_copy(update={"path": _absolute(source.path)}) for source in data.sources
+    )
+    path = None if data.path is None else _absolute(data.path)
+    closed = data.model_copy(update={"path": path, "sources": sources})
+    return run.model_copy(update={"data": closed})
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
+
+
 def unreadable(field: str, path: str | None, reason: str) -> Finding:
     """The finding on a path that does not hold what it should."""
     return Finding(field=field, value=path, rule="data-readable", reason=reason)
