@@ -57,7 +57,7 @@ def estimate_job_memory(job: Job, stages: Sequence[Stage], peak_in_flight: Seque
     )
     peak = max(stage.total_bytes for stage in per_stage)
     capacity = hardware.gpu.memory_bytes
-    usable = int(USABLE_SHARE * capacity)
+    usable = usable_bytes(hardware.gpu)
     each = peak if hardware.device == "cpu" else HOST_BYTES_PER_PROCESS
     return Memory(
         per_stage=per_stage,
@@ -67,6 +67,26 @@ def estimate_job_memory(job: Job, stages: Sequence[Stage], peak_in_flight: Seque
         fits=peak <= usable,
         host_bytes_per_node=job.layout.gpus_per_node * each,
         error_bytes=int(ERROR_SHARE * peak),
+    )
+
+
+def usable_bytes(gpu: Gpu) -> int:
+    """What of a device's memory a plan allows itself."""
+    return int(USABLE_SHARE * gpu.memory_bytes)
+
+
+def peak_memory_bytes(job: Job, stages: Sequence[Stage], peak_in_flight: Sequence[int]) -> int:
+    """`estimate_job_memory(...).peak_bytes` alone, for searches: stages of a kind are one."""
+    gpu = job.hardware.gpu
+    assert gpu is not None
+    kinds: dict[tuple[int, bool, bool], tuple[int, Stage]] = {}
+    for stage, in_flight in zip(stages, peak_in_flight, strict=True):
+        kind = (stage.num_layers, stage.is_first, stage.is_last)
+        if kind not in kinds or in_flight > kinds[kind][0]:
+            kinds[kind] = in_flight, stage
+    return max(
+        _stage_memory(job, stage, in_flight, gpu).total_bytes
+        for in_flight, stage in kinds.values()
     )
 
 
