@@ -96,11 +96,14 @@ def require_workers(answer: Plan) -> None:
 @contextlib.contextmanager
 def hold_run(files: RunFiles) -> Iterator[None]:
     """Hold the run directory; SubmissionRefused where another command or job has it."""
-    from launcher.checkpoint.lock import Held, hold, wait_until_free
+    from launcher.checkpoint.lock import Held, hold, holder_of, wait_until_free
 
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(hold(files.launch_lock))
+            if (holder := holder_of(files.job_lock)) is not None:
+                wait = f"waiting up to {_OTHER_JOB_ENDS_S:.0f} s for {holder}, which works here"
+                print(wait, file=sys.stderr, flush=True)
             wait_until_free(files.job_lock, _OTHER_JOB_ENDS_S)
         except Held as held:
             finding = Finding(

@@ -23,7 +23,7 @@ def resume(request: Request) -> int:
 
 
 def _resume(files: RunFiles, request: Request) -> int:
-    from launcher.config.resume import find_changes
+    from launcher.config.resume import find_changes, refuse_changes
     from launcher.plan.resume import plan_resumed
     from launcher.render.bundle import render_bundle
     from launcher.submit.attempts import change_frozen, complete_pending
@@ -33,6 +33,7 @@ def _resume(files: RunFiles, request: Request) -> int:
         is_finished,
         read_frozen_run,
         record_text,
+        saved_run,
         say_start,
     )
     from launcher.submit.space import refuse_if_disk_is_small
@@ -43,7 +44,6 @@ def _resume(files: RunFiles, request: Request) -> int:
     frozen = read_frozen_run(files)
     # 2. What it is to be; what the saved state does not bear is refused.
     plan = plan_resumed(frozen, request.overrides, request.config_dirs)
-    changes = find_changes(frozen, plan.run)
     # 3. Where it goes on.
     is_new = bool(request.flags.get("from_scratch"))
     if not request.overrides and not is_new and is_finished(files, frozen):
@@ -51,6 +51,10 @@ def _resume(files: RunFiles, request: Request) -> int:
     start = find_start(files, is_new)
     if not has_steps_left(start, plan.run.train.steps, request.overrides):
         return EXIT_DONE
+    # What was saved is what counts: run.yaml may have been edited, or changed without a step done.
+    changes = find_changes(saved_run(files, start) or frozen, plan.run)
+    if findings := refuse_changes(changes):
+        raise ConfigError(findings)
     require_fit(plan)
     say_start(start, changes, sys.stderr)
     print_plan(plan, sys.stderr if request.dry_run else sys.stdout)
@@ -74,14 +78,23 @@ def checkpoints(request: Request) -> int:
     files = find_run(request.operands[0])
     if request.flags.get("diff"):
         return _diff(files, request)
-    from launcher.submit.checkpoint_list import describe_checkpoints, render_checkpoints
+    from launcher.submit.checkpoint_list import (
+        describe_checkpoints,
+        list_refused,
+        render_checkpoints,
+    )
 
     found = describe_checkpoints(files, is_verified=bool(request.flags.get("verify")))
+    refused = list_refused(files)
     if request.json:
-        document = {"run_dir": str(files.root), "checkpoints": [one.to_json() for one in found]}
+        document = {
+            "run_dir": str(files.root),
+            "checkpoints": [one.to_json() for one in found],
+            "set_aside": [{"name": name, "reason": reason} for name, reason in refused],
+        }
         print(json_module.dumps(document, indent=1))
     else:
-        print(render_checkpoints(files, found))
+        print(render_checkpoints(files, found, refused))
     return EXIT_RUN_FAILED if any(one.reason for one in found) else EXIT_DONE
 
 

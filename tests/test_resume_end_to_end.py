@@ -132,9 +132,14 @@ def test_resumed_in_another_layout_the_losses_stay_the_same(runs):
 
 def test_the_job_itself_started_again_goes_on(runs):
     """As Slurm does with a requeued job: nobody calls `launch resume`."""
-    done = subprocess.run(
-        ["bash", str(runs.killed / "command.sh")], capture_output=True, text=True, timeout=240
-    )
+    script = ["bash", str(runs.killed / "command.sh")]
+    text = (runs.killed / "run.yaml").read_text()
+    (runs.killed / "run.yaml").write_text(text.replace("rope_theta: ", "rope_theta: 1"))
+    refused = subprocess.run(script, capture_output=True, timeout=240)
+    assert refused.returncode != 0, "what was saved has no meaning under what run.yaml says now"
+    assert "[forbidden-on-resume]" in (runs.killed / "logs" / "rank_0.log").read_text()
+    (runs.killed / "run.yaml").write_text(text)
+    done = subprocess.run(script, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert losses(runs.killed) == losses(runs.whole)
     assert entries(runs.killed, "resumed_from")

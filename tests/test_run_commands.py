@@ -10,12 +10,15 @@ import json
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from launcher.checkpoint.lock import hold
+from launcher.checkpoint.manifest import manifest_text, read_manifest
+from launcher.checkpoint.publish import set_aside
 from launcher.plan.run_files import RunFiles
 from launcher.render.bundle import Bundle
 from tests.checkpoint.folders import save
@@ -135,6 +138,29 @@ def test_forbidden_changes_are_refused_with_both_values_and_nothing_is_touched(r
     assert len(started) == count
 
 
+def remember(run: RunFiles, name: str, values: dict[str, object]) -> None:
+    """Let a checkpoint say that it was saved under this configuration."""
+    folder = run.checkpoints / name
+    manifest = replace(read_manifest(folder), run=values)
+    (folder / "manifest.json").write_text(manifest_text(manifest))
+
+
+def test_an_edited_run_yaml_is_compared_with_what_was_saved(run):
+    """By hand, behind our back: the checkpoint knows better."""
+    saved = frozen(run)
+    remember(run, "step_00000005", saved)
+    original = run.run.read_text()
+    run.run.write_text(original.replace("seed: 1234", "seed: 77"))
+    code, _, err = launch("resume", "a")
+    assert code == 0, err
+    assert "CHANGES THE NUMBERS  train.seed: 1234 -> 77" in err
+    run.summary.unlink()
+    run.run.write_text(original.replace("vocab_size: 256", "vocab_size: 512"))
+    code, _, err = launch("resume", "a")
+    assert code == 2
+    assert "model.vocab_size=512 [forbidden-on-resume]: the run was started with 256" in err
+
+
 def test_a_dry_run_says_what_would_change_prints_the_script_and_writes_nothing(run):
     before = snapshot(run.root)
     code, out, err = launch("resume", "a", "--dry-run", "parallelism.dp=2")
@@ -214,7 +240,9 @@ def test_two_at_once_the_second_is_refused_by_name(run, started):
 def test_a_running_job_without_its_launcher_is_waited_for_and_then_refused(run, monkeypatch):
     monkeypatch.setattr("launcher.jobs._OTHER_JOB_ENDS_S", 0.3)
     with hold(run.job_lock):
-        assert launch("resume", "a")[0] == 4
+        code, _, err = launch("resume", "a")
+    assert code == 4
+    assert err.startswith(f"waiting up to 0 s for process {os.getpid()} on ")
     assert launch("resume", "a")[0] == 0
 
 
@@ -318,6 +346,15 @@ def test_a_run_without_checkpoints_says_so(run):
     run.checkpoints.rename(run.root / "elsewhere")
     code, out, _ = launch("checkpoints", "a")
     assert (code, out) == (0, f"no checkpoints in {run.checkpoints}\n")
+
+
+def test_what_a_job_has_set_aside_is_listed_with_its_reason(run):
+    set_aside(run.checkpoints, "step_00000003", "rank_00000.safetensors: torn")
+    code, out, _ = launch("checkpoints", "a")
+    assert code == 0
+    assert out.endswith("set aside: refused_step_00000003.1  rank_00000.safetensors: torn\n")
+    document = json.loads(launch("checkpoints", "a", "--json")[1])
+    assert [entry["name"] for entry in document["set_aside"]] == ["refused_step_00000003.1"]
 
 
 def test_the_list_as_json_is_one_document(run):

@@ -42,7 +42,8 @@ def reopen_values(
     _keep(frozen, values, "train", ("sequence_length", "global_batch_size"), named)
     if is_moved and "parallelism" not in named:
         _open(values, "parallelism", ("dp",), named)
-    if is_moved and values["hardware"].get("name") == "local" and "hardware" not in named:
+    is_local = values["hardware"].get("name") == "local" and "hardware" not in named
+    if is_local and (is_moved or _differs(frozen, values, {"hardware": ("device",)})):
         _open(values, "hardware", ("gpus_per_node", "gpu", "node"), named)
     if is_rebatched and "train" not in named:
         _open(values, "train", ("num_microbatches",), named)

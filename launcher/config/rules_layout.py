@@ -109,6 +109,25 @@ def _dp_candidates(run: Run) -> list[int]:
     return [devices // others] if devices % others == 0 else []
 
 
+def _sequence_needs_tp(run: Run) -> str | None:
+    if run.parallelism.sequence_parallel and run.parallelism.tp == 1:
+        return "there is no tensor parallelism whose ranks could share the sequence"
+    return None
+
+
+def _sequence_pieces(run: Run) -> str | None:
+    tp, length = run.parallelism.tp, run.train.sequence_length
+    if run.parallelism.sequence_parallel and tp and length and length % tp:
+        return f"parallelism.tp={tp} does not divide the sequence of {length} tokens"
+    return None
+
+
+def _sequence_candidates(run: Run) -> list[int]:
+    tp, length = run.parallelism.tp or 1, run.train.sequence_length or 1
+    below = length // tp * tp
+    return [size for size in (below, below + tp) if 0 < size <= run.model.max_sequence_length]
+
+
 def _order_complete(run: Run) -> str | None:
     order = run.parallelism.order
     if sorted(order) != sorted(AXES):
@@ -186,6 +205,24 @@ LAYOUT_RULES = (
         fix=_mesh_fix,
     ),
     Rule(
+        id="sequence-parallel-needs-tp",
+        field="parallelism.sequence_parallel",
+        says="sequence_parallel needs tp > 1",
+        why="The sequence is cut over the ranks that share each matrix (2205.05198, sec. 4.2.2); "
+        "one rank has nothing to cut.",
+        broken=_sequence_needs_tp,
+        candidates=lambda run: (False,),
+    ),
+    Rule(
+        id="sequence-parallel-divides-sequence",
+        field="train.sequence_length",
+        says="with sequence_parallel, tp divides train.sequence_length",
+        why="Every tp rank holds an equal piece of the sequence: gathers and scatters know no "
+        "other.",
+        broken=_sequence_pieces,
+        candidates=_sequence_candidates,
+    ),
+    Rule(
         id="order-complete",
         field="parallelism.order",
         says="order is a permutation of tp, cp, dp, pp",
@@ -195,5 +232,4 @@ LAYOUT_RULES = (
     ),
     _only("cp", 1, "context parallelism is not in this version"),
     _only("ep", 1, "expert parallelism is not in this version"),
-    _only("sequence_parallel", False, "sequence parallelism is not in this version"),
 )

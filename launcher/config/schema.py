@@ -88,7 +88,11 @@ class Parallelism(Record):
     recompute: Safe[Literal["none", "selective", "full"] | None] = "none"
     """Activations computed again in backward: none, attention only, whole blocks. None: filled."""
     sequence_parallel: Resharding[bool] = False
-    """Norms and residuals sharded along the sequence over tp."""
+    """Norms, dropout and residuals sharded along the sequence over tp."""
+    overlap_tp: Safe[bool | None] = None
+    """Collectives of tp run beside matrix products. None: on GPUs, not on CPU cores."""
+    overlap_p2p: Safe[bool] = True
+    """Stages compute while activations travel; false: each waits while its input travels."""
     cp_mode: Resharding[Literal["ring", "all_gather", "ulysses"]] = "ring"
     """How context-parallel ranks exchange keys and values."""
     order: Resharding[Annotated[tuple[Axis, ...], Field(strict=False)]] = ("tp", "cp", "dp", "pp")

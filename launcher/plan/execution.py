@@ -26,6 +26,10 @@ Recompute = Literal["none", "selective", "operators", "full"]
 selective checkpointing by operator); full: whole blocks."""
 
 
+ROW_CHUNKS = 4
+"""Column chunks of a row-parallel product at run time, where collectives overlap."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Execution:
     """What a program does beside the layout."""
@@ -63,6 +67,9 @@ class Execution:
     """Ranks that share sharded state; None: all of dp x cp. Groups of them are replicas (HSDP)."""
     overlap_tp: bool = False
     """Collectives of tp run beside matrix products."""
+    row_chunks: int | None = None
+    """Column chunks of a row-parallel product whose sums run beside the chunks behind them, as this
+    launcher's workers do it; None: the sequence in pieces, as fused kernels do it."""
     overlap_dp: bool = False
     """Reduction and gathers of dp run beside the computing."""
     reduces_by_all_reduce: bool = False
@@ -80,6 +87,8 @@ class Execution:
     fused_optimizer: bool = True
     dropout_masks: bool = False
     """Dropout is on: masks are kept and read."""
+    document_masks: bool = False
+    """Documents of a sample are kept apart by a mask over all pairs of its tokens."""
     parallel_block: bool = False
     """Attention and MLP read the same input: one all-reduce for both."""
     final_all_reduce_again: bool = False
@@ -136,6 +145,7 @@ def runtime_execution(run: Run, layout: Layout) -> Execution:
         recompute=kept,
         sequence_parallel=layout.sequence_parallel,
         overlap_tp=layout.overlap_tp,
+        row_chunks=ROW_CHUNKS,
         overlap_p2p=layout.overlap_p2p,
         overlap_dp=layout.zero_stage == 3 or is_fsdp2,
         reduces_by_all_reduce=not is_fsdp2,
@@ -143,6 +153,7 @@ def runtime_execution(run: Run, layout: Layout) -> Execution:
         fused_norm=True,  # torch's own kernel, since 2.9
         cp_mode=run.parallelism.cp_mode,
         dropout_masks=run.model.dropout > 0,
+        document_masks=run.data.packing == "documents",
     )
 
 

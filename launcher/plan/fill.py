@@ -60,6 +60,8 @@ def fill_run(run: Run) -> Filled:
     if findings := check_run(run):
         raise ConfigError(findings)
     run = _fill_devices(run)
+    if run.parallelism.overlap_tp is None:  # cores that compute have no time for a collective
+        run = _update(run, "parallelism", overlap_tp=run.hardware.device != "cpu")
     if run.train.sequence_length is None:
         run = _update(run, "train", sequence_length=default_sequence_length(run.model))
     best = _choose(_try_layouts(run))
@@ -121,6 +123,8 @@ def build_layout(run: Run) -> Layout:
         recompute=degrees.recompute,
         order=degrees.order,
         sequence_parallel=degrees.sequence_parallel,
+        overlap_tp=tp > 1 and bool(degrees.overlap_tp),
+        overlap_p2p=degrees.overlap_p2p,
     )
 
 

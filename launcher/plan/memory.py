@@ -147,8 +147,12 @@ def _in_flight_bytes(job: Job, stage: Stage, in_flight: int) -> int:
     blocks = again * block_kept_bytes(job, execution.recompute)
     if again < num_layers:
         blocks += (num_layers - again) * block_kept_bytes(job, "none")
-    vpp = job.layout.vpp
+    layout = job.layout
+    vpp = layout.vpp
     kept = -(-in_flight * blocks // vpp)
+    if execution.document_masks:  # one for all blocks of a pass
+        pairs = layout.micro_batch_size * layout.sequence_length**2
+        kept += in_flight * pairs * execution.element_bytes
     passes = -(-in_flight // vpp)
     if stage.is_first:
         kept += passes * embedding_kept_bytes(job)

@@ -23,6 +23,7 @@ from launcher.plan.stages import (
     count_expert_parameters,
     count_stage_parameters,
 )
+from launcher.plan.tensor_traffic import runtime_tp_times
 from launcher.plan.work_time import WorkTimes, time_work
 
 
@@ -131,10 +132,16 @@ def _block_times(job: Job, links: Links | None, work: Work) -> BlockTimes:
     return found
 
 
+def _tp_times(job: Job, links: Links, blocks: int, ends: int, again: float) -> PassTimes:
+    """As the workers of this launcher do it, or as another program does."""
+    times = tp_times if job.execution.row_chunks is None else runtime_tp_times
+    return times(job, links, blocks, ends, again)
+
+
 def _waits(job: Job, links: Links, work: Work, recompute: str) -> PassTimes:
     repeats = 1.0 if recompute == "full" else 0.0
     core = time_work(job, Work(attention=work.attention))
-    tp = tp_times(job, links, 1, 0, repeats)
+    tp = _tp_times(job, links, 1, 0, repeats)
     attention = PassTimes(forward_s=core.forward_s, backward_s=core.input_gradient_s)
     cp = cp_times(job, links, attention)
     ep = ep_times(work, job, links)
@@ -161,7 +168,7 @@ def part_cost(job: Job, piece: Stage, parts: Parts, links: Links) -> PartCost:
     dense = count_dense_layers(job.model, piece.first_layer, piece.end_layer)
     total = parts.dense.times(dense) + parts.block.times(piece.num_layers - dense)
     total += parts.embedding.times(piece.is_first) + parts.head.times(piece.is_last)
-    ends = tp_times(job, links, 0, 1, 0.0)
+    ends = _tp_times(job, links, 0, 1, 0.0)
     wait_forward = total.wait_forward_s + piece.is_first * ends.forward_s
     wait_backward = total.wait_backward_s + piece.is_last * ends.backward_s
     if job.layout.zero_stage == 3:

@@ -21,7 +21,11 @@ from launcher.plan.stage_time import (
     stage_state,
 )
 from launcher.plan.stages import count_dense_layers
-from launcher.plan.traffic import embedding_link, list_communication
+from launcher.plan.traffic import (
+    embedding_link,
+    list_communication,
+    sum_of_partial_gradients,
+)
 from launcher.plan.work import model_flops_per_token
 
 
@@ -137,6 +141,8 @@ def summarise(
         tails.append(_tail_s(job, state, _costs_of(index, chain, costs)))
         updates.append(_optimizer_s(job, state))
     tail_s = max(tails) + _embedding_s(job, links)
+    if layout.sequence_parallel and layout.tp > 1:
+        tail_s += sum_of_partial_gradients(job, stages, links.tp).seconds_per_step
     optimizer_s = max(updates) + gpu.step_overhead_s
     exposed = wait_s + tail_s
     step_s = simulation.makespan_s + tail_s + optimizer_s

@@ -13,6 +13,7 @@ from launcher.plan.memory_fsdp2 import gathered_per_microbatch
 from launcher.plan.operators import block_work, size_of
 from launcher.plan.records import Communication, Layout, Stage
 from launcher.plan.stages import count_stage_parameters
+from launcher.plan.tensor_traffic import count_collectives, partial_gradients
 
 
 def gradients_are_whole(layout: Layout) -> bool:
@@ -27,17 +28,6 @@ def gradients_are_whole(layout: Layout) -> bool:
     return layout.zero_stage < 2 or (layout.zero_stage == 2 and layout.pp > 1)
 
 
-def tp_all_reduces(stage: Stage, recompute: str) -> tuple[int, int]:
-    """All-reduces of a stage's forward and backward per microbatch, each of T x H elements.
-
-    Two per block and pass (Megatron-LM, arXiv:1909.08053, fig. 4), one more where the block is
-    recomputed (its last one is not needed again), one for the embedding, one for the head's input.
-    """
-    num_layers = stage.num_layers
-    again = num_layers if recompute == "full" else 0
-    return 2 * num_layers + stage.is_first, 2 * num_layers + again + stage.is_last
-
-
 def list_communication(
     job: Job, stages: Sequence[Stage], links: Links
 ) -> tuple[Communication, ...]:
@@ -45,11 +35,7 @@ def list_communication(
     layout, model = job.layout, job.model
     entries: list[Communication] = []
     if layout.tp > 1:
-        most = max(sum(tp_all_reduces(stage, layout.recompute)) for stage in stages)
-        payload = size_of(job).tokens * model.hidden_size * job.execution.element_bytes
-        entries.append(
-            _entry("tp", "all_reduce", payload, most * layout.num_microbatches, links.tp)
-        )
+        entries += _tensor_parallel(job, stages, links.tp)
     if layout.cp > 1:
         entries.append(_context_parallel(job, stages, links.cp))
     if layout.ep > 1:
@@ -69,6 +55,32 @@ def list_communication(
         payload = job.execution.reduce_bytes * sum_sizes(tied_copy(model), layout.tp) // rows
         entries.append(_entry("embedding", "all_reduce", payload, 1, embedding_link(links)))
     return tuple(entries)
+
+
+def _tensor_parallel(job: Job, stages: Sequence[Stage], link: Link) -> list[Communication]:
+    """The activations of all microbatches, and the gradients that every rank has a part of."""
+    layout, count = job.layout, job.layout.num_microbatches
+    payload = size_of(job).tokens * job.model.hidden_size * job.execution.element_bytes
+    passes = [count_collectives(stage, layout.recompute) for stage in stages]
+    sums = count * max(each.sums for each in passes)
+    if not layout.sequence_parallel:
+        return [_entry("tp", "all_reduce", payload, sums, link)]
+    wholes = count * max(each.wholes for each in passes)
+    return [
+        _entry("tp", "all_gather", payload, wholes, link),
+        _entry("tp", "reduce_scatter", payload, sums, link),
+        sum_of_partial_gradients(job, stages, link),
+    ]
+
+
+def sum_of_partial_gradients(job: Job, stages: Sequence[Stage], link: Link) -> Communication:
+    """Once per step in one buffer, or one by one in every backward that shards them at once."""
+    number, elements = partial_gradients(job, stages)
+    payload = job.execution.reduce_bytes * elements
+    if gradients_are_whole(job.layout) or job.layout.engine == "fsdp2":
+        return _entry("tp", "all_reduce", payload, 1, link)
+    count = number * job.layout.num_microbatches
+    return _entry("tp", "all_reduce", payload // number, count, link)
 
 
 def embedding_link(links: Links) -> Link:

@@ -51,7 +51,8 @@ def build_trainer(frozen: Frozen, device: torch.device, data_folder: Path, place
     engine = build_engine(module, run, layout, groups, frozen.ds_config)
     # 4. Links to the neighbouring stages.
     shape = boundary_shape(layout, run.model)
-    channels = build_channels(groups, shape, DTYPES[run.precision.compute], schedule.chain)
+    dtype = DTYPES[run.precision.compute]
+    channels = build_channels(groups, shape, dtype, schedule.chain, layout.overlap_p2p)
     return Trainer(frozen=frozen, groups=groups, engine=engine, channels=channels, data=data)
 
 

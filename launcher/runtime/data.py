@@ -176,16 +176,17 @@ class _Step:
 
 
 def _build_step(windows: Windows, num_labels: float | None, pins: bool) -> _Step:
-    window_NS1, documents = torch.from_numpy(windows.tokens_NS1), None
-    if pins:
-        window_NS1 = window_NS1.pin_memory()
-    tokens, labels = window_NS1[:, :-1], window_NS1[:, 1:]
+    # Labels are made by numpy: torch would wake its threads, which the training step uses.
+    labels_NS, documents = windows.tokens_NS1[:, 1:], None
     if windows.documents_NS1 is not None:
-        documents_NS1 = torch.from_numpy(windows.documents_NS1)
-        documents, following = documents_NS1[:, :-1], documents_NS1[:, 1:]
-        labels = labels.where(documents == following, IGNORED)
-        if pins:
-            documents, labels = documents.contiguous().pin_memory(), labels.pin_memory()
+        documents_NS1 = windows.documents_NS1
+        documents = torch.from_numpy(documents_NS1)[:, :-1]
+        labels_NS = labels_NS.copy()
+        labels_NS[documents_NS1[:, 1:] != documents_NS1[:, :-1]] = IGNORED
+    tokens, labels = torch.from_numpy(windows.tokens_NS1)[:, :-1], torch.from_numpy(labels_NS)
+    if pins:
+        tokens, labels = tokens.contiguous().pin_memory(), labels.contiguous().pin_memory()
+        documents = None if documents is None else documents.contiguous().pin_memory()
     return _Step(tokens=tokens, labels=labels, documents=documents, num_labels=num_labels)
 
 

@@ -16,8 +16,8 @@ from launcher.runtime.keys import hash_key
 from launcher.runtime.order import Indices, build_mixture, permute
 
 FORGET_AFTER = 1 << 26
-"""Bytes that are read before their pages are taken out of the process again."""
-_LOOKUP_BYTES = 1 << 16  # a lookup of borders touches about so many
+"""Bytes that become resident before they are taken out of the process again."""
+_FAULT_BYTES = 1 << 16  # Linux maps so many around every page that is touched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class TokenWindows:
                 documents_NS1[row, borders - start] = 1
         if documents_NS1 is not None:
             np.cumsum(documents_NS1, axis=1, out=documents_NS1)
-        self._touch(len(samples) * width * self.text.tokens.itemsize)
+        self._touch(len(samples), width * self.text.tokens.itemsize)
         return Windows(tokens_NS1=tokens_NS1, documents_NS1=documents_NS1)
 
     def count_labels(self, samples: Indices) -> int:
@@ -93,11 +93,11 @@ class TokenWindows:
         for start in self.starts(samples):
             last = int(start) + self.sequence_length + 1
             count -= len(self.text.borders_between(int(start), last))
-        self._touch(0, lookups=len(samples))
+        self._touch(len(samples), 0)
         return count
 
-    def _touch(self, read_bytes: int, lookups: int = 0) -> None:
-        self._touched += read_bytes + lookups * _LOOKUP_BYTES
+    def _touch(self, num_samples: int, width_bytes: int) -> None:
+        self._touched += num_samples * (width_bytes + _FAULT_BYTES)
         if self._touched > FORGET_AFTER:
             self.text.forget_pages()
             self._touched = 0

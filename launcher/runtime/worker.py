@@ -44,6 +44,7 @@ def work(files: RunFiles, place: Place) -> None:
     # 3. Process groups, this rank's stage, its engine and its links.
     from launcher.runtime.build import build_trainer
     from launcher.runtime.checkpoint.board import Board
+    from launcher.runtime.checkpoint.contract import require_same_run
     from launcher.runtime.checkpoint.restore import restore
     from launcher.runtime.train import train
 
@@ -51,6 +52,8 @@ def work(files: RunFiles, place: Place) -> None:
     # 4. Where the run stands: the beginning, or the newest checkpoint that verifies.
     board = Board(place.rank, place.world_size)
     start = restore(trainer.engine, files, board)
+    if start.name is not None and place.rank == 0:
+        require_same_run(files, start.name, frozen.run)
     # 5. Step by step to the end.
     train(trainer, files, start, board)
     leave_job()

@@ -85,10 +85,23 @@ def _describe(folder: Path, is_latest: bool, is_verified: bool) -> Listed:
     )
 
 
-def render_checkpoints(files: RunFiles, found: list[Listed]) -> str:
-    """A line per checkpoint, aligned."""
+def list_refused(files: RunFiles) -> list[tuple[str, str]]:
+    """Folders that a job has set aside because they did not verify, with its reasons."""
+    found = []
+    for folder in sorted(files.checkpoints.glob("refused_*")):
+        try:
+            reason = (folder / "refused.txt").read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            reason = "no reason is left"
+        found.append((folder.name, reason))
+    return found
+
+
+def render_checkpoints(files: RunFiles, found: list[Listed], refused: list[tuple[str, str]]) -> str:
+    """A line per checkpoint, aligned, and one for each that was set aside."""
+    aside = [f"set aside: {name}  {reason}" for name, reason in refused]
     if not found:
-        return f"no checkpoints in {files.checkpoints}"
+        return "\n".join([f"no checkpoints in {files.checkpoints}", *aside])
     lines = [f"{'step':>10}  {'saved':19}  {'size':>10}  {'layout':28}  state"]
     for one in found:
         saved = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.saved_at or 0))
@@ -96,7 +109,7 @@ def render_checkpoints(files: RunFiles, found: list[Listed]) -> str:
             f"{one.step:>10,}  {saved if one.saved_at else '-':19}  {_size(one.bytes):>10}  "
             f"{_layout_words(one.layout):28}  {_state(one)}"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, *aside])
 
 
 def open_checkpoint(files: RunFiles, word: str) -> Checkpoint:

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
+from launcher.checkpoint.manifest import read_manifest
 from launcher.checkpoint.reader import list_checkpoints
 from launcher.config.resume import Change
 from launcher.config.run_yaml import read_run
 from launcher.config.schema import Run
+from launcher.config.validate import validate_run
 from launcher.errors import ConfigError, Finding
 from launcher.plan.run_files import RunFiles
 from launcher.submit.attempts import num_attempts
@@ -35,6 +37,13 @@ def read_frozen_run(files: RunFiles) -> Run:
         copies.append(f"`run` in {files.plan}")
     way_out = f"a copy of it in its place, e.g. {copies[0]}" if copies else "a copy in its place"
     return read_run(files.run, way_out)
+
+
+def saved_run(files: RunFiles, start: StartPoint) -> Run | None:
+    """The run as its checkpoint remembers it; None where that is no run of this version."""
+    if start.name is None:
+        return None
+    return validate_run(read_manifest(files.checkpoints / start.name).run)[0]
 
 
 def is_finished(files: RunFiles, run: Run) -> bool:

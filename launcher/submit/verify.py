@@ -52,7 +52,9 @@ def render_report(report: dict[str, Any], plan: Plan, small: Plan) -> str:
     full, layout = plan.layout, small.layout
     engine = "FSDP2 as ZeRO" if full.engine == "fsdp2" else "ZeRO"
     lines = [
-        f"layout    tp {full.tp} x pp {full.pp} x dp {full.dp}, {full.schedule}, "
+        f"layout    tp {full.tp} x pp {full.pp} x dp {full.dp}, "
+        + ("sequence parallel, " if full.sequence_parallel else "")
+        + f"{full.schedule}, "
         f"{engine}-{full.zero_stage}, as tp {layout.tp} x pp {layout.pp} x dp {layout.dp} "
         f"with {layout.num_microbatches} microbatches, in float32",
         "",

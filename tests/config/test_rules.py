@@ -74,6 +74,13 @@ EXAMPLES: dict[str, list[Callable[[], Run]]] = {
         lambda: eight(tp=3, pp=2, dp=1),
         lambda: make_run(hardware=CPU | {"gpus_per_node": 4}),
     ],
+    "sequence-parallel-needs-tp": [lambda: eight(sequence_parallel=True, tp=1)],
+    "sequence-parallel-divides-sequence": [
+        lambda: make_run(
+            **{"train.sequence_length": 15, "parallelism.sequence_parallel": True,
+               "parallelism.tp": 2}
+        )
+    ],
     "order-complete": [
         lambda: make_run(parallelism={"order": ["tp", "dp", "pp"]}),
         lambda: make_run(parallelism={"order": ["tp", "cp", "ep", "pp"]}),
@@ -81,7 +88,6 @@ EXAMPLES: dict[str, list[Callable[[], Run]]] = {
     ],
     "cp-not-available": [lambda: eight(cp=2)],
     "ep-not-available": [lambda: eight(ep=2)],
-    "sequence-parallel-not-available": [lambda: eight(sequence_parallel=True)],
     "zero3-without-pipeline": [lambda: eight(tp=1, pp=2, zero_stage=3)],
     "fsdp2-shards": [lambda: eight(engine="fsdp2", zero_stage=0)],
     "fsdp2-without-split-backward": [

@@ -109,3 +109,13 @@ def test_total_is_the_sum_and_the_fit_leaves_a_margin():
         **{"hardware.gpu": make_run().hardware.gpu.model_dump() | {"memory_bytes": 10**8}}
     )
     assert not build_plan(small).memory.fits
+
+
+def test_masks_of_packed_documents_are_counted_once_per_microbatch_in_flight():
+    """Two bytes for every pair of tokens; one mask serves all blocks."""
+    train = {"micro_batch_size": 2, "num_microbatches": 4, "sequence_length": 1024}
+    plain, packed = (
+        stage_memory(train=train, data={"packing": packing})[0].activations_bytes
+        for packing in ("concatenate", "documents")
+    )
+    assert packed - plain == 2 * 1024**2 * 2

@@ -72,6 +72,8 @@ class Case:
     sp: bool = False
     overlap: bool = False
     """Of tp's collectives."""
+    p2p: bool = True
+    """Overlap of transfers between stages."""
     micro: int = 1
     """Samples per microbatch."""
     engine: str = "deepspeed"
@@ -82,6 +84,7 @@ class Case:
         rest += f"-vpp{self.vpp}" if self.vpp > 1 else ""
         rest += f"-{self.recompute}" if self.recompute != "none" else ""
         rest += "-sp" * self.sp + "-overlap" * self.overlap
+        rest += "" if self.p2p else "-blocking"
         rest += f"-micro{self.micro}" if self.micro > 1 else ""
         rest += f"-{self.engine}" if self.engine != "deepspeed" else ""
         return f"{axes}-{rest}-{self.precision}"
@@ -95,7 +98,7 @@ class Case:
             tp=self.tp, pp=self.pp, dp=self.dp, zero_stage=self.zero, schedule=self.schedule,
             vpp=self.vpp, recompute=self.recompute, engine=self.engine,
             num_microbatches=self.num_microbatches, micro_batch_size=self.micro,
-            sequence_parallel=self.sp, overlap_tp=self.overlap,
+            sequence_parallel=self.sp, overlap_tp=self.overlap, overlap_p2p=self.p2p,
         )  # fmt: skip
 
     def run(self, **overrides: Any) -> Run:
@@ -166,7 +169,7 @@ def build_worker(case: Case, **overrides: Any) -> Worker:
     module = build_stage(run, layout, stage, groups, has_weight_actions(schedule.ranks))
     shape = boundary_shape(layout, run.model)
     dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
-    channels = build_channels(groups, shape, dtype, chain)
+    channels = build_channels(groups, shape, dtype, chain, layout.overlap_p2p)
     engine = build_engine(module, run, layout, groups, render_deepspeed_config(run, layout))
     return Worker(
         case=case, run=run, layout=layout, groups=groups, engine=engine, channels=channels

@@ -157,7 +157,7 @@ def test_corpus_is_written_once_and_then_only_read(tmp_path: Path) -> None:
     assert waits == [1, 2]
     assert tokens.stat().st_mtime_ns == written
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["stdlib_text"]
-    assert isinstance(first.text.tokens, np.memmap)
+    assert isinstance(first.text.tokens.base, np.memmap)
     assert np.array_equal(first.text.tokens, second.text.tokens)
     assert first.text.tokens.tobytes()[::2] == b"".join(stdlib_documents())
     train, held_out = split_text(first.text, 0.05)

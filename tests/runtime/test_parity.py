@@ -95,6 +95,12 @@ EXTRA = [
     Case(tp=2, pp=2, zero=1, overlap=True, schedule="zb_h1", model="untied"),
     Case(tp=2, pp=2, dp=2, zero=1, sp=True, overlap=True, model="dropout"),
     *(Case(tp=2, dp=2, zero=zero, sp=True, engine="fsdp2") for zero in (2, 3)),
+    # Receives that are posted when they are needed.
+    Case(pp=4, p2p=False, num_microbatches=8),
+    Case(pp=4, p2p=False, schedule="gpipe", num_microbatches=5),
+    Case(pp=4, p2p=False, schedule="interleaved_1f1b", vpp=2, num_microbatches=6, model="deep"),
+    Case(pp=4, p2p=False, schedule="zb_v", vpp=2, num_microbatches=6, model="deep"),
+    Case(pp=4, p2p=False, schedule="dualpipev", vpp=2, num_microbatches=8, model="deep"),
     Case(tp=2, pp=2, zero=1, sp=True, overlap=True, engine="fsdp2", model="one_kv_head"),
     # One process: the engines alone.
     *(Case(zero=zero, model="tied") for zero in (0, 1, 2, 3)),

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from launcher.plan.work import ROW_CHUNKS
+from launcher.plan.execution import ROW_CHUNKS
 from launcher.runtime.collectives import Exchange, Pending
 from launcher.runtime.parallel.split_backward import Hidden, WeightQueue, weight_gradient
 

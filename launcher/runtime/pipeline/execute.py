@@ -103,6 +103,7 @@ class _Execution:
             self.queue = engine.module.weight_queue  # type: ignore[assignment]
             assert self.queue is not None, "the stage was not built for a split backward"
         self.arriving: dict[tuple[str, Place], Receive | Tensor] = {}
+        self.put_off: dict[tuple[str, Place], Callable[[int], Receive]] = {}
         self.inputs: dict[Place, Tensor] = {}
         self.outputs: dict[Place, Tensor | GradientEdge] = {}
         self.outgoing: dict[tuple[str, Place], Tensor] = {}
@@ -110,7 +111,7 @@ class _Execution:
         self.losses: list[Tensor] = []
 
     def perform(self, action: Action) -> None:
-        place, chunk = (action.microbatch, action.chunk), action.chunk
+        place = (action.microbatch, action.chunk)
         match action.kind:
             case "F":
                 self._forward(place)
@@ -120,9 +121,9 @@ class _Execution:
                 assert self.queue is not None
                 self.queue.compute(place)
             case "recv_forward":
-                self.arriving["F", place] = self.channels.receive_forward(chunk)
+                self._receive("F", place, self.channels.receive_forward)
             case "recv_backward":
-                self.arriving["B", place] = self.channels.receive_backward(chunk)
+                self._receive("B", place, self.channels.receive_backward)
             case "send_forward":
                 self._send("F", place, self.channels.send_forward)
             case "send_backward":
@@ -178,8 +179,19 @@ class _Execution:
             assert gradient is not None
             self._hand_over("B", place, before, gradient.contiguous())
 
+    def _receive(self, kind: str, place: Place, post: Callable[[int], Receive]) -> None:
+        """Post a receive, or put it off until its tensor is needed."""
+        if self.channels.overlaps:
+            self.arriving[kind, place] = post(place[1])
+        else:
+            self.put_off[kind, place] = post
+
     def _take(self, kind: str, place: Place) -> Tensor:
         """The input of a pass, once it is there."""
+        while (kind, place) in self.put_off:
+            # What stands before it comes first: a channel is first in, first out.
+            first = next(iter(self.put_off))
+            self.arriving[first] = self.put_off.pop(first)(first[1][1])
         arriving = self.arriving.pop((kind, place))
         return arriving if isinstance(arriving, Tensor) else arriving.wait()
 

@@ -52,6 +52,8 @@ class Channels:
     """Micro batch, sequence, hidden: the same for all activations and their gradients."""
     dtype: torch.dtype
     device: torch.device
+    overlaps: bool = True
+    """False: a receive is posted when its tensor is needed, and nothing is computed meanwhile."""
 
     def receive_forward(self, chunk: int = 0) -> Receive:
         """Post the receive of the next activation for a chunk."""
@@ -92,7 +94,11 @@ Wire = tuple[str, int, int]
 
 
 def build_channels(
-    groups: Groups, shape: tuple[int, int, int], dtype: torch.dtype, chain: Chain | None = None
+    groups: Groups,
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    chain: Chain | None = None,
+    overlaps: bool = True,
 ) -> Channels:
     """The channels of this rank's stage; every rank must call it, at the same place."""
     chain = chain or Chain(num_stages=groups.pp.size)
@@ -106,7 +112,7 @@ def build_channels(
         other = wire[1] if kind.startswith("recv") else wire[2]
         links[kind, chunk] = Link(peer=groups.pp.ranks[other], group=made[_way(wire)])
     _connect(wires, made, groups)
-    return Channels(links=links, shape=shape, dtype=dtype, device=groups.device)
+    return Channels(links=links, shape=shape, dtype=dtype, device=groups.device, overlaps=overlaps)
 
 
 def _way(wire: Wire) -> tuple[str, bool]:

@@ -1,0 +1,122 @@
+"""What the runtime's tensor parallelism sends, and what of it shows beside matrix products.
+
+Counted as `runtime/parallel/products.py` works: an input is made *whole* before a group of products
+and partial results are *summed* behind one; backward it is the other way round. Without sequence
+parallelism whole costs nothing and a sum is an all-reduce; with it they are an all-gather and a
+reduce-scatter, and an input that was gathered is gathered again for the weights' gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from launcher.config.rules_pipeline import SCHEDULE_FACTS
+from launcher.plan.collectives import Links, PassTimes, exposed_s
+from launcher.plan.costs import (
+    ParameterSpec,
+    block_parameters,
+    embedding_parameters,
+    head_parameters,
+)
+from launcher.plan.execution import Job
+from launcher.plan.kernels import Gemm, gemm_s
+from launcher.plan.links import transfer_s
+from launcher.plan.operators import size_of
+from launcher.plan.records import Layout, Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collectives:
+    """How often a rank talks over tp per microbatch, forward and backward together."""
+
+    wholes: int
+    sums: int
+
+
+def count_collectives(stage: Stage, recompute: str) -> Collectives:
+    """Two of each per block and pass (Megatron-LM, arXiv:1909.08053, fig. 4; 2205.05198, fig. 5).
+
+    Backward gathers the products' inputs again. A block that is recomputed gathers twice and sums
+    once more (its last sum is not needed again); the embedding sums, the head makes whole.
+    """
+    blocks = stage.num_layers
+    again = blocks if recompute == "full" else 0
+    ends = stage.is_first + stage.is_last
+    return Collectives(
+        wholes=6 * blocks + 2 * again + ends + stage.is_last, sums=4 * blocks + again + ends
+    )
+
+
+def runtime_tp_times(job: Job, links: Links, blocks: int, ends: int, again: float) -> PassTimes:
+    """Seconds per microbatch in which a rank only waits for tp."""
+    if job.layout.tp == 1:
+        return PassTimes()
+    payload = size_of(job).tokens * job.model.hidden_size * job.execution.element_bytes
+    if job.execution.sequence_parallel:
+        whole_s = transfer_s("all_gather", payload, links.tp)
+        sum_s = transfer_s("reduce_scatter", payload, links.tp)
+    else:
+        whole_s, sum_s = 0.0, transfer_s("all_reduce", payload, links.tp)
+    rows, columns = _shown(job, whole_s, sum_s)
+    repeated = 2 * whole_s + rows[0]
+    return PassTimes(
+        forward_s=blocks * (2 * whole_s + sum(rows)) + ends * (whole_s + sum_s),
+        backward_s=blocks * (2 * whole_s + sum(columns) + again * repeated)
+        + ends * (2 * whole_s + sum_s),
+    )
+
+
+def _shown(job: Job, whole_s: float, sum_s: float) -> tuple[list[float], list[float]]:
+    """What shows of the sum behind each row-parallel product of a block, and of the two collectives
+    in the backward pass of each column-parallel group: of attention, of the MLP.
+    """
+    chunks = job.execution.row_chunks
+    if not job.execution.overlap_tp or not chunks:
+        return [sum_s] * 2, [whole_s + sum_s] * 2
+    size, model = size_of(job), job.model
+    rows = [_product_s(job, inputs, model.hidden_size) for inputs in (size.queries, size.ffn)]
+    widths = (size.queries + 2 * size.keys, (2 if model.is_gated else 1) * size.ffn)
+    columns = [_product_s(job, model.hidden_size, width) for width in widths]
+    # Chunk by chunk: the sum of the last chunk has nothing beside it.
+    share = 1 - 1 / chunks
+    of_rows = [exposed_s(share * sum_s, share * product_s) + sum_s / chunks for product_s in rows]
+    if _splits_backward(job.layout):  # the weights' products come later, their gather with them
+        return of_rows, [whole_s + sum_s] * 2
+    # The gather runs beside the input's gradient, the sum beside the weights'.
+    return of_rows, [exposed_s(whole_s, p) + exposed_s(sum_s, p) for p in columns]
+
+
+def _product_s(job: Job, inputs: int, outputs: int) -> float:
+    assert job.hardware.gpu is not None
+    element, execution = job.execution.element_bytes, job.execution
+    gemm = Gemm(
+        m=size_of(job).tokens, n=outputs, k=inputs, element_bytes=element, output_bytes=element
+    )
+    return gemm_s(gemm, execution.matmul, job.hardware.gpu)
+
+
+def _splits_backward(layout: Layout) -> bool:
+    facts = SCHEDULE_FACTS.get(layout.schedule)
+    return facts is None or facts.splits_backward
+
+
+def partial_gradients(job: Job, stages: Sequence[Stage]) -> tuple[int, int]:
+    """Number and elements of parameters whose gradients sequence parallelism leaves partial.
+
+    All that a tp rank holds whole: norms, biases of row-parallel layers, learned positions; of the
+    stage that has most of them.
+    """
+    block = _whole(block_parameters(job.model, 0))
+    found = []
+    for stage in stages:
+        specs = block * stage.num_layers
+        specs += _whole(embedding_parameters(job.model)) if stage.is_first else []
+        specs += _whole(head_parameters(job.model)) if stage.is_last else []
+        found.append((sum(spec.size for spec in specs), len(specs)))
+    elements, number = max(found)
+    return number, elements
+
+
+def _whole(specs: Sequence[ParameterSpec]) -> list[ParameterSpec]:
+    return [spec for spec in specs if spec.tp_dim is None]
