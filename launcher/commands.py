@@ -188,8 +188,14 @@ def _plan_job(overrides: Sequence[str], request: Request) -> Plan:
     from launcher.plan.build import build_plan
 
     loaded = load_run(overrides, request.config_dirs)
-    answer = build_plan(loaded.run)
-    return replace(answer, decisions=(*loaded.decisions, *answer.decisions))
+    run, chosen = loaded.run, ()
+    if run.parallelism.name == "auto":
+        from launcher.plan.search_advice import best_run
+        from launcher.plan.search_auto import fixed_keys
+
+        run, chosen = best_run(run, fixed_keys(overrides, run))
+    answer = build_plan(run)
+    return replace(answer, decisions=(*loaded.decisions, *chosen, *answer.decisions))
 
 
 def _plan_writer(request: Request, jobs: Sequence[Sequence[str]]) -> Callable[[Plan], None]:

@@ -52,7 +52,7 @@ def estimate_job_memory(job: Job, stages: Sequence[Stage], peak_in_flight: Seque
     hardware = job.hardware
     assert hardware.gpu is not None
     per_stage = tuple(
-        _stage_memory(job, stage, in_flight, hardware.gpu)
+        stage_memory(job, stage, in_flight, hardware.gpu)
         for stage, in_flight in zip(stages, peak_in_flight, strict=True)
     )
     peak = max(stage.total_bytes for stage in per_stage)
@@ -85,8 +85,7 @@ def peak_memory_bytes(job: Job, stages: Sequence[Stage], peak_in_flight: Sequenc
         if kind not in kinds or in_flight > kinds[kind][0]:
             kinds[kind] = in_flight, stage
     return max(
-        _stage_memory(job, stage, in_flight, gpu).total_bytes
-        for in_flight, stage in kinds.values()
+        stage_memory(job, stage, in_flight, gpu).total_bytes for in_flight, stage in kinds.values()
     )
 
 
@@ -105,14 +104,15 @@ def zero_model_state_bytes(num_parameters: float, zero_stage: int, dp: int) -> f
     return (weights + gradients + optimizer) * num_parameters
 
 
-def _stage_memory(job: Job, stage: Stage, in_flight: int, gpu: Gpu) -> StageMemory:
+def stage_memory(job: Job, stage: Stage, in_flight: int, gpu: Gpu) -> StageMemory:
+    """Of one rank that keeps so many microbatches (or chunks of them)."""
     layout, execution = job.layout, job.execution
     num_layers = stage.num_layers
     size = count_stage_parameters(
         job.model, num_layers, stage.is_first, stage.is_last, layout.tp, layout.ep
     )
     share = _share(job, stage, size)
-    activations = _in_flight_bytes(job, stage, in_flight)
+    activations = in_flight_bytes(job, stage, in_flight)
     # The reduction's buckets come when the activations are gone: only what is beyond them counts.
     buffers = max(_pass_buffers(job, stage), _step_buffers(job, size, share) - activations)
     reserve = int(ALLOCATOR_SHARE * (activations + buffers)) if execution.reserved else 0
@@ -139,7 +139,7 @@ def _share(job: Job, stage: Stage, size: int) -> int:
     return -(-(size - experts) // shards) + -(-experts // expert_shards)
 
 
-def _in_flight_bytes(job: Job, stage: Stage, in_flight: int) -> int:
+def in_flight_bytes(job: Job, stage: Stage, in_flight: int) -> int:
     """What the stage keeps of the microbatches (of their chunks, where stages are interleaved)."""
     execution = job.execution
     num_layers = stage.num_layers

@@ -14,7 +14,9 @@ from launcher.plan.records import Layout
 from launcher.plan.schedule_choice import plan_peaks
 from launcher.plan.schedule_orders import round_sizes
 from launcher.plan.schedule_records import Chain, StageTimes
+from launcher.plan.simulate import peak_in_flight
 
+V_SHAPED = ("zb_v", "dualpipev")
 WITH_ROUNDS = ("interleaved_1f1b", "zb_h1")
 """Whose last stage runs a round of every chunk but one before its first backward."""
 
@@ -61,7 +63,12 @@ def shortest_s(
 
 
 def _one_f_one_b_s(
-    stages: int, count: int, times: Sequence[StageTimes], p2p_s: float, there_s: float, back_s: float
+    stages: int,
+    count: int,
+    times: Sequence[StageTimes],
+    p2p_s: float,
+    there_s: float,
+    back_s: float,
 ) -> float:
     """Stage p - q starts forward i + q when backward i is done, so that the last stage gets its
     input only after a round trip over the last q stages.
@@ -103,7 +110,17 @@ def peaks_of(run: Run, layout: Layout) -> tuple[int, ...]:
     known = None
     if run.parallelism.schedule_lines is None:
         known = _peaks(layout.schedule, layout.pp, layout.num_microbatches, layout.vpp)
-    return known if known is not None else plan_peaks(run, layout)
+    if known is not None:
+        return known
+    if layout.schedule in V_SHAPED:  # what more microbatches repeat, keeps no more of them
+        count = min(layout.num_microbatches, 4 * layout.pp)
+        return _walked_peaks(layout.schedule, layout.pp, count, layout.vpp)
+    return plan_peaks(run, layout)
+
+
+@lru_cache(maxsize=4096)
+def _walked_peaks(name: str, stages: int, count: int, chunks: int) -> tuple[int, ...]:
+    return peak_in_flight(name, stages, count, chunks)
 
 
 def split_times(
@@ -129,5 +146,3 @@ def _plus(one: StageTimes, other: StageTimes) -> StageTimes:
         backward_s=one.backward_s + other.backward_s,
         weight_s=one.weight_s + other.weight_s,
     )
-
-

@@ -17,6 +17,12 @@ from launcher.plan.records import Layout
 SCHEDULES = ("1f1b", "interleaved_1f1b", "zb_h1", "zb_v", "dualpipev", "zb_h2", "gpipe", "naive")
 """In the order of preference where predictions are equal."""
 
+OPEN_SCHEDULES = SCHEDULES[:-2]
+"""Those that an open search looks at: naive never is the fastest, and gpipe only keeps more."""
+
+CHUNKS = (1, 2, 3, 4, 6, 8, 12, 16)
+"""Model chunks per stage that an open search looks at: beyond, hops cost what the bubble gains."""
+
 RECOMPUTE = ("none", "selective", "full")
 SHARDING = tuple(
     (engine, stage) for engine in ("deepspeed", "fsdp2") for stage in (0, 1, 2, 3)
@@ -119,7 +125,8 @@ class Space:
             yield 1
         else:  # interleaved_1f1b of one chunk is 1f1b
             least = 2 if schedule == "interleaved_1f1b" and len(self.schedules) > 1 else 1
-            yield from range(least, self.run.model.num_layers // pp + 1)
+            most = self.run.model.num_layers // pp
+            yield from (chunks for chunks in CHUNKS if least <= chunks <= most)
 
     def orders(self, tp: int, cp: int, dp: int, pp: int) -> Iterator[tuple[str, ...]]:
         """Rank orders that differ: axes of one rank have no place in them."""
@@ -166,7 +173,7 @@ def build_space(run: Run, fixed: frozenset[str]) -> Space:
         pps=legal("pp", divisors(devices, model.num_layers)),
         dp=degrees.dp if "dp" in fixed else None,
         vpp=degrees.vpp if "vpp" in fixed else None,
-        schedules=(degrees.schedule,) if "schedule" in fixed else SCHEDULES,
+        schedules=(degrees.schedule,) if "schedule" in fixed else OPEN_SCHEDULES,
         recomputes=legal("recompute", RECOMPUTE),
         sharding=tuple(pair for pair in SHARDING if pair[0] in engines and pair[1] in stages),
         sequence_parallels=legal("sequence_parallel", (False, True)),
