@@ -64,6 +64,10 @@ def run(request: Request) -> int:
             print(bundle.texts[bundle.script], end="")
             continue
         refuse_here(plan)
+        if plan.run.train.init_from is not None:
+            from launcher.convert.init_from import require_init_from
+
+            require_init_from(plan.run)
         refuse_if_disk_is_small(plan, run_dir)
         write_bundle(bundle)
         with hold_run(bundle.files):
@@ -188,14 +192,25 @@ def _plan_job(overrides: Sequence[str], request: Request) -> Plan:
     from launcher.plan.build import build_plan
 
     loaded = load_run(overrides, request.config_dirs)
-    run, chosen = loaded.run, ()
+    run, chosen = loaded.run, loaded.decisions
     if run.parallelism.name == "auto":
         from launcher.plan.search_advice import best_run
         from launcher.plan.search_auto import fixed_keys
 
-        run, chosen = best_run(run, fixed_keys(overrides, run))
-    answer = build_plan(run)
-    return replace(answer, decisions=(*loaded.decisions, *chosen, *answer.decisions))
+        run, found = best_run(run, fixed_keys(overrides, run))
+        chosen += found
+    if run.train.init_from is None:
+        answer = build_plan(run)
+        return replace(answer, decisions=(*chosen, *answer.decisions))
+    from launcher.convert.init_from import settle_init_from  # numpy, so only where it is needed
+
+    settled = settle_init_from(run)
+    answer = build_plan(settled.run)
+    return replace(
+        answer,
+        decisions=(*chosen, *settled.decisions, *answer.decisions),
+        warnings=(*answer.warnings, *settled.warnings),
+    )
 
 
 def _plan_writer(request: Request, jobs: Sequence[Sequence[str]]) -> Callable[[Plan], None]:

@@ -76,15 +76,23 @@ def refuse_here(answer: Plan) -> None:
 
 
 def require_workers(answer: Plan) -> None:
-    """Refuse models that can be planned but not built by the workers."""
+    """Refuse what can be planned, but not be done by the workers."""
     model = answer.run.model
-    parts = {"model.experts": model.experts, "model.latent": model.latent}
+    degrees = answer.run.parallelism
+    parts = {
+        "model.experts": model.experts and model.name,
+        "model.latent": model.latent and model.name,
+        "parallelism.offload": None if degrees.offload == "none" else degrees.offload,
+        "parallelism.recompute_every": None
+        if degrees.recompute_every == 1
+        else degrees.recompute_every,
+    }
     findings = [
         Finding(
             field=field,
-            value=model.name,
+            value=part,
             rule="planned-only",
-            reason="can be planned, but workers do not build it yet",
+            reason="can be planned, but workers do not do it yet",
         )
         for field, part in parts.items()
         if part is not None
@@ -124,6 +132,7 @@ def hold_run(files: RunFiles) -> Iterator[None]:
 def start_job(bundle, answer: Plan, first_step: int = 0) -> None:  # type: ignore[no-untyped-def]
     """Start the written bundle, follow it to its end and print what came out."""
     from launcher.submit.local import run_bundle
+    from launcher.submit.own_runs import append_run
     from launcher.submit.summary import render_summary, write_failure
 
     print(f"\nrun directory  {bundle.files.root}", flush=True)
@@ -136,4 +145,6 @@ def start_job(bundle, answer: Plan, first_step: int = 0) -> None:  # type: ignor
         print(f"run directory  {bundle.files.root}", file=sys.stderr)
         raise
     print(render_summary(bundle.files))
+    if table := append_run(bundle.files, answer):
+        print(f"measured runs  {table}")
     print(f"run directory  {bundle.files.root}")

@@ -32,6 +32,21 @@ def backtest(request: Request) -> int:
     return EXIT_INVALID_CONFIG if broken else EXIT_DONE
 
 
+def calibrate(request: Request) -> int:
+    """Measure the kernels of this machine and write them as a table that plans can use."""
+    from launcher.config.local_hardware import detect_machine
+    from launcher.submit.calibrate import calibrate as measure
+
+    if len(request.overrides) > 1:
+        reason, fix = "writes one file", "launch calibrate FILE"
+        raise ConfigError([Finding(field="calibrate", rule="one-table", reason=reason, fix=fix)])
+    path = Path(request.overrides[0] if request.overrides else "kernels.csv")
+    table = measure(detect_machine(), path)
+    print(table, end="")
+    print(f"\nuse it: launch plan hardware.kernels={path.absolute()}")
+    return EXIT_DONE
+
+
 def _table_path(request: Request) -> str:
     if len(request.overrides) == 1:
         return request.overrides[0]

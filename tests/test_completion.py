@@ -33,13 +33,15 @@ def offered(line: str) -> list[str]:
          ["parallelism=pp_1f1b", "parallelism=pp_gpipe"]),
         ("launch plan optim", ["optimizer.", "optimizer="]),
         ("launch plan hardware/", ["hardware/gpu=", "hardware/network=", "hardware/node="]),
-        ("launch plan hardware/gpu=h", ["hardware/gpu=h100_sxm", "hardware/gpu=h200_sxm"]),
+        ("launch plan hardware/gpu=h",
+         ["hardware/gpu=h100_96gb_hbm2e", "hardware/gpu=h100_sxm",
+          "hardware/gpu=h200_sxm", "hardware/gpu=h800_sxm"]),
         ("launch plan train.st", ["train.steps="]),
         ("launch plan model=tiny ~train.se", ["~train.seed", "~train.sequence_length"]),
         ("launch plan ++train.see", ["++train.seed="]),
         ("launch plan model.norm=", ["model.norm=layernorm", "model.norm=rmsnorm"]),
         ("launch plan hardware=h100x8 hardware.gpu.peak_flops.f",
-         ["hardware.gpu.peak_flops.fp32="]),
+         ["hardware.gpu.peak_flops.fp32=", "hardware.gpu.peak_flops.fp8="]),
         ("launch plan parallelism.schedule=g", ["parallelism.schedule=gpipe"]),
         ("launch plan --js", ["--json"]),
         ("launch plan --json model=tin", ["model=tiny"]),
@@ -78,7 +80,7 @@ def test_an_empty_word_offers_verbs_and_groups():
 def test_options_of_an_own_conf_tree_are_offered(tmp_path, flag):
     write_tree(tmp_path, model__mine="name: mine\n", extra__one="a: 1\n")
     line = f"launch plan {flag.format(tmp_path)}"
-    assert offered(f"{line} model=mi") == ["model=mine", "model=mistral_7b"]
+    assert offered(f"{line} model=min") == ["model=mine"]
     assert offered(f"{line} ext") == ["extra="]
 
 

@@ -7,6 +7,7 @@ a checkpoint streams: no tensor is copied into a `bytes` first, and the checksum
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -81,6 +82,7 @@ def write_file(
     size = since_flush = 0
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     try:
+        _reserve(handle, expected)
         for block in _blocks(header, chunks):
             digest.update(block)
             _write_all(handle, block)
@@ -157,6 +159,16 @@ def _blocks(header: bytes, chunks: Iterable[memoryview | bytes]) -> Iterable[mem
 def _write_all(handle: int, block: memoryview) -> None:
     while len(block):
         block = block[os.write(handle, block) :]
+
+
+def _reserve(handle: int, size: int) -> None:
+    """Claim the space at once: a full disk is known before the writing, which also gets faster."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(handle, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
 
 
 def _start_writeback(handle: int, start: int, length: int) -> None:

@@ -42,7 +42,7 @@ class Checkpoint:
         self.manifest: Manifest = read_manifest(folder)
         self._files: dict[str, TensorFile] = {}
         for name, record in self.manifest.tensors.items():
-            if not _tiles(record):
+            if not is_whole(record):
                 raise Malformed(f"the pieces of {name} do not make up the whole tensor")
 
     @property
@@ -125,6 +125,27 @@ def checkpoint_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
+def is_whole(record: TensorRecord) -> bool:
+    """Whether the pieces lie inside, do not overlap and add up to the whole tensor.
+
+    Pieces are sorted along the first dimension, so that only neighbours need to be compared.
+    """
+    boxes = sorted((piece.box for piece in record.pieces), key=lambda box: box.offsets)
+    everything = whole(record.shape)
+    if any(intersect(box, everything) != box for box in boxes):
+        return False
+    if sum(box.num_elements for box in boxes) != everything.num_elements:
+        return False
+    for number, box in enumerate(boxes):
+        end = box.offsets[0] + box.sizes[0] if box.offsets else 1
+        for other in boxes[number + 1 :]:
+            if other.offsets and other.offsets[0] >= end:
+                break
+            if intersect(box, other):
+                return False
+    return True
+
+
 def verify(folder: Path) -> str | None:
     """Why a checkpoint cannot be trusted, after reading all of it; None where it can."""
     try:
@@ -158,24 +179,3 @@ def newest_verified(root: Path) -> Choice:
             return Choice(checkpoint=Checkpoint(root / name), refused=tuple(refused))
         refused.append(Refusal(name=name, reason=reason))
     return Choice(checkpoint=None, refused=tuple(refused))
-
-
-def _tiles(record: TensorRecord) -> bool:
-    """Whether the pieces lie inside, do not overlap and add up to the whole tensor.
-
-    Pieces are sorted along the first dimension, so that only neighbours need to be compared.
-    """
-    boxes = sorted((piece.box for piece in record.pieces), key=lambda box: box.offsets)
-    everything = whole(record.shape)
-    if any(intersect(box, everything) != box for box in boxes):
-        return False
-    if sum(box.num_elements for box in boxes) != everything.num_elements:
-        return False
-    for number, box in enumerate(boxes):
-        end = box.offsets[0] + box.sizes[0] if box.offsets else 1
-        for other in boxes[number + 1 :]:
-            if other.offsets and other.offsets[0] >= end:
-                break
-            if intersect(box, other):
-                return False
-    return True

@@ -28,6 +28,28 @@ class AttentionRates(Record):
     backward: Safe[Annotated[float, Field(gt=0, le=1)]] = 0.55
 
 
+KernelKind = Literal["matmul", "attention", "memory"]
+MatmulType = Literal["fp32", "bf16", "fp8"]
+
+
+class MeasuredKernel(Record):
+    """One line of a table of measured kernels (`launch calibrate`)."""
+
+    kind: Safe[KernelKind]
+    """matmul: m x k times k x n; attention: causal, forward, m tokens, n heads of width k; memory:
+    m bytes read and written."""
+    type: Safe[MatmulType]
+    """Type of the operands."""
+    m: Safe[Positive]
+    """Size, by kind."""
+    n: Safe[Positive]
+    """Size, by kind."""
+    k: Safe[Positive]
+    """Size, by kind."""
+    seconds: Safe[PositiveFloat]
+    """On one process' share of the machine."""
+
+
 class Gpu(Record):
     """One accelerator, or the share of a CPU machine that one process gets."""
 
@@ -57,6 +79,8 @@ class Gpu(Record):
     """FlashAttention 2 and what copies it."""
     cudnn_attention: Safe[AttentionRates | None] = None
     """cuDNN's and FlashAttention 3's kernels; None: as flash_attention."""
+    kernels: Safe[Annotated[tuple[MeasuredKernel, ...], Field(strict=False)]] = ()
+    """Measured kernels, read from hardware.kernels; they correct the model near their sizes."""
 
 
 class Node(Record):
@@ -74,6 +98,10 @@ class Node(Record):
     """Share of bandwidth that large collectives reach."""
     host_memory_bytes: Safe[Positive]
     """RAM of the node."""
+    host_link_bandwidth: Safe[PositiveFloat] = 25e9
+    """Bytes per second between a device and the node's RAM, per direction."""
+    host_memory_bandwidth: Safe[PositiveFloat] = 200e9
+    """Bytes per second of the node's RAM, which its processes share."""
 
 
 class Network(Record):
@@ -113,5 +141,7 @@ class Hardware(Record):
     """None (local only): detected."""
     network: Safe[Network | None] = None
     """None: no second node."""
+    kernels: Safe[str | None] = None
+    """Table that `launch calibrate` wrote, used instead of the model where it has values."""
     price_per_gpu_hour: Safe[PositiveFloat | None] = None
     """What an hour of one device costs, in any currency; None: the plan says no cost."""

@@ -12,6 +12,7 @@ from launcher.config.amend import amend_values
 from launcher.config.choose_model import choose_model
 from launcher.config.compose import compose_run
 from launcher.config.data_files import check_data_files
+from launcher.config.kernel_table import with_kernels
 from launcher.config.local_hardware import LocalMachine, cpu_facts, detect_machine, gpu_option
 from launcher.config.partial import check_partial
 from launcher.config.reopen import reopen_values
@@ -104,6 +105,8 @@ def _judge(
 ) -> Run:
     """The schema, then the rules; ConfigError with these findings and those that were there."""
     values, unreadable = with_schedule_lines(values)
+    values, unread_kernels = with_kernels(values)
+    unreadable += unread_kernels
     run, refused = validate_run(values, written)
     found = [*findings, *unreadable, *refused]
     if run is not None and not unknown_groups:

@@ -64,6 +64,11 @@ def detect_machine(proc: Path = Path("/proc")) -> LocalMachine:
     )
 
 
+def core_peak_flops(machine: LocalMachine) -> float:
+    """Float32 peak of one core of a CPU machine; of one with GPUs 1.0: a GPU is never shared."""
+    return 1.0 if machine.gpus else machine.clock_hz * machine.flops_per_cycle
+
+
 def cpu_facts(machine: LocalMachine, processes: int) -> dict[str, Any]:
     """`hardware.gpu` and `hardware.node` of a CPU machine whose cores `processes` workers share."""
     share = max(1, processes)

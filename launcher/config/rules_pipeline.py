@@ -66,6 +66,31 @@ def _vpp_layers(run: Run) -> str | None:
     return None
 
 
+def _stage_layers_count(run: Run) -> str | None:
+    counts, pp, vpp = run.parallelism.layers_per_stage, run.parallelism.pp, run.parallelism.vpp
+    if counts and pp and len(counts) != pp * vpp:
+        parts = f"{pp} stages" if vpp == 1 else f"{pp} stages x {vpp} chunks"
+        return f"{len(counts)} numbers for {parts}"
+    return None
+
+
+def _stage_layers_sum(run: Run) -> str | None:
+    counts, layers = run.parallelism.layers_per_stage, run.model.num_layers
+    if counts and sum(counts) != layers:
+        return f"they add up to {sum(counts)}, not to model.num_layers={layers}"
+    return None
+
+
+def _stage_layers_candidates(run: Run) -> tuple[tuple[int, ...] | None, ...]:
+    """What is nearest to an even split, and no split by hand."""
+    pp, layers = run.parallelism.pp, run.model.num_layers
+    parts = (pp or 0) * run.parallelism.vpp
+    if not 0 < parts <= layers:
+        return (None,)
+    even, rest = divmod(layers, parts)
+    return (tuple(even + (part >= parts - rest) for part in range(parts)), None)
+
+
 def _least_microbatches(run: Run) -> int:
     facts, pp = _facts(run), run.parallelism.pp
     return facts.microbatches_per_stage * pp if facts and pp else 0
@@ -101,6 +126,22 @@ PIPELINE_RULES = (
         why="1f1b, gpipe, naive and zb_h2 have one model chunk per stage, zb_v and dualpipev two.",
         broken=_vpp_schedule,
         candidates=_vpp_candidates,
+    ),
+    Rule(
+        id="layers-per-stage-counts-stages",
+        field="parallelism.layers_per_stage",
+        says="layers_per_stage has pp x vpp numbers",
+        why="Every stage, and every chunk of a stage, gets a number of blocks of its own.",
+        broken=_stage_layers_count,
+        candidates=_stage_layers_candidates,
+    ),
+    Rule(
+        id="layers-per-stage-adds-up",
+        field="parallelism.layers_per_stage",
+        says="layers_per_stage adds up to model.num_layers",
+        why="A block that no stage has, or that two have, would make another model.",
+        broken=_stage_layers_sum,
+        candidates=_stage_layers_candidates,
     ),
     Rule(
         id="chunks-at-most-layers",

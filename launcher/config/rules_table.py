@@ -86,8 +86,14 @@ BASIC_CHECKS = (
     (
         "planned-only",
         "run, verify",
-        "workers can build the model",
-        "Experts and latent attention are planned, not yet run.",
+        "workers can do it",
+        "Experts, latent attention, offload and recompute_every are planned, not yet run.",
+    ),
+    (
+        "kernel-table-readable",
+        "hardware.kernels",
+        "the file is a table of measured kernels",
+        "The plan uses it instead of its model.",
     ),
     ("one-table", "launch backtest", "one file is named", "Each table is judged by itself."),
     ("unreadable-table", "launch backtest", "the file is text", "Nothing else can be predicted."),

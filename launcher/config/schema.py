@@ -72,6 +72,9 @@ class Parallelism(Record):
     """Pipeline stages. None: filled."""
     vpp: Resharding[Positive] = 1
     """Model chunks per pipeline stage."""
+    layers_per_stage: Resharding[Annotated[tuple[Positive, ...], Field(strict=False)] | None] = None
+    """Blocks of every stage, or of every chunk (pp x vpp of them), in the order of the model. None:
+    split by cost, embedding and head included."""
     dp: Resharding[Positive | None] = None
     """Replicas that share the batch. None: what is left of the devices."""
     fill: Safe[Literal["fit", "tp", "pp"]] = "fit"
@@ -87,6 +90,11 @@ class Parallelism(Record):
     """What stands in that file, line by line; read when the run is composed."""
     recompute: Safe[Literal["none", "selective", "full"] | None] = "none"
     """Activations computed again in backward: none, attention only, whole blocks. None: filled."""
+    recompute_every: Safe[Positive] = 1
+    """Of every so many blocks one recomputes. Above 1: planned, not yet run."""
+    offload: Resharding[Literal["none", "optimizer", "parameters"]] = "none"
+    """What waits in the node's RAM: optimizer state, which the CPU updates there, or also the
+    weights, fetched block by block. Planned, not yet run."""
     sequence_parallel: Resharding[bool] = False
     """Norms, dropout and residuals sharded along the sequence over tp."""
     overlap_tp: Safe[bool | None] = None
@@ -178,6 +186,8 @@ class Train(Record):
     """Forwards per step and replica. None: solved."""
     seed: Numerics[Annotated[int, Field(ge=0)]] = 1234
     """Of weights, data order and dropout."""
+    init_from: Forbidden[str | None] = None
+    """Folder with the first weights: Hugging Face's, a checkpoint or a run. None: random ones."""
     validate_every: Safe[Positive | None] = None
     """Steps between validations; None: only at the end."""
     validation_batches: Safe[Annotated[int, Field(ge=0)]] = 8
@@ -208,6 +218,11 @@ class Checkpoint(Record):
     """How many of the newest are kept; None: all."""
     keep_every: Safe[Positive | None] = None
     """The M-th checkpoint, the 2M-th and so on are kept for good; None: `keep` alone decides."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether a run saves by itself; when asked to (`launch checkpoint`) it always does."""
+        return self.every_steps is not None or self.every_minutes is not None
 
 
 class Launch(Record):

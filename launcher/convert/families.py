@@ -234,6 +234,10 @@ TOKEN_KEYS = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Keys that we do not know ourselves, and copy from a config.json that came with the tokenizer."""
 
 
+_FREE_FIELDS = frozenset({"name", "rope_theta", "dropout"})
+"""Fields that change nothing for a class that has no key for them: it does not train with ours."""
+
+
 def family_of(architecture: str) -> Family | None:
     """The family of a class; None where it is not understood."""
     return next((family for family in FAMILIES if family.architecture == architecture), None)
@@ -248,10 +252,17 @@ def choose_family(model: Model, preferred: Family | None = None) -> Family | Non
 def differences(family: Family, model: Model) -> list[str]:
     """Why a class cannot hold a model: `model.norm=layernorm (LlamaForCausalLM: rmsnorm)`."""
     own = plain_fields(model)
+    spoken = {row.field for row in family.keys} | _FREE_FIELDS
+    spoken |= {"rope_scaling"} if family.has_rotary_keys else set()
+    needed = {
+        # A field that the family does not speak of must be absent, as experts are.
+        **{name: info.default for name, info in Model.model_fields.items() if name not in spoken},
+        **family.constants,
+    }
     found = [
         f"model.{name}={own[name]} ({family.architecture}: {value})"
-        for name, value in family.constants.items()
-        if own[name] != value
+        for name, value in needed.items()
+        if own[name] != value and name not in _FREE_FIELDS
     ]
     for row in family.keys:
         if row.values and own[row.field] not in row.values.values() and not any(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from launcher.config.schema import Run
 from launcher.plan.backtest_facts import share_fabrics
 from launcher.plan.backtest_rows import (
     BadRow,
@@ -19,8 +20,11 @@ from launcher.plan.backtest_rows import (
     read_row,
     zero_stage,
 )
+from launcher.plan.estimate import estimate_layout
 from launcher.plan.execution import Job
+from launcher.plan.fill import build_layout
 from launcher.plan.memory import estimate_job_memory, zero_model_state_bytes
+from launcher.plan.own_runs import read_own_run
 from launcher.plan.records import Stage
 from launcher.plan.schedule import SCHEDULES, build_schedule
 from launcher.plan.schedule_records import Chain, Schedule, ScheduleError
@@ -59,6 +63,25 @@ class Answer:
     """Per step: layouts are compared by time per token."""
 
 
+def _compare_own(row: Mapping[str, str | None], run: Run, name: str, source: str) -> Answer:
+    """A run of this launcher, predicted as its plan would be today."""
+    cells = read_cells(row)
+    step_s, gib = read_number(cells, "step_time_s"), read_number(cells, "mem_gib")
+    layout = build_layout(run)
+    found = estimate_layout(run, layout)
+    predicted_s, peak = found.step.time.step_s, found.memory.peak_bytes
+    measured = None if gib is None else round(gib * 2**30)
+    return Answer(
+        id=name, source=source, status="predicted", predicted_step_s=predicted_s,
+        measured_step_s=step_s, time_error=predicted_s / step_s - 1 if step_s else None,
+        predicted_memory_bytes=peak, measured_memory_bytes=measured,
+        memory_error=peak / measured - 1 if measured else None,
+        predicted_fits=found.memory.fits, measured_fits=True,
+        group=(source, cells["model"], cells["gpu"], cells["gpus"], cells["seq"]),
+        tokens=layout.global_batch_size * layout.sequence_length,
+    )  # fmt: skip
+
+
 def predict_row(row: Mapping[str, str | None], facts: Facts) -> Answer:
     """Predict and compare."""
     name, source = (row.get("id") or "").strip(), (row.get("source") or "").strip()
@@ -67,6 +90,8 @@ def predict_row(row: Mapping[str, str | None], facts: Facts) -> Answer:
             raise BadRow("more cells than columns")
         if (row.get("notes") or "").strip().startswith("[A]"):
             return _model_states(row, name, source)
+        if own := read_own_run(row):
+            return _compare_own(row, own, name, source)
         return compare(read_row(row, facts))
     except (Unsupported, ScheduleError) as reason:
         return Answer(id=name, source=source, status="unsupported", reason=str(reason))

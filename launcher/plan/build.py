@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from launcher.config.rules import check_run
-from launcher.config.schema import Optimizer, Run
+from launcher.config.schema import Run
 from launcher.errors import ConfigError
 from launcher.plan.audit import find_warnings
 from launcher.plan.costs import count_parameters
 from launcher.plan.estimate import estimate_layout
+from launcher.plan.execution import saved_bytes_per_parameter
 from launcher.plan.fill import fill_run
 from launcher.plan.records import Plan
 from launcher.plan.schedule_choice import check_schedule_file
@@ -40,13 +41,8 @@ def build_plan(run: Run) -> Plan:
         time=found.step.time,
         communication=found.step.communication,
         parameters=parameters,
-        checkpoint_bytes=parameters * _checkpoint_bytes_per_parameter(run.optimizer),
+        checkpoint_bytes=parameters * saved_bytes_per_parameter(run.optimizer),
         simulation=found.step.simulation,
         warnings=warnings,
         decisions=filled.decisions,
     )
-
-
-def _checkpoint_bytes_per_parameter(optimizer: Optimizer) -> int:
-    """Weights and optimizer state, all in float32."""
-    return 4 + (8 if optimizer.name == "adamw" else 4 if optimizer.momentum else 0)

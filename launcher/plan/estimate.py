@@ -8,6 +8,7 @@ size (`kernels.gemm_s`), so layouts that differ in dp, pp or ZeRO only cost thei
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 from launcher.config.schema import Run
 from launcher.plan.execution import runtime_job
@@ -15,7 +16,7 @@ from launcher.plan.memory import estimate_job_memory
 from launcher.plan.records import Layout, Memory, Stage
 from launcher.plan.schedule_choice import plan_chain, plan_peaks, plan_schedule
 from launcher.plan.stage_time import estimate_parts
-from launcher.plan.stages import split_stages
+from launcher.plan.stages import make_stages, split_stages
 from launcher.plan.step_time import StepEstimate, estimate_job
 
 
@@ -48,6 +49,9 @@ def estimate_layout_memory(run: Run, layout: Layout) -> Memory:
 
 
 def plan_stages(run: Run, layout: Layout) -> tuple[Stage, ...]:
-    """The split of a closed layout: by the time that blocks, embedding and head take."""
+    """The split of a closed layout: by hand, or by the time of blocks, embedding and head."""
+    if run.parallelism.layers_per_stage is not None:
+        ends = list(accumulate(run.parallelism.layers_per_stage, initial=0))
+        return make_stages(run.model, plan_chain(run, layout), list(pairwise(ends)))
     parts = estimate_parts(runtime_job(run, layout))
     return split_stages(run.model, layout.pp, parts, plan_chain(run, layout))

@@ -62,6 +62,8 @@ class Execution:
     recompute: Recompute = "none"
     recompute_share: float = 1.0
     """Share of the layers that recompute; the others keep everything."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What waits in the node's RAM."""
     sequence_parallel: bool = False
     shard_size: int | None = None
     """Ranks that share sharded state; None: all of dp x cp. Groups of them are replicas (HSDP)."""
@@ -95,6 +97,8 @@ class Execution:
     """Recomputation repeats the block's last all-reduce, although nothing needs it."""
     reserved: bool = True
     """Memory is what the allocator reserves, not only what tensors hold."""
+    snapshot_bytes: int = 0
+    """Of host memory per parameter, for the copy that a checkpoint is written from."""
     process: bool = True
     """Memory includes the process: context, libraries, communicators."""
 
@@ -143,6 +147,8 @@ def runtime_execution(run: Run, layout: Layout) -> Execution:
         reduce_bytes=4,
         gather_bytes=size,
         recompute=kept,
+        recompute_share=1 / layout.recompute_every,
+        offload=layout.offload,  # type: ignore[arg-type]
         sequence_parallel=layout.sequence_parallel,
         overlap_tp=layout.overlap_tp,
         row_chunks=ROW_CHUNKS,
@@ -153,8 +159,14 @@ def runtime_execution(run: Run, layout: Layout) -> Execution:
         fused_norm=True,  # torch's own kernel, since 2.9
         cp_mode=run.parallelism.cp_mode,
         dropout_masks=run.model.dropout > 0,
+        snapshot_bytes=saved_bytes_per_parameter(run.optimizer) if run.checkpoint.is_on else 0,
         document_masks=run.data.packing == "documents",
     )
+
+
+def saved_bytes_per_parameter(optimizer: Optimizer) -> int:
+    """What a checkpoint holds: the weight and the optimizer's state, all in float32."""
+    return 4 + (8 if optimizer.name == "adamw" else 4 if optimizer.momentum else 0)
 
 
 def optimizer_bytes_per_parameter(optimizer: Optimizer, compute: str, zero_stage: int) -> int:

@@ -127,6 +127,8 @@ def build_layout(run: Run) -> Layout:
         sequence_length=_closed(train.sequence_length),
         schedule=degrees.schedule,
         recompute=degrees.recompute,
+        recompute_every=degrees.recompute_every,
+        offload=degrees.offload,
         order=degrees.order,
         sequence_parallel=degrees.sequence_parallel,
         overlap_tp=tp > 1 and bool(degrees.overlap_tp),

@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+from launcher.config.hardware_schema import MeasuredKernel
 from launcher.config.schema import Gpu
+from launcher.plan.measured_kernels import correct
 
 TILES = ((256, 128, 1.0), (128, 256, 1.0), (128, 128, 0.93), (128, 64, 0.78), (64, 64, 0.6))
 """Output tiles of matrix kernels, rows x columns, and the share of the largest tile's rate that a
@@ -45,9 +47,23 @@ class Gemm:
 
 @lru_cache(maxsize=65536)
 def gemm_s(gemm: Gemm, kind: str, gpu: Gpu) -> float:
-    """The fastest of the tilings that a library chooses from, or the memory's time."""
+    """Seconds of a product: modelled, and corrected by what was measured near its size."""
     if not (gemm.m and gemm.n and gemm.k and gemm.batch):
         return 0.0
+    modelled_s = _gemm_model_s(gemm, kind, gpu)
+    if not gpu.kernels:
+        return modelled_s
+
+    def model(one: MeasuredKernel) -> float:
+        size = 4 if kind == "fp32" else 2
+        other = Gemm(m=one.m, n=one.n, k=one.k, element_bytes=size, output_bytes=size)
+        return _gemm_model_s(other, kind, gpu)
+
+    return correct(modelled_s, "matmul", kind, (gemm.m, gemm.n, gemm.k), gpu, model)
+
+
+def _gemm_model_s(gemm: Gemm, kind: str, gpu: Gpu) -> float:
+    """The fastest of the tilings that a library chooses from, or the memory's time."""
     rate = peak_flops(gpu, kind) * max_efficiency(gpu, kind)
     if gpu.multiprocessors is None:
         return gpu.op_overhead_s + max(gemm.flops / rate, traffic_s(gemm.bytes_moved, gpu))
@@ -94,7 +110,15 @@ def traffic_s(num_bytes: float, gpu: Gpu) -> float:
 
 def elementwise_s(num_bytes: float, kernels: int, gpu: Gpu) -> float:
     """Kernels that only move memory."""
-    return kernels * gpu.op_overhead_s + traffic_s(num_bytes, gpu)
+    modelled_s = kernels * gpu.op_overhead_s + traffic_s(num_bytes, gpu)
+    if not gpu.kernels or num_bytes <= 0:
+        return modelled_s
+
+    def model(one: MeasuredKernel) -> float:
+        return gpu.op_overhead_s + traffic_s(one.m, gpu)
+
+    each = max(1, round(num_bytes / max(1, kernels)))
+    return correct(modelled_s, "memory", "fp32", (each, 0, 0), gpu, model)
 
 
 ATTENTION_START = {"forward": 400, "backward": 600}
@@ -110,9 +134,31 @@ def attention_s(
     direction: str,
     gpu: Gpu,
 ) -> float:
-    """Attention in one kernel: its rate grows with the sequence, and suffers from narrow heads."""
+    """Attention in one kernel: modelled, and corrected by what was measured near its size."""
     if flops <= 0:
         return 0.0
+    modelled_s = _attention_model_s(flops, keys_seen, head_dim, kernel, kind, direction, gpu)
+    if not gpu.kernels:
+        return modelled_s
+
+    def model(one: MeasuredKernel) -> float:
+        work = 4.0 * one.m * (one.m / 2) * one.n * one.k  # scores and values, half of them masked
+        return _attention_model_s(work, one.m / 2, one.k, kernel, kind, "forward", gpu)
+
+    size = (max(1, round(2 * keys_seen)), 0, head_dim)
+    return correct(modelled_s, "attention", kind, size, gpu, model)
+
+
+def _attention_model_s(
+    flops: float,
+    keys_seen: float,
+    head_dim: int,
+    kernel: str,
+    kind: str,
+    direction: str,
+    gpu: Gpu,
+) -> float:
+    """Its rate grows with the sequence, and suffers from narrow heads."""
     if gpu.multiprocessors is None:
         return gpu.op_overhead_s + flops / (peak_flops(gpu, kind) * gpu.max_efficiency)
     table = gpu.cudnn_attention if kernel == "cudnn" and gpu.cudnn_attention else None

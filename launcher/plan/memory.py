@@ -58,7 +58,10 @@ def estimate_job_memory(job: Job, stages: Sequence[Stage], peak_in_flight: Seque
     peak = max(stage.total_bytes for stage in per_stage)
     capacity = hardware.gpu.memory_bytes
     usable = usable_bytes(hardware.gpu)
-    each = peak if hardware.device == "cpu" else HOST_BYTES_PER_PROCESS
+    each = peak  # On a CPU the copy of a checkpoint is in it already.
+    if hardware.device != "cpu":
+        each = HOST_BYTES_PER_PROCESS + max(_snapshot_bytes(job, stage) for stage in stages)
+    each += max(_offloaded_bytes(job, stage) for stage in stages)
     return Memory(
         per_stage=per_stage,
         peak_bytes=peak,
@@ -117,15 +120,56 @@ def stage_memory(job: Job, stage: Stage, in_flight: int, gpu: Gpu) -> StageMemor
     buffers = max(_pass_buffers(job, stage), _step_buffers(job, size, share) - activations)
     reserve = int(ALLOCATOR_SHARE * (activations + buffers)) if execution.reserved else 0
     context = gpu.context_bytes if execution.process else 0
+    if job.hardware.device == "cpu":
+        context += _snapshot_bytes(job, stage)
     return StageMemory(
         stage=stage.stage,
-        parameters_bytes=execution.weight_bytes * (share if layout.zero_stage == 3 else size),
+        parameters_bytes=_resident_weights(
+            job, execution.weight_bytes * (share if layout.zero_stage == 3 else size)
+        ),
         gradients_bytes=execution.gradient_bytes * (size if gradients_are_whole(layout) else share),
-        optimizer_bytes=execution.state_bytes * (share if layout.zero_stage >= 1 else size),
+        optimizer_bytes=(
+            execution.state_bytes * (share if layout.zero_stage >= 1 else size)
+            if execution.offload == "none"
+            else 0
+        ),
         activations_bytes=activations,
         buffers_bytes=buffers,
         overhead_bytes=context + reserve,
     )
+
+
+def _snapshot_bytes(job: Job, stage: Stage) -> int:
+    """The copy of its part of a checkpoint, which a rank of the stage keeps from save to save."""
+    layout = job.layout
+    size = count_stage_parameters(
+        job.model, stage.num_layers, stage.is_first, stage.is_last, layout.tp, layout.ep
+    )
+    return job.execution.snapshot_bytes * _share(job, stage, size)
+
+
+def _offloaded_bytes(job: Job, stage: Stage) -> int:
+    """What one rank of a stage keeps in the node's RAM, with the gradients that the CPU reads."""
+    layout, execution = job.layout, job.execution
+    if execution.offload == "none":
+        return 0
+    size = count_stage_parameters(
+        job.model, stage.num_layers, stage.is_first, stage.is_last, layout.tp, layout.ep
+    )
+    owned = _share(job, stage, size) if layout.zero_stage >= 1 else size
+    state = (execution.state_bytes + execution.gradient_bytes) * owned
+    if execution.offload == "optimizer":
+        return state
+    return state + execution.weight_bytes * (owned if layout.zero_stage == 3 else size)
+
+
+def _resident_weights(job: Job, weights: int) -> int:
+    """With weights in RAM, two blocks' worth is on the device: one at work, one on its way."""
+    if job.execution.offload != "parameters":
+        return weights
+    layout = job.layout
+    block = count_stage_parameters(job.model, 1, False, False, layout.tp, layout.ep)
+    return min(weights, 2 * block * job.execution.element_bytes)
 
 
 def _share(job: Job, stage: Stage, size: int) -> int:

@@ -28,6 +28,8 @@ def fixed_keys(words: Sequence[str], run: Run) -> frozenset[str]:
         }
     if is_schedule_file(run.parallelism.schedule):
         fixed |= {"schedule", "pp", "vpp", "num_microbatches"}
+    if run.parallelism.layers_per_stage is not None:
+        fixed |= {"pp", "vpp"}
     return frozenset(fixed)
 
 

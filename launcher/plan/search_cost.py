@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import permutations
+from itertools import accumulate, pairwise, permutations
 
 from launcher.config.schema import Model, Run, is_schedule_file
 from launcher.plan.collectives import Links
@@ -391,6 +391,10 @@ class Coster:
         return self._cuts[key]
 
     def _make_cut(self, layout: Layout, chain: Chain) -> Cut:
+        by_hand = self.run.parallelism.layers_per_stage
+        if by_hand is not None:
+            ends = list(accumulate(by_hand, initial=0))
+            return _cut(self.run, chain, list(pairwise(ends)))
         name = (_mesh_key(layout), "alone")
         if name not in self._parts:
             self._parts[name] = estimate_parts(self.job_of(layout))
@@ -475,6 +479,7 @@ class Coster:
             recompute=choice.recompute, order=choice.order,
             sequence_parallel=choice.sequence_parallel,
             overlap_tp=choice.tp > 1 and bool(degrees.overlap_tp), overlap_p2p=degrees.overlap_p2p,
+            recompute_every=degrees.recompute_every, offload=degrees.offload,
         )  # fmt: skip
 
     def _splits_name(self, layout: Layout) -> bool | None:

@@ -23,6 +23,9 @@ def shrink_run(run: Run, layout: Layout) -> Run:
     """
     tp, pp, dp = _small_degrees(run, layout)
     model = _small_model(run.model, layout, tp, pp)
+    by_hand = _small_layers_per_stage(run.parallelism.layers_per_stage, pp * layout.vpp)
+    if by_hand is not None:
+        model = model.model_copy(update={"num_layers": sum(by_hand)})
     microbatches = layout.num_microbatches
     if run.parallelism.schedule_lines is None:  # a schedule from a file is made for its own number
         microbatches = min(microbatches, 2 * pp + 1)
@@ -34,7 +37,13 @@ def shrink_run(run: Run, layout: Layout) -> Run:
                 update={"device": "cpu", "num_nodes": 1, "gpus_per_node": tp * pp * dp}
             ),
             "parallelism": run.parallelism.model_copy(
-                update={"tp": tp, "pp": pp, "dp": dp, "recompute": layout.recompute}
+                update={
+                    "tp": tp,
+                    "pp": pp,
+                    "dp": dp,
+                    "recompute": layout.recompute,
+                    "layers_per_stage": by_hand,
+                }
             ),
             "optimizer": run.optimizer.model_copy(
                 update={
@@ -56,6 +65,7 @@ def shrink_run(run: Run, layout: Layout) -> Run:
                     "validation_batches": 0,
                     "log_every": 1,
                     "compile": False,
+                    "init_from": None,
                 }
             ),
             "precision": run.precision.model_copy(update={"name": "fp32", "compute": "fp32"}),
@@ -75,6 +85,17 @@ def _small_degrees(run: Run, layout: Layout) -> tuple[int, int, int]:
     if run.parallelism.schedule_lines is not None:
         pp = layout.pp
     return (2 if tp == 3 else tp), pp, dp
+
+
+def _small_layers_per_stage(
+    counts: tuple[int, ...] | None, num_parts: int
+) -> tuple[int, ...] | None:
+    """Two blocks, or one where a part has fewer than others; of the first parts and the last."""
+    if counts is None:
+        return None
+    first = -(-num_parts // 2)
+    kept = counts[:first] + counts[len(counts) - (num_parts - first) :]
+    return tuple(1 if count < max(kept) else 2 for count in kept)
 
 
 def _small_model(model: Model, layout: Layout, tp: int, pp: int) -> Model:

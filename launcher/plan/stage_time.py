@@ -175,12 +175,27 @@ def part_cost(job: Job, piece: Stage, parts: Parts, links: Links) -> PartCost:
         sharded = _sharded_waits(job, piece, links, total)
         wait_forward += sharded.forward_s
         wait_backward += sharded.backward_s
+    fetch_s = _fetched_s(job, piece)
+    wait_forward += exposed_s(fetch_s, total.forward_s)
+    wait_backward += exposed_s(fetch_s, total.input_s + total.weight_s)
     return PartCost(
         forward_s=total.forward_s + wait_forward,
         input_s=total.input_s + wait_backward,
         weight_s=total.weight_s,
         wait_s=wait_forward + wait_backward,
     )
+
+
+def _fetched_s(job: Job, piece: Stage) -> float:
+    """Weights that wait in the node's RAM come once per pass, beside the computing."""
+    node, layout = job.hardware.node, job.layout
+    if job.execution.offload != "parameters" or node is None:
+        return 0.0
+    size = count_stage_parameters(
+        job.model, piece.num_layers, piece.is_first, piece.is_last, layout.tp, layout.ep
+    )
+    shards = layout.dp * layout.cp if layout.zero_stage == 3 else 1
+    return size * job.execution.element_bytes / shards / node.host_link_bandwidth
 
 
 def _sharded_waits(job: Job, piece: Stage, links: Links, compute: BlockTimes) -> PassTimes:

@@ -215,7 +215,19 @@ def update_s(job: Job, state: StageState) -> float:
     shards = min(execution.shard_size or replicas, replicas) if layout.zero_stage else 1
     owned = (state.parameters - state.expert_parameters) / shards
     owned += state.expert_parameters / max(1, shards // layout.ep)
+    if execution.offload != "none":
+        return _host_update_s(job, owned)
     times = 1.0 if execution.fused_optimizer else UNFUSED_UPDATE
     per_parameter = 2 * execution.state_bytes * times
     per_parameter += 3 * execution.gradient_bytes + execution.element_bytes
     return traffic_s(owned * per_parameter, gpu)
+
+
+def _host_update_s(job: Job, owned: float) -> float:
+    """Gradients to the node's RAM, the update there, weights back; nothing computes beside."""
+    execution, node = job.execution, job.hardware.node
+    assert node is not None
+    link_s = owned * (execution.gradient_bytes + execution.element_bytes) / node.host_link_bandwidth
+    per_parameter = 2 * execution.state_bytes + execution.gradient_bytes + execution.element_bytes
+    shared = node.host_memory_bandwidth / job.layout.gpus_per_node
+    return link_s + owned * per_parameter / shared

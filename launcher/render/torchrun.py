@@ -32,11 +32,16 @@ def render_command(plan: Plan, run_dir: Path, python: str, cores: int, module: s
             *lines,
             "set -euo pipefail",
             *_exports(worker_environment(plan, cores)),
+            *_IGNORE_USR1.splitlines(),
             "exec " + " \\\n    ".join(_words(plan, run_dir, python, module)),
             "",
         ]
     )
 
+
+_IGNORE_USR1 = """\
+# USR1 asks the workers to save and end. They answer it; torchrun, which would die of it, must not.
+trap '' USR1"""
 
 _EVERY_NODE = """\
 # Run this on each of the {nodes} nodes, which must all see the run directory, with HEAD_NODE set to

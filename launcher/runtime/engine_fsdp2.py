@@ -12,6 +12,7 @@ What `zero_stage` says is when groups are gathered and gradients reduced:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,9 +35,17 @@ from launcher.runtime.gradients import (
     sum_gradient,
     sum_partial_gradients,
 )
-from launcher.runtime.groups import Groups
+from launcher.runtime.groups import Axis, Groups
 from launcher.runtime.model.stage import StageModule, tied_parameter
 from launcher.runtime.optimizer import build_optimizer, set_learning_rate
+from launcher.runtime.state import (
+    StatePiece,
+    held_kinds,
+    prepare_optimizer_state,
+    set_optimizer_step,
+    shard_of,
+    shard_pieces,
+)
 
 MARKS = ("shard", "model_parallel", "ds_pipe_replicated", "is_partial_over_tp")
 """What a stage's parameters carry (`model/initial.py`) and a new parameter must take over."""
@@ -55,12 +64,11 @@ class Fsdp2Engine:
         self._loss_share = torch.tensor(1.0 / layout.num_microbatches, device=groups.device)
         tied = tied_parameter(module)
         tied_name = next((n for n, p in module.named_parameters() if p is tied), None)
-        marks = _read_marks(module)
         # 1. Rows of every parameter instead of the whole, group by group.
         policy = MixedPrecisionPolicy()
         if run.precision.compute == "bf16":
             policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        _shard_stage(module, _build_mesh(groups), policy, layout.zero_stage == 3)
+        marks = _shard_stage(module, _build_mesh(groups), policy, layout.zero_stage == 3)
         self._sharded = {name: _as_dtensor(p) for name, p in module.named_parameters()}
         # 2. The same rows as plain tensors: for them an update costs no dispatch.
         self._rows = {name: Parameter(p.to_local().detach()) for name, p in self._sharded.items()}
@@ -128,6 +136,31 @@ class Fsdp2Engine:
         """See `Engine`."""
         return {name: _whole(sharded) for name, sharded in self._sharded.items()}
 
+    def state(self) -> list[StatePiece]:
+        """See `Engine`. Rows are on one dp rank only."""
+        prepare_optimizer_state(self._optimizer, self._rows.values())
+        kinds = held_kinds(self._optimizer)
+        pieces: list[StatePiece] = []
+        for name, rows in self._rows.items():
+            local_shape = tuple(self._sharded[name].shape)
+            start = _first_row(local_shape[0], self._groups.dp) * math.prod(local_shape[1:])
+            live = {"weight": rows.detach()}
+            live |= {kind: self._optimizer.state[rows][key] for kind, key in kinds}
+            for kind, values in live.items():
+                if values.numel():
+                    pieces += shard_pieces(
+                        kind, shard_of(rows), local_shape, values.view(-1), start
+                    )
+        return pieces
+
+    def state_loaded(self, step: int) -> None:
+        """See `Engine`."""
+        set_optimizer_step(self._optimizer, step)
+        # What a validation may have left gathered is old now.
+        for child in self.module.modules():
+            if isinstance(child, FSDPModule):
+                child.reshard()
+
     def _put_off(self, is_on: bool) -> None:
         """Until the last backward: keep what is gathered, gradients to add up, prefetch orders."""
         self._root.set_is_last_backward(not is_on)
@@ -139,39 +172,43 @@ class Fsdp2Engine:
 
 def _shard_stage(
     module: StageModule, mesh: DeviceMesh, policy: MixedPrecisionPolicy, regathers: bool
-) -> None:
-    """Make groups of the stage's parts, in place; their order of use tells what to gather ahead."""
-    shared = {"mesh": mesh, "mp_policy": policy}
-    module_of = dict(module.layers.items())
-    for block in module_of.values():
-        fully_shard(_in_float32(block), reshard_after_forward=regathers, **shared)
-    first: list[nn.Module] = []
-    last: list[nn.Module] = []
-    if not (module.is_tied and module.is_first and module.is_last):
-        if module.is_first:
-            fully_shard(_in_float32(module.embedding), reshard_after_forward=regathers, **shared)
-            module.embedding.set_unshard_in_backward(False)  # a lookup's backward reads no weight
-            first = [module.embedding]
-        if module.is_last:
-            # Backward begins where forward ends: gathering the head again would be in vain.
-            parts = [_in_float32(module.final_norm), _in_float32(module.head)]
-            fully_shard(parts, reshard_after_forward=False, **shared)
-            last = [module.head]
-    # What is left: a table that embedding and head share.
-    fully_shard(_in_float32(module), reshard_after_forward=False, **shared)
+) -> dict[str, dict[str, Any]]:
+    """Make groups of the stage's parts, in place, one after the other: fill, then keep own rows.
+
+    No rank ever holds more than one group whole. Returns the parameters' marks by name.
+    """
+    marks: dict[str, dict[str, Any]] = {}
+
+    def make_group(*paths: str, reshards: bool) -> Any:
+        for path in paths:
+            module.fill(f"{path}." if path else "")
+        parts = [module.get_submodule(path) for path in paths]
+        for name, parameter in module.named_parameters():
+            if hasattr(parameter, "shard") and not isinstance(parameter, DTensor):
+                marks[name] = {
+                    mark: getattr(parameter, mark) for mark in MARKS if hasattr(parameter, mark)
+                }
+                # The masters' type; buffers stay in the compute type.
+                parameter.data = parameter.data.float()
+        group: Any = parts[0] if len(parts) == 1 else parts
+        fully_shard(group, mesh=mesh, mp_policy=policy, reshard_after_forward=reshards)
+        return parts[-1]
+
+    first: list[Any] = []
+    last: list[Any] = []
+    if module.is_first and not (module.is_tied and module.is_last):
+        first = [make_group("embedding", reshards=regathers)]
+        first[0].set_unshard_in_backward(False)  # a lookup's backward reads no weight
+    blocks = {layer: make_group(f"layers.{layer}", reshards=regathers) for layer in module.layers}
+    if module.is_last and not (module.is_tied and module.is_first):
+        # Backward begins where forward ends: gathering the head again would be in vain.
+        last = [make_group("final_norm", "head", reshards=False)]
+    # What is left: embedding and head that share a table.
+    root = make_group("", reshards=False)
     for piece in module.pieces:
-        order = [module_of[str(layer)] for layer in range(piece.first_layer, piece.end_layer)]
-        _gather_ahead(
-            (first if piece.is_first else []) + order + (last or [module]) * piece.is_last
-        )
-
-
-def _in_float32(module: nn.Module) -> nn.Module:
-    """Its parameters in the masters' type; buffers stay in the compute type."""
-    for parameter in module.parameters():
-        if not isinstance(parameter, DTensor):
-            parameter.data = parameter.data.float()
-    return module
+        order = [blocks[str(layer)] for layer in range(piece.first_layer, piece.end_layer)]
+        _gather_ahead(first * piece.is_first + order + (last or [root]) * piece.is_last)
+    return marks
 
 
 def _gather_ahead(order: list[Any]) -> None:
@@ -196,16 +233,14 @@ def _build_mesh(groups: Groups) -> DeviceMesh:
     return DeviceMesh.from_group(group, groups.device.type, mesh_dim_names=("dp",))
 
 
-def _read_marks(module: nn.Module) -> dict[str, dict[str, Any]]:
-    return {
-        name: {mark: getattr(parameter, mark) for mark in MARKS if hasattr(parameter, mark)}
-        for name, parameter in module.named_parameters()
-    }
-
-
 def _set_marks(parameter: Any, marks: dict[str, Any]) -> None:
     for mark, value in marks.items():
         setattr(parameter, mark, value)
+
+
+def _first_row(num_rows: int, dp: Axis) -> int:
+    """Where a dp rank's rows begin: all ranks but the last with any have equally many."""
+    return min(num_rows, -(-num_rows // dp.size) * dp.index)
 
 
 def _as_dtensor(parameter: Parameter) -> Any:

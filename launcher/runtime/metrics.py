@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import resource
 import statistics
@@ -15,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from launcher.plan.mesh import build_mesh
+from launcher.plan.records import Layout
 from launcher.plan.run_files import RunFiles
 from launcher.runtime.build import Trainer
 from launcher.runtime.checkpoint.restore import Start
@@ -62,7 +62,8 @@ class MetricsLog:
         try:
             append_lines(self._path, self._unwritten)
         except OSError as error:
-            say(f"metrics.jsonl cannot be written now ({error.strerror}); training goes on")
+            if len(self._unwritten) == 1:  # once, not for every line that waits
+                say(f"metrics.jsonl cannot be written now ({error.strerror}); training goes on")
             return
         self._unwritten = []
 
@@ -116,7 +117,7 @@ def write_summary(files: RunFiles, trainer: Trainer, log: MetricsLog, num_steps:
     plan, layout = trainer.frozen.plan, trainer.frozen.layout
     predicted = plan["time"]
     # The first steps pay for compilation, memory and caches; the median ignores the rest.
-    step_s = statistics.median(log.step_times[len(log.step_times) // 10 :] or [math.nan])
+    times = log.step_times[len(log.step_times) // 10 :]
     mesh = build_mesh(layout)
     totals = [stage["total_bytes"] for stage in plan["memory"]["per_stage"]]
     document = {
@@ -133,15 +134,24 @@ def write_summary(files: RunFiles, trainer: Trainer, log: MetricsLog, num_steps:
             ],
         },
         "measured": {
-            "step_s": step_s,
-            "tokens_per_s": layout.global_batch_size * layout.sequence_length / step_s,
-            "mfu": predicted["mfu"] * predicted["step_s"] / step_s,
+            **_speed(layout, predicted, statistics.median(times) if times else None),
             "peak_bytes": peaks,
         },
     }
     partial = files.summary.with_suffix(".partial")
     partial.write_text(json.dumps(document, indent=1) + "\n")
     partial.replace(files.summary)
+
+
+def _speed(layout: Layout, predicted: dict[str, Any], step_s: float | None) -> dict[str, Any]:
+    """None throughout for a run that was stopped before it logged a step."""
+    if step_s is None:
+        return {"step_s": None, "tokens_per_s": None, "mfu": None}
+    return {
+        "step_s": step_s,
+        "tokens_per_s": layout.global_batch_size * layout.sequence_length / step_s,
+        "mfu": predicted["mfu"] * predicted["step_s"] / step_s,
+    }
 
 
 def _gather_peaks(trainer: Trainer) -> list[int]:

@@ -73,6 +73,7 @@ def single_layout(layout: Layout) -> Layout:
     return replace(
         layout,
         world_size=1, nodes=1, gpus_per_node=1, tp=1, cp=1, ep=1, pp=1, vpp=1, dp=1, zero_stage=0,
+        engine="deepspeed",
         num_microbatches=layout.num_microbatches * layout.dp, recompute="none",
     )  # fmt: skip
 

@@ -23,6 +23,8 @@ from launcher.runtime.progress import Progress
 def train(trainer: Trainer, files: RunFiles, start: Start, board: Board) -> None:
     """Run the steps of a trainer from where it starts; leave metrics and summary.json behind."""
     run = trainer.frozen.run
+    if trainer.groups.rank == 0:
+        files.summary.unlink(missing_ok=True)  # of an attempt that was stopped
     log = MetricsLog(files.metrics, trainer, start)
     keeper = build_keeper(trainer, files, start, board, log.add_event)
     progress, is_stopped = start.progress, False

@@ -11,13 +11,12 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from launcher.data.text import Text
+from launcher.data.text import Text, resident_file_bytes
 from launcher.runtime.keys import hash_key
 from launcher.runtime.order import Indices, build_mixture, permute
 
 FORGET_AFTER = 1 << 26
-"""Bytes that become resident before they are taken out of the process again."""
-_FAULT_BYTES = 1 << 16  # Linux maps so many around every page that is touched
+"""Bytes of files that become resident before they are taken out of the process again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +56,7 @@ class TokenWindows:
         self.has_documents = has_documents
         self.per_epoch = (len(text) - 1) // sequence_length
         assert self.per_epoch > 0, "open_datasets refuses this"
-        self._touched = 0
+        self._resident = resident_file_bytes()
 
     def starts(self, samples: Indices) -> Indices:
         """The first token of every sample."""
@@ -82,7 +81,7 @@ class TokenWindows:
                 documents_NS1[row, borders - start] = 1
         if documents_NS1 is not None:
             np.cumsum(documents_NS1, axis=1, out=documents_NS1)
-        self._touch(len(samples), width * self.text.tokens.itemsize)
+        self._forget_pages()
         return Windows(tokens_NS1=tokens_NS1, documents_NS1=documents_NS1)
 
     def count_labels(self, samples: Indices) -> int:
@@ -93,14 +92,16 @@ class TokenWindows:
         for start in self.starts(samples):
             last = int(start) + self.sequence_length + 1
             count -= len(self.text.borders_between(int(start), last))
-        self._touch(len(samples), 0)
+        self._forget_pages()
         return count
 
-    def _touch(self, num_samples: int, width_bytes: int) -> None:
-        self._touched += num_samples * (width_bytes + _FAULT_BYTES)
-        if self._touched > FORGET_AFTER:
+    def _forget_pages(self) -> None:
+        """Keep what is resident of the maps small; measured, for systems map from 4 KiB to 2 MiB
+        around a page that is touched.
+        """
+        if resident_file_bytes() - self._resident > FORGET_AFTER:
             self.text.forget_pages()
-            self._touched = 0
+            self._resident = resident_file_bytes()
 
 
 class Mixture:

@@ -45,13 +45,16 @@ def work(files: RunFiles, place: Place) -> None:
     from launcher.runtime.build import build_trainer
     from launcher.runtime.checkpoint.board import Board
     from launcher.runtime.checkpoint.contract import require_same_run
+    from launcher.runtime.checkpoint.init_from import load_initial_weights
     from launcher.runtime.checkpoint.restore import restore
     from launcher.runtime.train import train
 
     trainer = build_trainer(frozen, device, files.data, place)
-    # 4. Where the run stands: the beginning, or the newest checkpoint that verifies.
+    # 4. Where the run stands: the newest checkpoint that verifies, or the beginning.
     board = Board(place.rank, place.world_size)
     start = restore(trainer.engine, files, board)
+    if start.name is None and frozen.run.train.init_from is not None:
+        load_initial_weights(trainer.engine, frozen.run, board)
     if start.name is not None and place.rank == 0:
         require_same_run(files, start.name, frozen.run)
     # 5. Step by step to the end.

@@ -57,6 +57,11 @@ class Progress:
     def update(self, entries: list[dict[str, Any]]) -> None:
         """Show the newest of the entries."""
         for entry in entries:
+            if "checkpoint_error" in entry:
+                self._say(
+                    f"the checkpoint after step {entry['step'] + 1} was not written: "
+                    f"{entry['checkpoint_error']}; training goes on"
+                )
             if "loss" not in entry:
                 continue
             text = describe(entry)
@@ -64,6 +69,12 @@ class Progress:
                 self._bar.update(0, completed=entry["step"] + 1, text=text)
             elif self._is_due(entry["step"]):
                 print(self._plain_line(entry, text), file=self._stream, flush=True)
+
+    def _say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False)
+        else:
+            print(text, file=self._stream, flush=True)
 
     def close(self) -> None:
         """Leave the terminal as it was."""

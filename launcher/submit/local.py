@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FrameType
+from typing import Any
 
+from launcher.checkpoint.reader import list_checkpoints
 from launcher.config.local_hardware import LocalMachine
 from launcher.errors import EXIT_INTERRUPTED, RunFailed, SubmissionRefused
 from launcher.plan.records import Plan
 from launcher.render.bundle import Bundle
+from launcher.render.torchrun import WORKER
 from launcher.submit.follow import MetricsTail, Progress
 from launcher.submit.postmortem import explain_failure
-from launcher.submit.processes import end_tree
+from launcher.submit.processes import descendants, end_tree, words_of
+from launcher.submit.summary import read_outcome
 
 _POLL_S = 0.1
+_ASK_AGAIN_S = 1.0
+"""A worker that is still starting does not hear the first signal."""
+SAVING_PATIENCE_S = 600.0
+"""So long a job may take to save and end after it was asked to."""
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -59,15 +68,21 @@ def run_bundle(bundle: Bundle, plan: Plan, first_step: int = 0) -> None:
         run_script(bundle, plan, on_poll=lambda: progress.update(tail.new_entries()))
     finally:
         progress.close()
+    outcome = read_outcome(bundle.files)
+    if outcome.get("status") == "stopped":
+        say_stopped(bundle, outcome)
+        raise Interrupted(signal.SIGTERM)
 
 
 def run_script(bundle: Bundle, plan: Plan, on_poll: Callable[[], None]) -> None:
     """Run the script of the bundle to its end, calling `on_poll` now and then.
 
-    Raises RunFailed with the first real error of the first rank that failed, and Interrupted after
-    a signal, with every process gone.
+    SIGTERM and SIGUSR1 are passed on: the workers save and end. SIGINT, or a second signal, ends
+    them at once. Raises RunFailed with the first real error of the first rank that failed, and
+    Interrupted after a signal, with every process gone.
     """
-    previous = {number: signal.signal(number, _interrupt) for number in _SIGNALS}
+    asked = _Asked()
+    previous = {number: signal.signal(number, asked.hear) for number in (signal.SIGINT, *_ASKING)}
     # An earlier attempt's log stays; what is explained below is what this one adds.
     with bundle.files.launcher_log.open("ab") as log:
         log_start = log.tell()
@@ -82,21 +97,69 @@ def run_script(bundle: Bundle, plan: Plan, on_poll: Callable[[], None]) -> None:
         try:
             while process.poll() is None:
                 on_poll()
+                asked.pass_on(process.pid)
                 time.sleep(_POLL_S)
             on_poll()
         finally:
             end_tree(process)
             for number, handler in previous.items():
                 signal.signal(number, handler)
+    if asked.number is not None:
+        outcome = read_outcome(bundle.files)
+        if outcome.get("status") == "stopped":
+            say_stopped(bundle, outcome)
+        if outcome.get("status") != "done":
+            raise Interrupted(asked.number)
     if process.returncode != 0:
         raise RunFailed(explain_failure(bundle.files, plan, process.returncode, log_start))
 
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+def say_stopped(bundle: Bundle, outcome: Mapping[str, Any]) -> None:
+    """How far a run came that was asked to end, and how it goes on."""
+    saved = list_checkpoints(bundle.files.checkpoints)
+    way_on = "nothing was saved"
+    if saved:
+        way_on = f"saved as {saved[0]}; `launch resume {bundle.files.root}` continues"
+    print(f"stopped after {outcome['steps']} steps, {way_on}", file=sys.stderr)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise Interrupted(number)
+_ASKING = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class _Asked:
+    """Remembers that the job was asked to end, and passes it on to the workers."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._passed_at: float | None = None
+        self._heard_at = 0.0
+
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        """The handler; raises Interrupted where the end is to come at once."""
+        if number == signal.SIGINT or self.number is not None:
+            raise Interrupted(number)
+        self.number, self._heard_at = number, time.monotonic()
+
+    def pass_on(self, process: int) -> None:
+        """Ask the workers, again and again while they last; Interrupted when patience ends.
+
+        torchrun is left out: it would give them half a minute and then kill them.
+        """
+        if self.number is None:
+            return
+        now = time.monotonic()
+        if now - self._heard_at > SAVING_PATIENCE_S:
+            raise Interrupted(self.number)
+        if self._passed_at is None:
+            name = signal.Signals(self.number).name
+            print(f"{name}: the job saves and ends; again, and it ends at once", file=sys.stderr)
+        elif now - self._passed_at < _ASK_AGAIN_S:
+            return
+        self._passed_at = now
+        for pid in descendants(process):
+            if WORKER in (words := words_of(pid)) and "torch.distributed.run" not in words:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGUSR1)
 
 
 def _end_with_parent() -> Callable[[], None]:

@@ -46,6 +46,14 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def words_of(pid: int) -> list[str]:
+    """The command line of a process; empty where it has gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return []
+
+
 def _alive(process: subprocess.Popen[bytes], family: list[int]) -> bool:
     process.poll()
     return any(_is_running(pid) for pid in family)

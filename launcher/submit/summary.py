@@ -17,6 +17,15 @@ def write_failure(files: RunFiles, status: str, error: str) -> None:
             files.summary.write_text(json.dumps(document, indent=1) + "\n")
 
 
+def read_outcome(files: RunFiles) -> dict[str, Any]:
+    """How summary.json says that the run ended; empty where there is none."""
+    try:
+        outcome: dict[str, Any] = json.loads(files.summary.read_text())["outcome"]
+    except (OSError, ValueError, KeyError):
+        return {}
+    return outcome
+
+
 def render_summary(files: RunFiles) -> str:
     """Step time, tokens/s, MFU and peak memory per rank, and how the training ended."""
     document: dict[str, Any] = json.loads(files.summary.read_text())
@@ -33,15 +42,17 @@ def render_summary(files: RunFiles) -> str:
         rows.append(_row(f"peak memory rank {rank}", expected, seen, _mib))
     table = [f"{'':22}{'predicted':>14}{'measured':>14}{'difference':>12}", *rows]
     outcome = document["outcome"]
-    table.append(f"\nloss {outcome['loss']:.4f} after {outcome['steps']} steps")
+    loss = "no loss measured" if outcome["loss"] is None else f"loss {outcome['loss']:.4f}"
+    table.append(f"\n{loss} after {outcome['steps']} steps")
     if outcome.get("validation_loss") is not None:
         table[-1] += f", validation loss {outcome['validation_loss']:.4f} nats per token"
     return "\n" + "\n".join(table)
 
 
-def _row(name: str, predicted: float, measured: float, show: Any) -> str:
+def _row(name: str, predicted: float, measured: float | None, show: Any) -> str:
+    seen = "-" if measured is None else show(measured)
     difference = f"{predicted / measured - 1:+.0%}" if measured else "-"
-    return f"{name:22}{show(predicted):>14}{show(measured):>14}{difference:>12}"
+    return f"{name:22}{show(predicted):>14}{seen:>14}{difference:>12}"
 
 
 def _mib(size: float) -> str:

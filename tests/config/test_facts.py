@@ -25,6 +25,10 @@ CONF = ROOT / "conf"
 PUBLISHED = {
     "deepseek_v2": 235_741_434_880,
     "deepseek_v3": 671_026_404_352,  # the routers' 14,848 correction biases are no weights
+    "mixtral_8x7b": 46_702_792_704,
+    "mixtral_8x22b": 140_620_634_112,
+    "qwen3_30b_a3b": 30_532_122_624 - 48 * 2 * 128,  # less the norms of queries and keys
+    "qwen3_235b_a22b": 235_093_634_560 - 94 * 2 * 128,
     "gpt2_124m": 124_439_808,
     "gpt2_1.5b": 1_557_611_200,
     "llama2_7b": 6_738_415_616,

@@ -30,7 +30,8 @@ def test_every_leaf_of_the_schema_is_walked():
     assert len(CLASSES) - len(groups) == count(Run)
     assert groups == {
         "model.rope_scaling", "model.experts", "model.latent", "hardware.gpu",
-        "hardware.gpu.cudnn_attention", "hardware.node", "hardware.network", "data.sources",
+        "hardware.gpu.cudnn_attention", "hardware.gpu.kernels", "hardware.node", "hardware.network",
+        "data.sources",
     }  # fmt: skip
 
 

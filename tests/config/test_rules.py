@@ -100,6 +100,16 @@ EXAMPLES: dict[str, list[Callable[[], Run]]] = {
         lambda: eight(schedule="zb_v"),
         lambda: eight(schedule="dualpipev", vpp=3),
     ],
+    "layers-per-stage-counts-stages": [
+        lambda: make_run(parallelism={"pp": 2, "layers_per_stage": [1, 2, 1]}),
+        lambda: make_run(
+            parallelism={"pp": 2, "vpp": 2, "schedule": "interleaved_1f1b",
+                         "layers_per_stage": [2, 2]}
+        ),
+    ],
+    "layers-per-stage-adds-up": [
+        lambda: make_run(parallelism={"pp": 2, "layers_per_stage": [1, 2]})
+    ],
     "chunks-at-most-layers": [lambda: eight(pp=2, vpp=3, schedule="interleaved_1f1b")],
     "microbatches-suit-schedule": [
         lambda: make_run(

@@ -111,6 +111,45 @@ def test_total_is_the_sum_and_the_fit_leaves_a_margin():
     assert not build_plan(small).memory.fits
 
 
+def test_the_copy_of_a_checkpoint_is_host_memory():
+    saving = {"every_steps": 10}
+    on_gpus = {"hardware": h100(1), "parallelism": {"dp": 8}}
+    without, with_it = (
+        build_plan(make_run(**on_gpus, checkpoint=policy)).memory for policy in ({}, saving)
+    )
+    parameters = build_plan(make_run()).parameters
+    # 12 bytes per parameter, shared by the 8 replicas of one node.
+    added = with_it.host_bytes_per_node - without.host_bytes_per_node
+    assert added == pytest.approx(12 * parameters, rel=1e-3)
+    assert with_it.peak_bytes == without.peak_bytes
+    on_cpu = [build_plan(make_run(checkpoint=policy)).memory for policy in ({}, saving)]
+    assert on_cpu[1].peak_bytes - on_cpu[0].peak_bytes == 12 * parameters
+
+
+def test_offloaded_optimizer_state_moves_into_the_nodes_memory():
+    def plan(offload):
+        run = make_run(model=GPT2_124M, hardware=h100(1), precision=BF16,
+                       parallelism={"tp": 1, "pp": 1, "dp": 8, "offload": offload})  # fmt: skip
+        return build_plan(run)
+
+    here, there, all_of_it = plan("none"), plan("optimizer"), plan("parameters")
+    assert there.memory.per_stage[0].optimizer_bytes == 0
+    moved = there.memory.host_bytes_per_node - here.memory.host_bytes_per_node
+    assert moved == pytest.approx(SIZE * (12 + 4), rel=1e-3)  # of 8 ranks, an eighth each
+    weights = [one.memory.per_stage[0].parameters_bytes for one in (there, all_of_it)]
+    assert weights[1] < weights[0] == 2 * SIZE
+    assert there.time.optimizer_s > here.time.optimizer_s
+
+
+def test_of_every_second_block_only_inputs_are_kept():
+    def activations(recompute, every=1):
+        (memory,) = stage_memory(parallelism={"recompute": recompute, "recompute_every": every})
+        return memory.activations_bytes
+
+    most, least = activations("none"), activations("full")
+    assert activations("full", 2) == pytest.approx((most + least) / 2, rel=1e-3)
+
+
 def test_masks_of_packed_documents_are_counted_once_per_microbatch_in_flight():
     """Two bytes for every pair of tokens; one mask serves all blocks."""
     train = {"micro_batch_size": 2, "num_microbatches": 4, "sequence_length": 1024}

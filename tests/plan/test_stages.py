@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.config.schema import Model
+from launcher.plan.build import build_plan
 from launcher.plan.costs import count_parameters
+from launcher.plan.shrink import shrink_run
 from launcher.plan.stages import count_stage_parameters, split_layers, split_stages
-from tests.factory import GPT2_124M, LLAMA3_70B
+from tests.factory import GPT2_124M, LLAMA3_70B, TINY, make_run
 
 
 def costs(block=1.0, embedding=0.0, head=0.0):
@@ -84,3 +86,19 @@ def test_parameters_of_a_rank_hold_its_share_of_matrices_and_all_norms():
     share = count_stage_parameters(model, 10, False, False, tp=8)
     norms = 10 * 2 * 8192
     assert share == (whole - norms) // 8 + norms
+
+
+def test_a_split_by_hand_is_taken_as_it_is() -> None:
+    made = build_plan(make_run(parallelism={"pp": 2, "layers_per_stage": [1, 3]}))
+    assert [(s.first_layer, s.end_layer) for s in made.stages] == [(0, 1), (1, 4)]
+    chunked = {"pp": 2, "vpp": 2, "schedule": "zb_v", "layers_per_stage": [2, 1, 1, 3]}
+    made = build_plan(make_run(model=TINY | {"num_layers": 7}, parallelism=chunked))
+    assert [s.chunks for s in made.stages] == [((0, 2), (4, 7)), ((2, 3), (3, 4))]
+
+
+def test_a_split_by_hand_stays_uneven_when_it_is_made_small() -> None:
+    degrees = {"pp": 2, "layers_per_stage": [14, 16]}
+    made = build_plan(make_run(model=TINY | {"num_layers": 30}, parallelism=degrees))
+    small = build_plan(shrink_run(made.run, made.layout))
+    assert [stage.num_layers for stage in small.stages] == [1, 2]
+    assert small.run.model.num_layers == 3

@@ -194,10 +194,10 @@ def reference(case: Case) -> Reference:
     return train_reference(run, layout, [make_microbatches(run, layout, s) for s in range(STEPS)])
 
 
-def measure(case: Case) -> Gap:
+def measure(case: Case, **overrides: Any) -> Gap:
     """The gap of a case, seen from this rank."""
     with contextlib.redirect_stdout(io.StringIO()):
-        worker = build_worker(case)
+        worker = build_worker(case, **overrides)
     oracle = _shared_reference(case)
     gap = Gap()
     for step in range(STEPS):

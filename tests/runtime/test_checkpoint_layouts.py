@@ -11,7 +11,10 @@ import pytest
 
 from launcher.checkpoint.boxes import whole
 from launcher.checkpoint.reader import Checkpoint, list_checkpoints, verify
+from launcher.plan.costs import count_parameters
+from tests.factory import make_run
 from tests.runtime.checkpoints import Job, Trained, case, work_all
+from tests.runtime.parity import MODELS as PARITY_MODELS
 from tests.runtime.parity import Case
 from tests.runtime.spawn import run_ranks
 
@@ -19,6 +22,7 @@ SCALARS = 1e-6
 """Relative, in float32: rounding of another order of summation."""
 
 HOME = {"tp": 2, "pp": 2, "dp": 2, "zero": 1}
+HOME_IN_BF16 = {"tp": 2, "dp": 2, "zero": 1}
 OTHERS: dict[str, dict[str, Any]] = {
     "tp4": {"tp": 4, "zero": 1, "model": "one_kv_head"},
     "pp4": {"pp": 4, "zero": 1},
@@ -27,6 +31,10 @@ OTHERS: dict[str, dict[str, Any]] = {
     "zero2": {"dp": 4, "zero": 2},
     "zero3": {"dp": 4, "zero": 3},
     "tp2_zero3": {"tp": 2, "dp": 2, "zero": 3, "model": "one_kv_head"},
+    "fsdp2": {"dp": 4, "zero": 3, "engine": "fsdp2"},
+    "fsdp2_pipeline": {
+        "tp": 2, "pp": 2, "dp": 2, "zero": 3, "engine": "fsdp2", "model": "one_kv_head",
+    },
     "one": {"zero": 0, "model": "one_kv_head"},
     "one_zero1": {"zero": 1},
     "interleaved": {
@@ -34,8 +42,8 @@ OTHERS: dict[str, dict[str, Any]] = {
     },
     "v_shaped": {"pp": 2, "vpp": 2, "zero": 0, "schedule": "zb_v"},
 }  # fmt: skip
-AND_BACK = ("tp4", "pp4", "zero2", "zero3", "one", "interleaved", "v_shaped")
-IN_BF16 = ("zero2", "zero3", "v_shaped")
+AND_BACK = ("tp4", "pp4", "zero2", "zero3", "fsdp2", "one", "interleaved", "v_shaped")
+IN_BF16 = ("zero2", "zero3", "fsdp2", "v_shaped")
 MODELS = ("tied", "one_kv_head")
 """A tied table with padding and biases; kv heads that tp ranks share, and gates."""
 
@@ -66,8 +74,10 @@ def story(root: Path, precision: str) -> dict[Any, list[Trained]]:
     models = MODELS if precision == "fp32" else MODELS[:1]
     others = OTHERS if precision == "fp32" else IN_BF16
 
+    home = HOME if precision == "fp32" else HOME_IN_BF16
+
     def at(place: str, model: str) -> Case:
-        layout = HOME if place == "home" else OTHERS[place]
+        layout = home if place == "home" else OTHERS[place]
         return case(**{**layout, "model": model, "precision": precision})
 
     def folder(*words: str) -> str:
@@ -143,6 +153,7 @@ def test_every_byte_is_written_once_and_the_writing_is_spread(root):
             for piece in record.pieces
         )
         assert held == written
+        assert 4 * held == 12 * count_parameters(make_run(model=PARITY_MODELS["tied"]).model)
         sizes = [file.size for file in manifest.files.values()]
         assert len(sizes) == num_files
         if place != "tied":  # its stages are of different size

@@ -110,3 +110,11 @@ def test_validation_is_shown_where_it_was_measured():
 
 def test_the_tail_takes_any_path(tmp_path):
     assert MetricsTail(Path(tmp_path / "a\nb")).new_entries() == []
+
+
+def test_a_checkpoint_that_was_not_written_is_said():
+    stream = io.StringIO()
+    Progress(100, stream).update([{"step": 9, "checkpoint_error": "No space left on device"}])
+    assert stream.getvalue() == (
+        "the checkpoint after step 10 was not written: No space left on device; training goes on\n"
+    )

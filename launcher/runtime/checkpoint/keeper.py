@@ -36,17 +36,12 @@ class Keeper:
         self._last_error: str | None = None
         self._is_rank_0 = saver.is_rank_0
 
-    @property
-    def is_on(self) -> bool:
-        """Whether the run saves by itself: on demand it always does."""
-        return self._policy.every_steps is not None or self._policy.every_minutes is not None
-
     def after_step(self, progress: Progress, is_last: bool) -> bool:
         """Save if it is time to; whether the run is asked to end here."""
         wish = self._control.agree(is_last)
         every = self._policy.every_steps
         due = every is not None and progress.step % every == 0
-        if wish.save or (self.is_on and (due or is_last or wish.stop)):
+        if wish.save or (self._policy.is_on and (due or is_last or wish.stop)):
             self._save(progress)
         self._report()
         return wish.stop and not is_last
@@ -100,6 +95,8 @@ def build_keeper(
     control.listen()
     target = Target(files=files, run=run, layout=layout, engine=trainer.engine)
     saver = Saver(target, board, Arena(groups.device), start)
+    if run.checkpoint.is_on:
+        saver.prepare()
     return Keeper(run.checkpoint, saver, control, start, layout.sequence_length, note)
 
 

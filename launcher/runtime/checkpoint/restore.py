@@ -44,7 +44,7 @@ def restore(engine: Engine, files: RunFiles, board: Board) -> Start:
     (candidates,) = board.wait(["candidates"], PATIENCE_S)
     refused: list[Refusal] = []
     for name in candidates:
-        reason = _verdict(files.checkpoints / name, board)
+        reason = common_verdict(files.checkpoints / name, board)
         if reason is None:
             return _continue_from(name, refused, engine, files, board)
         refused.append(Refusal(name=name, reason=reason))
@@ -57,7 +57,7 @@ def restore(engine: Engine, files: RunFiles, board: Board) -> Start:
     return Start()
 
 
-def _verdict(folder: Path, board: Board) -> str | None:
+def common_verdict(folder: Path, board: Board) -> str | None:
     """Whether all ranks together find a checkpoint whole: each reads its share of the files."""
     reason = None
     try:

@@ -17,6 +17,7 @@ from launcher.checkpoint.boxes import Box
 from launcher.checkpoint.files import write_file
 from launcher.checkpoint.manifest import FileRecord, Manifest, Piece, TensorRecord
 from launcher.checkpoint.publish import prune, publish, temporary_folder
+from launcher.checkpoint.reader import is_whole
 from launcher.config.schema import Run
 from launcher.plan.records import Layout
 from launcher.plan.run_files import RunFiles
@@ -79,6 +80,11 @@ class Saver:
     def is_rank_0(self) -> bool:
         """Whether this rank publishes and reports."""
         return self._board.rank == 0
+
+    def prepare(self) -> None:
+        """Take the memory of the copy now, so that the first save does not wait for it."""
+        parts = parts_to_save(self._target.engine.state())
+        self._arena.reserve(sum(part.values.numel() for part in parts))
 
     def save(self, progress: Progress, consumed_tokens: int) -> None:
         """Copy the state and begin to write it; waits for the save before.
@@ -168,6 +174,7 @@ class Saver:
             self._fault("all-files")
             number = self._number + 1
             manifest = self._manifest(job, number, messages)
+            _require_whole(manifest)
             kept = self._target.run.checkpoint
             permanent = kept.keep_every is not None and number % kept.keep_every == 0
             path = publish(folder, manifest, permanent, self._fault)
@@ -221,6 +228,13 @@ class _Job:
     """Unique among all saves of the run."""
     started: float
     stall_s: float
+
+
+def _require_whole(manifest: Manifest) -> None:
+    """An engine that leaves out or doubles a piece is found before the checkpoint is needed."""
+    for name, record in manifest.tensors.items():
+        if not is_whole(record):
+            raise ValueError(f"the pieces of {name} do not make up the whole tensor")
 
 
 def _outcome(job: _Job, result: dict[str, Any]) -> Outcome:

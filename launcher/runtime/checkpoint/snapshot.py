@@ -42,6 +42,13 @@ class Arena:
         self._device = device
         self._memory = torch.empty(0)
 
+    def reserve(self, size: int) -> None:
+        """Have room for so many float32 values, in memory that is really there."""
+        if self._memory.numel() < size:
+            self._memory = torch.empty(0)  # let go of the old memory first
+            pinned = self._device.type == "cuda"
+            self._memory = torch.empty(size, pin_memory=pinned).zero_()
+
     def copy(self, parts: Sequence[Part]) -> memoryview:
         """All values one after the other, as they will lie in the file.
 
@@ -49,9 +56,7 @@ class Arena:
         until the next copy.
         """
         size = sum(part.values.numel() for part in parts)
-        if self._memory.numel() < size:
-            self._memory = torch.empty(0)  # let go of the old memory first
-            self._memory = torch.empty(size, pin_memory=self._device.type == "cuda")
+        self.reserve(size)
         position = 0
         for part in parts:
             count = part.values.numel()

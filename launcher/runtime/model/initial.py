@@ -24,16 +24,22 @@ def materialise(
     seed: int,
     tp: Axis,
     device: torch.device,
+    below: str = "",
 ) -> None:
     """Replace every parameter on the meta device by this rank's shard with its initial values.
 
     `specs` tells by local name which parameter it is. Parameters become real one at a time;
     a parameter that two modules share stays shared. Each gets the marks `shard`,
     `model_parallel` and `ds_pipe_replicated` (both of the latter are read by DeepSpeed's norm).
+    `below` is the path of a part, with a dot at its end; others then stay as they are.
     """
     made: dict[int, nn.Parameter] = {}
     for path, child in module.named_modules():
+        if not f"{path}.".startswith(below):
+            continue
         for key, meta in list(child.named_parameters(recurse=False)):
+            if not meta.is_meta:
+                continue
             if id(meta) not in made:
                 spec = specs[f"{path}.{key}"]
                 made[id(meta)] = _build_parameter(spec, model, seed, tp, device, meta.dtype)

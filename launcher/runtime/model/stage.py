@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +30,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def build_stage(
     run: Run, layout: Layout, stage: Stage, groups: Groups, splits_backward: bool = False
 ) -> StageModule:
-    """The module of one rank, with its initial weights, on the rank's device."""
+    """The module of one rank, with its initial weights, on the rank's device.
+
+    Under FSDP2 the weights stay on the meta device until the engine calls `module.fill`.
+    """
     model, dtype = run.model, DTYPES[run.precision.compute]
     # 1. Plain modules on the meta device: names and full shapes, no memory.
     tables = AttentionTables(model, layout.sequence_length, groups.device, dtype)
@@ -40,10 +45,9 @@ def build_stage(
         sequence_parallel=layout.sequence_parallel, overlaps=layout.overlap_tp,
     )  # fmt: skip
     # 3. Every parameter becomes real, one at a time, only this rank's shard.
-    materialise(module, specs, model, run.train.seed, groups.tp, groups.device)
-    _mark_tied_copy(module)
-    if layout.sequence_parallel:
-        mark_partial_gradients(module.parameters())
+    module.fill = partial(_fill, module, specs, run, layout, groups)
+    if layout.engine != "fsdp2":
+        module.fill("")
     # 4. What does not change the numbers.
     module.dropout = _build_dropout(run, layout, groups)
     apply_recompute(module, layout.recompute)
@@ -82,6 +86,8 @@ class StageModule(nn.Module):
         self.sliding_window, self.dtype = model.sliding_window, dtype
         self.weight_queue: WeightQueue | None = None
         """Where weight gradients wait; None: they never do."""
+        self.fill: Callable[[str], None]
+        """Makes the parameters below a path (with a dot at its end) real, with initial values."""
         self.dropout: Dropout | None = None
         """None: the model has no dropout anywhere."""
         if self.is_first:
@@ -148,10 +154,26 @@ def _specs_by_local_name(model: Model) -> dict[str, ParameterSpec]:
     return specs
 
 
+def _fill(
+    module: StageModule,
+    specs: dict[str, ParameterSpec],
+    run: Run,
+    layout: Layout,
+    groups: Groups,
+    below: str,
+) -> None:
+    materialise(module, specs, run.model, run.train.seed, groups.tp, groups.device, below)
+    _mark_tied_copy(module)
+    if layout.sequence_parallel:
+        mark_partial_gradients(p for p in module.parameters() if hasattr(p, "shard"))
+
+
 def _mark_tied_copy(module: StageModule) -> None:
     """The last stage's copy of a tied table belongs to the first stage."""
     if not module.is_first and tied_parameter(module) is not None:
         weight = module.head.weight
+        if not hasattr(weight, "shard"):
+            return  # not filled yet, or cut already
         weight.ds_pipe_replicated = True  # type: ignore[attr-defined]
         weight.shard = replace(weight.shard, owner=False)  # type: ignore[attr-defined]
 

@@ -7,6 +7,8 @@ export OMP_NUM_THREADS=1
 export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 # keeps the allocator's reserve close to what is used
 export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
+# USR1 asks the workers to save and end. They answer it; torchrun, which would die of it, must not.
+trap '' USR1
 exec python3 -m torch.distributed.run \
     --nnodes=1 \
     --nproc-per-node=8 \

@@ -10,6 +10,8 @@ export TORCH_NCCL_ASYNC_ERROR_HANDLING=1
 export PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 # collectives and matrix products start in the order of their submission
 export CUDA_DEVICE_MAX_CONNECTIONS=1
+# USR1 asks the workers to save and end. They answer it; torchrun, which would die of it, must not.
+trap '' USR1
 exec python3 -m torch.distributed.run \
     --nnodes=64 \
     --nproc-per-node=8 \

@@ -7,6 +7,8 @@ export OMP_NUM_THREADS=1
 export DS_ACCELERATOR=cpu
 # all ranks are on this machine, whatever its network name resolves to
 export GLOO_SOCKET_IFNAME=lo
+# USR1 asks the workers to save and end. They answer it; torchrun, which would die of it, must not.
+trap '' USR1
 exec python3 -m torch.distributed.run \
     --nnodes=1 \
     --nproc-per-node=4 \

@@ -1,0 +1,70 @@
+"""A finished run as a row of a table of measured runs, and such a row as the run that it was."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from launcher.config.schema import Run
+from launcher.plan.backtest_rows import COLUMNS
+from launcher.plan.records import Plan
+
+SOURCE = "own runs"
+"""Of every row that a finished run appends."""
+
+RUN_COLUMN = "run_json"
+"""Beside the common columns: the whole run with its hardware, so that the row needs no defaults."""
+
+OWN_COLUMNS = (*COLUMNS, RUN_COLUMN)
+
+
+def own_row(plan: Plan, measured: Mapping[str, Any], name: str) -> dict[str, str]:
+    """The columns of `launch backtest`, from a plan and what its run measured (summary.json)."""
+    run, layout = plan.run, plan.layout
+    model, device = run.model, run.hardware.gpu
+    cells: dict[str, Any] = {
+        "id": name, "source": SOURCE, "model": model.name, "params_b": plan.parameters / 1e9,
+        "layers": model.num_layers, "hidden": model.hidden_size, "heads": model.num_heads,
+        "kv_heads": model.kv_heads, "ffn": model.ffn_hidden_size, "vocab": model.vocab_size,
+        "seq": layout.sequence_length, "gpu": device.name if device else run.hardware.device,
+        "gpus": layout.world_size, "gpus_per_node": layout.gpus_per_node, "tp": layout.tp,
+        "pp": layout.pp, "vpp": layout.vpp, "cp": layout.cp, "ep": layout.ep, "dp": layout.dp,
+        "zero_or_fsdp": f"{layout.engine}(zero{layout.zero_stage})",
+        "sp": "yes" if layout.sequence_parallel else "no",
+        "micro_batch": layout.micro_batch_size, "global_batch": layout.global_batch_size,
+        "recompute": layout.recompute, "precision": run.precision.compute,
+        "step_time_s": measured["step_s"], "mem_gib": max(measured["peak_bytes"]) / 2**30,
+        "notes": f"[TM] schedule {layout.schedule}",
+        RUN_COLUMN: json.dumps(run.model_dump(mode="json"), separators=(",", ":")),
+    }  # fmt: skip
+    return {column: str(cells.get(column, "")) for column in OWN_COLUMNS}
+
+
+def header_line() -> str:
+    """The first line of such a table."""
+    return _line(OWN_COLUMNS)
+
+
+def row_line(row: Mapping[str, str]) -> str:
+    """A row, ready to be appended."""
+    return _line([row[column] for column in OWN_COLUMNS])
+
+
+def _line(cells: Any) -> str:
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerow(cells)
+    return stream.getvalue()
+
+
+def read_own_run(row: Mapping[str, str | None]) -> Run | None:
+    """The run of a row that carries one; None where it carries none, or one of another version."""
+    text = row.get(RUN_COLUMN)
+    if not text:
+        return None
+    try:
+        return Run.model_validate_json(text)
+    except ValueError:
+        return None

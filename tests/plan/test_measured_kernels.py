@@ -1,0 +1,76 @@
+"""A measured table overrides the model where it has values, and is refused where it is broken."""
+
+import pytest
+
+from launcher.config.kernel_table import COLUMNS, with_kernels
+from launcher.config.schema import Gpu
+from launcher.plan.kernels import Gemm, attention_s, elementwise_s, gemm_s
+from tests.factory import h100
+
+PLAIN = Gpu.model_validate(h100(1)["gpu"] | {"multiprocessors": 132})
+
+
+def gpu(*rows):
+    names = ("kind", "type", "m", "n", "k", "seconds")
+    kernels = [dict(zip(names, row, strict=True)) for row in rows]
+    return Gpu.model_validate(h100(1)["gpu"] | {"multiprocessors": 132, "kernels": kernels})
+
+
+def test_a_measured_product_takes_its_measured_time():
+    measured = gpu(("matmul", "bf16", 4096, 4096, 4096, 0.5))
+    assert gemm_s(Gemm(m=4096, n=4096, k=4096), "bf16", measured) == pytest.approx(0.5)
+
+
+def test_sizes_between_are_corrected_as_their_neighbours_are():
+    size, other = Gemm(m=4096, n=4096, k=4096), Gemm(m=8192, n=4096, k=4096)
+    twice = 2 * gemm_s(size, "bf16", PLAIN)
+    measured = gpu(("matmul", "bf16", 4096, 4096, 4096, twice))
+    assert gemm_s(other, "bf16", measured) == pytest.approx(2 * gemm_s(other, "bf16", PLAIN))
+
+
+def test_other_types_and_kinds_stay_as_modelled():
+    measured = gpu(("matmul", "bf16", 4096, 4096, 4096, 0.5))
+    size = Gemm(m=4096, n=4096, k=4096)
+    assert gemm_s(size, "fp32", measured) == gemm_s(size, "fp32", PLAIN)
+    assert elementwise_s(1e9, 1, measured) == elementwise_s(1e9, 1, PLAIN)
+
+
+def test_attention_and_memory_are_corrected_too():
+    measured = gpu(("memory", "fp32", 2**26, 1, 1, 1.0), ("attention", "bf16", 4096, 8, 128, 1.0))
+    assert elementwise_s(float(2**26), 1, measured) == pytest.approx(1.0)
+    flops = 4.0 * 4096 * 2048 * 8 * 128
+    one = attention_s(flops, 2048, 128, "flash", "bf16", "forward", measured)
+    assert one == pytest.approx(1.0)
+    back = attention_s(flops, 2048, 128, "flash", "bf16", "backward", measured)
+    assert back > one
+
+
+HEADER = ",".join(COLUMNS)
+
+
+def table(tmp_path, *lines, header=HEADER):
+    path = tmp_path / "kernels.csv"
+    path.write_text("\n".join((header, *lines)) + "\n")
+    return {"hardware": {"kernels": str(path), "gpu": {"peak_flops": {"fp32": 5e10}}}}
+
+
+def test_processes_that_share_a_core_take_as_much_longer(tmp_path):
+    values, findings = with_kernels(table(tmp_path, "cpu,1e11,matmul,fp32,8,8,8,0.25"))
+    assert not findings
+    (row,) = values["hardware"]["gpu"]["kernels"]
+    assert row == {"kind": "matmul", "type": "fp32", "m": 8, "n": 8, "k": 8, "seconds": 0.5}
+
+
+@pytest.mark.parametrize(
+    "line", ["cpu,1,matmul,fp32,8,8,0,1", "cpu,1,matmul,fp32,8,8,8,-1", "cpu,1,magic,fp32,8,8,8,1",
+             "cpu,1,matmul,fp32,8,8,8,nan", "cpu,1,matmul,fp32,eight,8,8,1", ""],
+)  # fmt: skip
+def test_a_broken_table_is_refused_with_its_reason(tmp_path, line):
+    _, (finding,) = with_kernels(table(tmp_path, line))
+    assert finding.rule == "kernel-table-readable"
+    assert finding.field == "hardware.kernels"
+
+
+def test_a_table_without_its_columns_is_refused(tmp_path):
+    _, (finding,) = with_kernels(table(tmp_path, header="a,b"))
+    assert "no column device" in finding.reason
