@@ -21,7 +21,7 @@ def data_content(data: Data) -> dict[str, str]:
     Of a store its own checksums; of other files size, beginning and end. Paths that cannot be read
     here are left out.
     """
-    places = [(source.kind, source.path) for source in data.sources]
+    places: list[tuple[str, str]] = [(source.kind, source.path) for source in data.sources]
     if data.path is not None:
         places.append((data.kind, data.path))
     found = {path: _digest(kind, path) for kind, path in places}
