@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher import __version__, commands, run_commands, table_commands
+from launcher import __version__, commands, run_commands, search_commands, table_commands
 from launcher.config.spelling import closest, did_you_mean
 from launcher.errors import (
     EXIT_DONE,
@@ -25,6 +25,7 @@ _USAGE = """launch [VERB] [FLAGS] [OVERRIDES]
 verbs
   run      check, plan, write the run directory, start the job and follow it (default)
   plan     check and predict only
+  search   the best layouts for this model on this hardware, by prediction
   verify   train a shrunk model in the same layout on CPU processes and in one process; compare
   convert SRC DST   weights to and from Hugging Face safetensors
   resume RUN        continue a run, with other values where overrides say so
@@ -60,6 +61,7 @@ _CONFIG = frozenset({"config_dir", "cfg", "package", "resolve"})
 _VERBS = {
     "run": Verb(action=commands.run, flags=_CONFIG | {"dry_run", "run_dir", "multirun"}),
     "plan": Verb(action=commands.plan, flags=_CONFIG | {"json", "multirun", "html", "trace"}),
+    "search": Verb(action=search_commands.search, flags=_CONFIG | {"json"}),
     "verify": Verb(action=commands.verify, flags=_CONFIG | {"json", "run_dir"}),
     "convert": Verb(
         action=commands.convert,

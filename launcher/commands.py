@@ -192,16 +192,23 @@ def _plan_job(overrides: Sequence[str], request: Request) -> Plan:
     from launcher.plan.build import build_plan
 
     loaded = load_run(overrides, request.config_dirs)
-    if loaded.run.train.init_from is None:
-        answer = build_plan(loaded.run)
-        return replace(answer, decisions=(*loaded.decisions, *answer.decisions))
+    run, chosen = loaded.run, loaded.decisions
+    if run.parallelism.name == "auto":
+        from launcher.plan.search_advice import best_run
+        from launcher.plan.search_auto import fixed_keys
+
+        run, found = best_run(run, fixed_keys(overrides, run))
+        chosen += found
+    if run.train.init_from is None:
+        answer = build_plan(run)
+        return replace(answer, decisions=(*chosen, *answer.decisions))
     from launcher.convert.init_from import settle_init_from  # numpy, so only where it is needed
 
-    settled = settle_init_from(loaded.run)
+    settled = settle_init_from(run)
     answer = build_plan(settled.run)
     return replace(
         answer,
-        decisions=(*loaded.decisions, *settled.decisions, *answer.decisions),
+        decisions=(*chosen, *settled.decisions, *answer.decisions),
         warnings=(*answer.warnings, *settled.warnings),
     )
 

@@ -33,6 +33,7 @@ def _resume(files: RunFiles, request: Request) -> int:
         is_finished,
         read_frozen_run,
         record_text,
+        replaced_data,
         saved_run,
         say_start,
     )
@@ -55,6 +56,7 @@ def _resume(files: RunFiles, request: Request) -> int:
     changes = find_changes(saved_run(files, start) or frozen, plan.run)
     if findings := refuse_changes(changes):
         raise ConfigError(findings)
+    changes += replaced_data(files, start, plan.run)
     require_fit(plan)
     say_start(start, changes, sys.stderr)
     print_plan(plan, sys.stderr if request.dry_run else sys.stdout)

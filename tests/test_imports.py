@@ -45,7 +45,15 @@ MAY_IMPORT = {
         "submit",
     },
     "table_commands": {"commands", "errors", "config", "plan", "submit"},
-    "cli": {"errors", "config", "commands", "run_commands", "table_commands"},
+    "search_commands": {"commands", "errors", "config", "plan"},
+    "cli": {
+        "errors",
+        "config",
+        "commands",
+        "run_commands",
+        "search_commands",
+        "table_commands",
+    },
     "__main__": {"cli"},
     "__init__": set(),
 }

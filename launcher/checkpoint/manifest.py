@@ -72,6 +72,8 @@ class Manifest:
     """Resolved configuration of the run."""
     layout: Mapping[str, Any] = field(default_factory=dict)
     """Layout that wrote it, for people; readers do not need it."""
+    data: Mapping[str, str] = field(default_factory=dict)
+    """Digest by path of the data that was read; empty where nobody recorded it."""
 
     @property
     def total_bytes(self) -> int:
@@ -133,6 +135,7 @@ def _document(manifest: Manifest) -> dict[str, Any]:
         "seed": manifest.seed,
         "run": dict(manifest.run),
         "layout": dict(manifest.layout),
+        "data": dict(manifest.data),
         "files": [
             {
                 "name": name,
@@ -172,6 +175,7 @@ def _records(document: dict[str, Any]) -> Manifest:
         **{key: document[key] for key in scalars},
         run=document["run"],
         layout=document["layout"],
+        data=document.get("data", {}),
         files={
             str(entry["name"]): FileRecord(size=int(entry["size"]), checksum=str(entry["checksum"]))
             for entry in document["files"]

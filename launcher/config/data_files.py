@@ -47,6 +47,28 @@ def check_data_files(run: Run) -> list[Finding]:
     return findings + _tokenizers_differ(stores)
 
 
+def with_absolute_paths(run: Run) -> Run:
+    """The run with paths of data that mean the same in every directory.
+
+    It is started and continued from others than the one in which the paths were typed. What only
+    another machine has stays as typed.
+    """
+    is_local = run.hardware.name == "local"
+    found = {
+        place.field: os.path.abspath(os.path.expanduser(place.path))
+        for place in _places(run)
+        if is_local or _exists(place)
+    }
+    data = run.data
+    sources = tuple(
+        source.model_copy(update={"path": found.get(f"data.sources.{number}.path", source.path)})
+        for number, source in enumerate(data.sources)
+    )
+    path = found.get("data.path", data.path)
+    closed = data.model_copy(update={"path": path, "sources": sources})
+    return run.model_copy(update={"data": closed})
+
+
 def unreadable(field: str, path: str | None, reason: str) -> Finding:
     """The finding on a path that does not hold what it should."""
     return Finding(field=field, value=path, rule="data-readable", reason=reason)
@@ -94,7 +116,8 @@ def _places(run: Run) -> Iterator[_Place]:
 
 
 def _exists(place: _Place) -> bool:
+    path = os.path.expanduser(place.path)
     if place.kind == "megatron":
-        prefix = megatron_prefix(place.path)
+        prefix = megatron_prefix(path)
         return os.path.exists(prefix + ".idx") or os.path.exists(prefix + ".bin")
-    return os.path.exists(place.path)
+    return os.path.exists(path)

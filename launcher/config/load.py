@@ -11,7 +11,7 @@ from typing import Any
 from launcher.config.amend import amend_values
 from launcher.config.choose_model import choose_model
 from launcher.config.compose import compose_run
-from launcher.config.data_files import check_data_files
+from launcher.config.data_files import check_data_files, with_absolute_paths
 from launcher.config.kernel_table import with_kernels
 from launcher.config.local_hardware import LocalMachine, cpu_facts, detect_machine, gpu_option
 from launcher.config.partial import check_partial
@@ -108,6 +108,7 @@ def _judge(
     values, unread_kernels = with_kernels(values)
     unreadable += unread_kernels
     run, refused = validate_run(values, written)
+    run = with_absolute_paths(run) if run is not None else None
     found = [*findings, *unreadable, *refused]
     if run is not None and not unknown_groups:
         found += check_run(run) or check_data_files(run)

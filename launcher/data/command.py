@@ -28,11 +28,11 @@ def main(words: Sequence[str]) -> int:
     gc.enable()  # a quick start does without; this may take hours
     parser = _parser()
     parsed = parser.parse_intermixed_args(list(words))
-    if parsed.verify:
-        return _verify(parsed)
-    if not parsed.inputs or parsed.output is None:
+    if not parsed.inputs or (parsed.output is None and not parsed.verify):
         name = "INPUT" if not parsed.inputs else "--output"
         parser.error(f"the following arguments are required: {name}")
+    if parsed.verify:
+        return _verify(parsed)
     job = Job(
         inputs=tuple(parsed.inputs),
         output=Path(parsed.output),
@@ -104,16 +104,20 @@ def _document(outcome: Outcome) -> dict[str, Any]:
 
 def _verify(parsed: argparse.Namespace) -> int:
     """Read every byte of finished stores and compare checksums."""
-    code = EXIT_DONE
+    verdicts: dict[str, str | None] = {}
     for store in parsed.inputs:
         try:
             wrong = damaged_files(Path(store))
-            verdict = f"damaged: {', '.join(wrong)}" if wrong else "whole"
+            verdicts[store] = f"damaged: {', '.join(wrong)}" if wrong else None
         except Unreadable as error:
-            wrong, verdict = ["?"], str(error)
-        code = EXIT_RUN_FAILED if wrong else code
-        print(f"{store}: {verdict}")
-    return code
+            verdicts[store] = str(error)
+    if parsed.json:
+        stores = [{"store": store, "reason": reason} for store, reason in verdicts.items()]
+        print(json.dumps({"stores": stores}, indent=1))
+    else:
+        for store, reason in verdicts.items():
+            print(f"{store}: {reason or 'whole'}")
+    return EXIT_RUN_FAILED if any(verdicts.values()) else EXIT_DONE
 
 
 class _Meter:

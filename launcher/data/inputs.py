@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from launcher.errors import ConfigError, Finding
 
@@ -61,6 +61,7 @@ def find_inputs(given: Sequence[str], kind: Kind | None = None) -> Inputs:
                 found = [InputFile(path, kind or kind_of(path) or "text")]
             for file in found:
                 files.setdefault(file.path.absolute(), file)
+    findings += [_unusable(path, reason) for path in files if (reason := _why_not(path))]
     if not findings and not files:
         findings.append(_nothing(skipped))
     if findings:
@@ -85,15 +86,21 @@ def _globbed(pattern: str) -> list[Path]:
 def _in_folder(folder: Path, kind: Kind | None, skipped: list[Path]) -> Iterator[InputFile]:
     """Every file below a folder; of a saved data set only what its state.json names."""
     if (folder / _SAVED_SPLITS).is_file():
-        splits = _read_json(folder / _SAVED_SPLITS).get("splits", [])
-        for split in splits:
+        for split in _read_list(folder / _SAVED_SPLITS, "splits"):
             yield from _in_folder(folder / str(split), kind, skipped)
         return
     if (folder / _SAVED).is_file():
-        for entry in _read_json(folder / _SAVED).get("_data_files", []):
-            yield InputFile(folder / str(entry["filename"]), "arrow")
+        for entry in _read_list(folder / _SAVED, "_data_files"):
+            name = entry.get("filename") if isinstance(entry, dict) else None
+            if not isinstance(name, str):
+                raise ConfigError([_no_data_set(folder / _SAVED, "its files have no names")])
+            yield InputFile(folder / name, "arrow")
         return
-    for path in sorted(folder.iterdir()):
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise ConfigError([_unusable(folder, error.strerror or str(error))]) from None
+    for path in paths:
         if path.name.startswith("."):
             continue
         if path.is_dir():
@@ -104,18 +111,33 @@ def _in_folder(folder: Path, kind: Kind | None, skipped: list[Path]) -> Iterator
             skipped.append(path)
 
 
-def _read_json(path: Path) -> dict:  # type: ignore[type-arg]
+def _read_list(path: Path, key: str) -> list[Any]:
+    """A list in a file that datasets.save_to_disk wrote."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(document, dict):
-            return document
-        reason = "it is no object"
     except (OSError, ValueError) as error:
-        reason = str(error)
-    finding = Finding(
-        field="INPUT", value=str(path), rule="input-readable", reason=f"not a data set: {reason}"
-    )
-    raise ConfigError([finding])
+        raise ConfigError([_no_data_set(path, str(error))]) from None
+    found = document.get(key) if isinstance(document, dict) else None
+    if not isinstance(found, list):
+        raise ConfigError([_no_data_set(path, f"it has no list {key!r}")])
+    return found
+
+
+def _why_not(path: Path) -> str | None:
+    """Why a file cannot be opened: links may lead nowhere, and data sets may lack files."""
+    try:
+        with path.open("rb"):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _no_data_set(path: Path, reason: str) -> Finding:
+    return _unusable(path, f"not a data set: {reason}")
+
+
+def _unusable(path: Path, reason: str) -> Finding:
+    return Finding(field="INPUT", value=str(path), rule="input-readable", reason=reason)
 
 
 def _absent(text: str) -> Finding:

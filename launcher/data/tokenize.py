@@ -82,7 +82,8 @@ def tokenize(job: Job, report: Callable[[Progress], None] = lambda progress: Non
     inputs = find_inputs(job.inputs, job.kind)
     tasks = cut_tasks(inputs.files, splits_text=job.reading.text_unit == "line")
     # 2. What an earlier attempt has left.
-    folder = job.output.parent / f".{job.output.name}.tokenize"
+    output = job.output.absolute()  # `-o .` has a name, too
+    folder = output.parent / f".{output.name}.tokenize"
     with _locked(folder):
         _keep_if_same(folder, _fingerprint(job, tasks, tokenizer.info.sha256))
         found = [read_part(folder, task.number) for task in tasks]
@@ -118,7 +119,7 @@ def tokenize(job: Job, report: Callable[[Progress], None] = lambda progress: Non
             )
         if job.tokenizer != BYTE:
             shutil.copyfile(tokenizer_file(job.tokenizer), store / "tokenizer.json")
-        _publish(store, job.output)
+        _publish(store, output)
         shutil.rmtree(folder, ignore_errors=True)
     return Outcome(
         store=job.output,

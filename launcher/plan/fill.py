@@ -59,15 +59,21 @@ def fill_run(run: Run) -> Filled:
     asked = run
     if findings := check_run(run):
         raise ConfigError(findings)
+    run = close_shared(run)
+    best = _choose(_try_layouts(run))
+    if best is None:
+        raise ConfigError(_no_layout(run))
+    return Filled(run=best.run, layout=best.layout, decisions=_describe(asked, best))
+
+
+def close_shared(run: Run) -> Run:
+    """The run with what all of its layouts share closed: devices, overlap, sequence length."""
     run = _fill_devices(run)
     if run.parallelism.overlap_tp is None:  # cores that compute have no time for a collective
         run = _update(run, "parallelism", overlap_tp=run.hardware.device != "cpu")
     if run.train.sequence_length is None:
         run = _update(run, "train", sequence_length=default_sequence_length(run.model))
-    best = _choose(_try_layouts(run))
-    if best is None:
-        raise ConfigError(_no_layout(run))
-    return Filled(run=best.run, layout=best.layout, decisions=_describe(asked, best))
+    return run
 
 
 def _choose(attempts: Iterator[_Tried]) -> _Tried | None:

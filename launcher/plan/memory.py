@@ -52,12 +52,12 @@ def estimate_job_memory(job: Job, stages: Sequence[Stage], peak_in_flight: Seque
     hardware = job.hardware
     assert hardware.gpu is not None
     per_stage = tuple(
-        _stage_memory(job, stage, in_flight, hardware.gpu)
+        stage_memory(job, stage, in_flight, hardware.gpu)
         for stage, in_flight in zip(stages, peak_in_flight, strict=True)
     )
     peak = max(stage.total_bytes for stage in per_stage)
     capacity = hardware.gpu.memory_bytes
-    usable = int(USABLE_SHARE * capacity)
+    usable = usable_bytes(hardware.gpu)
     each = peak  # On a CPU the copy of a checkpoint is in it already.
     if hardware.device != "cpu":
         each = HOST_BYTES_PER_PROCESS + max(_snapshot_bytes(job, stage) for stage in stages)
@@ -70,6 +70,25 @@ def estimate_job_memory(job: Job, stages: Sequence[Stage], peak_in_flight: Seque
         fits=peak <= usable,
         host_bytes_per_node=job.layout.gpus_per_node * each,
         error_bytes=int(ERROR_SHARE * peak),
+    )
+
+
+def usable_bytes(gpu: Gpu) -> int:
+    """What of a device's memory a plan allows itself."""
+    return int(USABLE_SHARE * gpu.memory_bytes)
+
+
+def peak_memory_bytes(job: Job, stages: Sequence[Stage], peak_in_flight: Sequence[int]) -> int:
+    """`estimate_job_memory(...).peak_bytes` alone, for searches: stages of a kind are one."""
+    gpu = job.hardware.gpu
+    assert gpu is not None
+    kinds: dict[tuple[int, bool, bool], tuple[int, Stage]] = {}
+    for stage, in_flight in zip(stages, peak_in_flight, strict=True):
+        kind = (stage.num_layers, stage.is_first, stage.is_last)
+        if kind not in kinds or in_flight > kinds[kind][0]:
+            kinds[kind] = in_flight, stage
+    return max(
+        stage_memory(job, stage, in_flight, gpu).total_bytes for in_flight, stage in kinds.values()
     )
 
 
@@ -88,14 +107,15 @@ def zero_model_state_bytes(num_parameters: float, zero_stage: int, dp: int) -> f
     return (weights + gradients + optimizer) * num_parameters
 
 
-def _stage_memory(job: Job, stage: Stage, in_flight: int, gpu: Gpu) -> StageMemory:
+def stage_memory(job: Job, stage: Stage, in_flight: int, gpu: Gpu) -> StageMemory:
+    """Of one rank that keeps so many microbatches (or chunks of them)."""
     layout, execution = job.layout, job.execution
     num_layers = stage.num_layers
     size = count_stage_parameters(
         job.model, num_layers, stage.is_first, stage.is_last, layout.tp, layout.ep
     )
     share = _share(job, stage, size)
-    activations = _in_flight_bytes(job, stage, in_flight)
+    activations = in_flight_bytes(job, stage, in_flight)
     # The reduction's buckets come when the activations are gone: only what is beyond them counts.
     buffers = max(_pass_buffers(job, stage), _step_buffers(job, size, share) - activations)
     reserve = int(ALLOCATOR_SHARE * (activations + buffers)) if execution.reserved else 0
@@ -163,7 +183,7 @@ def _share(job: Job, stage: Stage, size: int) -> int:
     return -(-(size - experts) // shards) + -(-experts // expert_shards)
 
 
-def _in_flight_bytes(job: Job, stage: Stage, in_flight: int) -> int:
+def in_flight_bytes(job: Job, stage: Stage, in_flight: int) -> int:
     """What the stage keeps of the microbatches (of their chunks, where stages are interleaved)."""
     execution = job.execution
     num_layers = stage.num_layers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from functools import lru_cache
+from heapq import heapify, heapreplace
 from typing import Protocol
 
 from launcher.config.schema import Model
@@ -148,9 +149,11 @@ def split_layers(
     costs = [least * block_cost] * num_stages
     costs[0] += first_cost
     costs[-1] += last_cost
+    cheapest = [(cost, -stage) for stage, cost in enumerate(costs)]
+    heapify(cheapest)
     for _ in range(num_layers - least * num_stages):
-        stage = min(range(num_stages), key=lambda index: (costs[index], -index))
-        counts[stage] += 1
-        costs[stage] += block_cost
+        cost, stage = cheapest[0]
+        counts[-stage] += 1
+        heapreplace(cheapest, (cost + block_cost, stage))
     bounds = list(itertools.accumulate(counts, initial=0))
     return list(itertools.pairwise(bounds))

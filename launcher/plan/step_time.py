@@ -134,16 +134,9 @@ def summarise(
     slowest = max(range(len(stages)), key=lambda stage: simulation.busy_s[stage])
     busy_s, count = simulation.busy_s[slowest], layout.num_microbatches
     wait_s = count * sum(cost.wait_s for cost in _costs_of(slowest, chain, costs))
-    states = {_kind(job, stage): (index, stage) for index, stage in enumerate(stages)}
-    tails, updates = [], []
-    for index, stage in states.values():
-        state = stage_state(job, stage, links)
-        tails.append(_tail_s(job, state, _costs_of(index, chain, costs)))
-        updates.append(_optimizer_s(job, state))
-    tail_s = max(tails) + _embedding_s(job, links)
-    if layout.sequence_parallel and layout.tp > 1:
-        tail_s += sum_of_partial_gradients(job, stages, links.tp).seconds_per_step
-    optimizer_s = max(updates) + gpu.step_overhead_s
+    kinds = {_kind(job, stage): (index, stage) for index, stage in enumerate(stages)}
+    ends = [(stage, _costs_of(index, chain, costs)) for index, stage in kinds.values()]
+    tail_s, optimizer_s = end_of_step(job, ends, links)
     exposed = wait_s + tail_s
     step_s = simulation.makespan_s + tail_s + optimizer_s
     tokens_per_s = layout.global_batch_size * layout.sequence_length / step_s
@@ -167,11 +160,31 @@ def summarise(
     )
 
 
+def end_of_step(
+    job: Job, stages: Sequence[tuple[Stage, Sequence[PartCost]]], links: Links
+) -> tuple[float, float]:
+    """Seconds of communication, then of the optimizer, behind the pipeline; one stage of a kind
+    stands for all.
+    """
+    layout, gpu = job.layout, job.hardware.gpu
+    assert gpu is not None
+    tails, updates = [], []
+    for stage, costs in stages:
+        state = stage_state(job, stage, links)
+        tails.append(tail_s_of(job, state, costs))
+        updates.append(update_s(job, state))
+    tail_s = max(tails) + _embedding_s(job, links)
+    if layout.sequence_parallel and layout.tp > 1:
+        of_each = [stage for stage, _ in stages]
+        tail_s += sum_of_partial_gradients(job, of_each, links.tp).seconds_per_step
+    return tail_s, max(updates) + gpu.step_overhead_s
+
+
 def _costs_of(stage: int, chain: Chain, costs: Sequence[PartCost]) -> list[PartCost]:
     return [costs[chain.part(stage, chunk)] for chunk in range(chain.num_chunks)]
 
 
-def _tail_s(job: Job, state: StageState, costs: Sequence[PartCost]) -> float:
+def tail_s_of(job: Job, state: StageState, costs: Sequence[PartCost]) -> float:
     """Reduction and gather that stick out of the last backward and the first forward."""
     if state.traffic.per_microbatch:
         return 0.0  # in the passes
@@ -194,7 +207,7 @@ UNFUSED_UPDATE = 2.5
 """An update in a kernel per operation reads and writes state that often."""
 
 
-def _optimizer_s(job: Job, state: StageState) -> float:
+def update_s(job: Job, state: StageState) -> float:
     """Bound by memory: state read and written, gradients read for the norm and the update."""
     layout, execution, gpu = job.layout, job.execution, job.hardware.gpu
     assert gpu is not None

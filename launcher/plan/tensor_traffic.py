@@ -58,7 +58,7 @@ def runtime_tp_times(job: Job, links: Links, blocks: int, ends: int, again: floa
         sum_s = transfer_s("reduce_scatter", payload, links.tp)
     else:
         whole_s, sum_s = 0.0, transfer_s("all_reduce", payload, links.tp)
-    rows, columns = _shown(job, whole_s, sum_s)
+    rows, columns = _shown(job, whole_s, sum_s) if blocks else ([0.0, 0.0], [0.0, 0.0])
     repeated = 2 * whole_s + rows[0]
     return PassTimes(
         forward_s=blocks * (2 * whole_s + sum(rows)) + ends * (whole_s + sum_s),

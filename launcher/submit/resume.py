@@ -10,6 +10,7 @@ from typing import TextIO
 
 from launcher.checkpoint.manifest import read_manifest
 from launcher.checkpoint.reader import list_checkpoints
+from launcher.config.data_content import content_changes
 from launcher.config.resume import Change
 from launcher.config.run_yaml import read_run
 from launcher.config.schema import Run
@@ -44,6 +45,13 @@ def saved_run(files: RunFiles, start: StartPoint) -> Run | None:
     if start.name is None:
         return None
     return validate_run(read_manifest(files.checkpoints / start.name).run)[0]
+
+
+def replaced_data(files: RunFiles, start: StartPoint, run: Run) -> tuple[Change, ...]:
+    """Data that lies here and is not what the checkpoint has read under the same path."""
+    if start.name is None:
+        return ()
+    return content_changes(read_manifest(files.checkpoints / start.name).data, run.data)
 
 
 def is_finished(files: RunFiles, run: Run) -> bool:

@@ -19,6 +19,7 @@ import pytest
 import zstandard
 
 from launcher.data import pieces
+from launcher.data.command import main
 from launcher.data.documents import Reading
 from launcher.data.inputs import InputFile, find_inputs
 from launcher.data.pieces import cut_tasks
@@ -135,9 +136,24 @@ def test_folders_globs_and_doubles(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (["nothing"], "INPUT=nothing [input-readable]: no such file or folder."),
         (["*.xyz"], "INPUT=*.xyz [input-readable]: no file matches."),
         (["odd"], "1 files have no known suffix (x.bin)"),
+        (["links"], "links/x.txt [input-readable]: No such file or directory."),
+        (["torn"], "torn/data-0.arrow [input-readable]: No such file or directory."),
+        (["nameless"], "nameless/state.json [input-readable]: not a data set"),
+        (["listless"], "listless/state.json [input-readable]: not a data set"),
+        (["splitless"], "splitless/train [input-readable]: No such file or directory."),
     ],
 )
 def test_inputs_that_are_not_there_are_named(tmp_path, monkeypatch, given, message) -> None:
+    for name, file, text in [
+        ("torn", "state.json", '{"_data_files": [{"filename": "data-0.arrow"}]}'),
+        ("nameless", "state.json", '{"_data_files": [{"file": "data-0.arrow"}]}'),
+        ("listless", "state.json", '{"_data_files": 3}'),
+        ("splitless", "dataset_dict.json", '{"splits": ["train"]}'),
+    ]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text(text)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "x.txt").symlink_to("nowhere")
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "x.bin").write_bytes(b"")
     monkeypatch.chdir(tmp_path)
@@ -346,10 +362,30 @@ def test_a_store_is_never_overwritten(tmp_path: Path) -> None:
         make(tmp_path, tmp_path / "a.jsonl")
 
 
+def test_a_store_takes_the_place_of_an_empty_current_folder(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl(["x"]))
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    tokenize(Job(inputs=(str(tmp_path / "a.jsonl"),), output=Path(".")))
+    assert damaged_files(here) == []
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_verdicts_on_stores_are_one_json_document(tmp_path: Path, capsys) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl(["x"]))
+    store = str(make(tmp_path, tmp_path / "a.jsonl")[0].store)
+    assert main(["--verify", "--json", store, "nowhere"]) == 1
+    assert json.loads(capsys.readouterr().out)["stores"] == [
+        {"store": store, "reason": None}, {"store": "nowhere", "reason": "no such folder"},
+    ]  # fmt: skip
+
+
 def test_the_command_line_names_its_mistakes(tmp_path: Path) -> None:
     for words, message in [
         ((), "[tokenize-usage]: the following arguments are required: INPUT"),
         (("x",), "required: --output"),
+        (("--verify",), "required: INPUT"),
         (("x", "-o", "s", "--workers", "0"), "it must be at least 1"),
         (("x", "-o", "s", "--zzz"), "--zzz [unknown-flag]: no such flag"),
     ]:

@@ -164,7 +164,7 @@ def test_planning_the_largest_cluster_takes_little_time():
         start = time.process_time()
         build_plan(run)
         best = min(best, time.process_time() - start)
-    assert best < 0.2  # of processor time: 0.08 s where this was written
+    assert best < 1.0  # of processor time: 0.08 s where this was written; a busy machine takes 0.25
 
 
 def test_local_hardware_is_left_as_it_is_where_it_says_how_many():

@@ -197,7 +197,9 @@ def test_a_run_that_has_saved_never_starts_again_in_silence(tmp_path):
         restore(FakeEngine(), files, make_board())
     (files.checkpoints / "step_00000010" / "manifest.json").unlink()
     (files.checkpoints / "step_00000010").rename(tmp_path / "moved_away")
-    with pytest.raises(RunFailed, match="start from the beginning, remove"):
+    with pytest.raises(
+        RunFailed, match=r"start from the beginning: `launch resume .* --from-scratch`"
+    ):
         restore(FakeEngine(), files, make_board())
     files.has_saved.unlink()
     assert restore(FakeEngine(), files, make_board()).name is None

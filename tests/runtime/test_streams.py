@@ -182,6 +182,17 @@ def test_data_that_should_be_here_and_is_not_is_refused(tmp_path: Path, sources:
     assert check_data_files(elsewhere) == []
 
 
+def test_paths_of_data_mean_the_same_in_every_directory(tmp_path: Path, monkeypatch) -> None:
+    for name in ("a", "b"):
+        np.arange(100, dtype="<u2").tofile(tmp_path / f"{name}.bin")
+    monkeypatch.chdir(tmp_path)
+    job = ["recipe=null", "model=tiny"]
+    assert load_run([*job, "data=tokens", "data.path=a.bin"]).run.data.path == f"{tmp_path}/a.bin"
+    source = "{kind: tokens, path: ./b.bin, weight: 1}"
+    mixed = load_run([*job, "data=mixture", f"data.sources=[{source}]"]).run
+    assert [source.path for source in mixed.data.sources] == [f"{tmp_path}/b.bin"]
+
+
 def test_stores_of_different_tokenizers_are_not_mixed(tmp_path: Path) -> None:
     stores = [
         {"kind": "store", "path": str(make_store(tmp_path / sha, make_documents(5), sha=sha))}

@@ -18,6 +18,7 @@ from launcher.checkpoint.files import write_file
 from launcher.checkpoint.manifest import FileRecord, Manifest, Piece, TensorRecord
 from launcher.checkpoint.publish import prune, publish, temporary_folder
 from launcher.checkpoint.reader import is_whole
+from launcher.config.data_content import data_content
 from launcher.config.schema import Run
 from launcher.plan.records import Layout
 from launcher.plan.run_files import RunFiles
@@ -72,6 +73,7 @@ class Saver:
         self._count = 0
         self._thread: threading.Thread | None = None
         self._outcomes: list[Outcome] = []
+        self._data = data_content(target.run.data) if self.is_rank_0 else {}
         self._attempt = self._agree_on_attempt()
         self.last_step = start.progress.step if start.name else None
         """Of the newest save that was begun, or of the checkpoint that the run continues."""
@@ -212,6 +214,7 @@ class Saver:
                 for tensor, held in pieces.items()
             },
             run=target.run.model_dump(mode="json"),
+            data=self._data,
             layout=asdict(target.layout) | {"order": list(target.layout.order)},
         )
 

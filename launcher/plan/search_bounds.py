@@ -1,0 +1,148 @@
+"""What a pipeline takes at least, and what it keeps, in closed form: no schedule is walked.
+
+A search prunes by these; every bound holds for the simulation of the same schedule (a test compares
+them), so that no layout is lost by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from launcher.config.schema import Run
+from launcher.plan.records import Layout
+from launcher.plan.schedule_choice import plan_peaks
+from launcher.plan.schedule_orders import round_sizes
+from launcher.plan.schedule_records import Chain, StageTimes
+from launcher.plan.simulate import peak_in_flight
+
+V_SHAPED = ("zb_v", "dualpipev")
+WITH_ROUNDS = ("interleaved_1f1b", "zb_h1")
+"""Whose last stage runs a round of every chunk but one before its first backward."""
+
+
+def shortest_s(
+    name: str, chain: Chain, count: int, times: Sequence[StageTimes], p2p_s: float
+) -> float:
+    """No step of `count` microbatches is shorter; `times` of every part, in the model's order."""
+    stages, chunks, parts = chain.num_stages, chain.num_chunks, chain.num_parts
+    hops = 0 if stages == 1 else parts - 1
+    if chain.placement == "v":
+        hops -= chunks - 1
+    there_s = sum(time.forward_s for time in times) + hops * p2p_s
+    alone_s = there_s + sum(time.backward_s for time in times) + hops * p2p_s
+    if name == "naive":
+        return count * alone_s
+    splits = any(time.weight_s for time in times)
+    found = alone_s
+    arrival_s = drain_s = 0.0
+    for stage in range(stages):
+        own = [times[chain.part(stage, chunk)] for chunk in range(chunks)]
+        passes_s = count * sum(time.forward_s + time.backward_s for time in own)
+        weights_s = count * sum(time.weight_s for time in own)
+        found = max(found, arrival_s + passes_s + weights_s)
+        last_s = times[0].weight_s if splits and stage else 0.0
+        if splits and not stage:
+            last_s = weights_s
+        found = max(found, arrival_s + passes_s + drain_s + last_s)
+        arrival_s += times[stage].forward_s + p2p_s
+        drain_s += times[stage].backward_s + p2p_s
+    if stages == 1:
+        return found
+    # The last stage has little to do until its first backward.
+    drain_s -= times[stages - 1].backward_s + p2p_s
+    if name in WITH_ROUNDS:
+        own = [times[chain.part(stages - 1, chunk)] for chunk in range(chunks)]
+        size = round_sizes(stages, count)[0]
+        before_s = size * sum(time.forward_s for time in own[:-1]) + own[-1].forward_s
+        work_s = count * sum(time.forward_s + time.backward_s + time.weight_s for time in own)
+        found = max(found, there_s + work_s - before_s + (0.0 if splits else drain_s))
+    if name == "1f1b":
+        found = max(found, _one_f_one_b_s(stages, count, times, p2p_s, there_s, drain_s))
+    return found
+
+
+def _one_f_one_b_s(
+    stages: int,
+    count: int,
+    times: Sequence[StageTimes],
+    p2p_s: float,
+    there_s: float,
+    back_s: float,
+) -> float:
+    """Stage p - q starts forward i + q when backward i is done, so that the last stage gets its
+    input only after a round trip over the last q stages.
+    """
+    end = times[-1]
+    first_s = there_s + end.backward_s
+    own_s = end.forward_s + end.backward_s
+    most_s, trip_s = 0.0, 0.0
+    for q in range(1, min(stages, count) + 1):
+        time = times[stages - q]
+        trip_s += time.forward_s + time.backward_s
+        cycles, rest = divmod(count - 1, q)
+        most_s = max(most_s, cycles * (trip_s + 2 * (q - 1) * p2p_s) + rest * own_s)
+    return first_s + most_s + back_s
+
+
+@lru_cache(maxsize=4096)
+def _peaks(name: str, stages: int, count: int, chunks: int) -> tuple[int, ...] | None:
+    """Of the schedules that have a closed form."""
+    total = count * chunks
+    if name == "naive":
+        return (1,) * stages
+    if name == "gpipe":
+        return (count,) * stages
+    if name == "1f1b":
+        return tuple(min(stages - stage, count) for stage in range(stages))
+    if name in ("interleaved_1f1b", "zb_h1", "zb_h2"):
+        ahead = (chunks - 1) * round_sizes(stages, count)[0] + 1
+        steps, late = {"interleaved_1f1b": (2, 0), "zb_h1": (1, 1), "zb_h2": (2, 2)}[name]
+        return tuple(
+            min(total, ahead + steps * (stages - 1 - stage) + late * stage)
+            for stage in range(stages)
+        )
+    return None
+
+
+def peaks_of(run: Run, layout: Layout) -> tuple[int, ...]:
+    """`plan_peaks`, at once where there is a closed form."""
+    known = None
+    if run.parallelism.schedule_lines is None:
+        known = _peaks(layout.schedule, layout.pp, layout.num_microbatches, layout.vpp)
+    if known is not None:
+        return known
+    if layout.schedule in V_SHAPED:  # what more microbatches repeat, keeps no more of them
+        count = min(layout.num_microbatches, 4 * layout.pp)
+        return _walked_peaks(layout.schedule, layout.pp, count, layout.vpp)
+    return plan_peaks(run, layout)
+
+
+@lru_cache(maxsize=4096)
+def _walked_peaks(name: str, stages: int, count: int, chunks: int) -> tuple[int, ...]:
+    return peak_in_flight(name, stages, count, chunks)
+
+
+def split_times(
+    bounds: Sequence[tuple[int, int]], block: StageTimes, first: StageTimes, last: StageTimes
+) -> list[StageTimes]:
+    """Times of every part, from those of a block and of the model's two ends."""
+    times = [
+        StageTimes(
+            forward_s=(end - start) * block.forward_s,
+            backward_s=(end - start) * block.backward_s,
+            weight_s=(end - start) * block.weight_s,
+        )
+        for start, end in bounds
+    ]
+    times[0] = _plus(times[0], first)
+    times[-1] = _plus(times[-1], last)
+    return times
+
+
+def _plus(one: StageTimes, other: StageTimes) -> StageTimes:
+    return StageTimes(
+        forward_s=one.forward_s + other.forward_s,
+        backward_s=one.backward_s + other.backward_s,
+        weight_s=one.weight_s + other.weight_s,
+    )

@@ -1,0 +1,295 @@
+"""What a search prints: one screen of text, or one JSON document, with commands to type."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from launcher.config.schema import Run
+from launcher.plan.records import Time
+from launcher.plan.search_advice import Found, Predicted
+from launcher.plan.search_space import CHOICE_KEYS, TRAIN_KEYS, dotted
+from launcher.plan.units import plural
+
+WIDTH = 100
+SMALL = 0.05
+"""Shares of the step below this limit nothing."""
+
+
+def limits_of(predicted: Predicted) -> dict[str, float]:
+    """Shares of the step that are no useful work, largest first."""
+    time, layout = predicted.estimate.step.time, predicted.choice
+    makespan_s = predicted.estimate.step.simulation.makespan_s
+    tail_s = time.step_s - makespan_s - time.optimizer_s
+    wait_s = max(0.0, time.exposed_communication_s - tail_s)
+    seconds: dict[str, float] = {}
+    for entry in predicted.estimate.step.communication:
+        inside = {"tp", "cp", "ep"} | ({"dp"} if layout.zero_stage == 3 else set())
+        if entry.axis in inside:
+            seconds[entry.axis] = seconds.get(entry.axis, 0.0) + entry.seconds_per_step
+    total = sum(seconds.values()) or 1.0
+    shares = {f"{axis} communication": wait_s * each / total for axis, each in seconds.items()}
+    key = "dp communication"
+    shares[key] = shares.get(key, 0.0) + max(0.0, tail_s)
+    shares |= {"bubble": time.bubble_s, "optimizer": time.optimizer_s}
+    shares["recomputation"] = _again_s(predicted, time)
+    found = {name: each / time.step_s for name, each in shares.items() if each > 0}
+    return dict(sorted(found.items(), key=lambda pair: (-pair[1], pair[0])))
+
+
+def _again_s(predicted: Predicted, time: Time) -> float:
+    """Computing that only spares memory."""
+    if predicted.choice.recompute == "none":
+        return 0.0
+    from dataclasses import replace
+
+    from launcher.plan.execution import runtime_job
+    from launcher.plan.fill import build_layout
+    from launcher.plan.stage_time import estimate_parts
+
+    layout = build_layout(predicted.run)
+    block = estimate_parts(runtime_job(predicted.run, layout)).block_s
+    plain = estimate_parts(runtime_job(predicted.run, replace(layout, recompute="none"))).block_s
+    return time.compute_s * (1 - plain / block) if block else 0.0
+
+
+def limit_words(predicted: Predicted) -> str:
+    """`bubble 12 %`, or compute."""
+    for name, share in limits_of(predicted).items():
+        if share >= SMALL:
+            memory = " (memory)" if name == "recomputation" else ""
+            return f"{name} {share:.0%}{memory}"
+        break
+    return "compute"
+
+
+def overrides_of(predicted: Predicted, given: Run, typed: Sequence[str]) -> list[str]:
+    """What to type behind `launch plan`: the user's words, and what makes this layout."""
+    kept = [word for word in typed if not _is_decided(word)]
+    run = predicted.run
+    added = []
+    for key in CHOICE_KEYS:
+        section = "train" if key in TRAIN_KEYS else "parallelism"
+        value = getattr(getattr(run, section), key)
+        was_typed = any(_key(word) == dotted(key) for word in typed)
+        if was_typed or value != getattr(getattr(given, section), key):
+            added.append(f"{dotted(key)}={_typed(value)}")
+    for key in ("global_batch_size", "sequence_length"):
+        value = getattr(run.train, key)
+        if value != getattr(given.train, key):
+            added.append(f"train.{key}={value}")
+    return kept + added
+
+
+def _is_decided(word: str) -> bool:
+    key = _key(word)
+    decided = {dotted(name) for name in CHOICE_KEYS}
+    return key in decided or word == "parallelism=auto"
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0]
+
+
+def _typed(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "[" + ",".join(str(part) for part in value) + "]"
+    return str(value)
+
+
+def command(words: Sequence[str], verb: str = "plan") -> str:
+    """One line for a shell."""
+    return " ".join(["launch", verb, *(shlex.quote(word) for word in words)])
+
+
+def found_json(found: Found, given: Run, typed: Sequence[str]) -> dict[str, Any]:
+    """The document of `search --json`."""
+
+    def one(predicted: Predicted) -> dict[str, Any]:
+        estimate, words = predicted.estimate, overrides_of(predicted, given, typed)
+        memory = estimate.memory
+        layout = asdict(predicted.choice) | {
+            "order": list(predicted.choice.order),
+            "global_batch_size": predicted.run.train.global_batch_size,
+            "sequence_length": predicted.run.train.sequence_length,
+        }
+        return {
+            "layout": layout,
+            "time": asdict(estimate.step.time),
+            "memory": {
+                "peak_bytes": memory.peak_bytes, "usable_bytes": memory.usable_bytes,
+                "capacity_bytes": memory.capacity_bytes, "fits": memory.fits,
+            },
+            "limits": limits_of(predicted),
+            "limited_by": limit_words(predicted),
+            "overrides": words,
+            "command": command(words),
+        }  # fmt: skip
+
+    best = found.best[0] if found.best else None
+    change = found.best_change
+    return {
+        "model": found.run.model.name,
+        "hardware": found.run.hardware.name,
+        "world_size": found.rule_of_thumb.choice.dp * found.rule_of_thumb.choice.tp
+        * found.rule_of_thumb.choice.cp * found.rule_of_thumb.choice.pp,
+        "global_batch_size": found.run.train.global_batch_size,
+        "fixed": [dotted(key) for key in found.fixed],
+        "fits": bool(found.best),
+        "candidates": [one(each) for each in found.best],
+        "rule_of_thumb": one(found.rule_of_thumb) | {"ratio": ratio(best, found.rule_of_thumb)},
+        "own": None if found.own is None else one(found.own) | {"ratio": ratio(best, found.own)},
+        "best_change": None if change is None or found.own is None else one(change.after) | {
+            "change": {key: _typed(value) for key, value in change.overrides.items()},
+            "gain": ratio(change.after, found.own),
+        },
+        "counts": asdict(found.counts),
+        "missing": _missing_json(found),
+        "nearest": [
+            one(remedy.after) | {
+                "change": remedy.override, "reason": remedy.reason,
+                "command": command(_remedied(remedy.override, remedy.after, given, typed)),
+                "overrides": _remedied(remedy.override, remedy.after, given, typed),
+            }
+            for remedy in found.nearest
+        ],
+    }  # fmt: skip
+
+
+def _remedied(override: str, after: Predicted, given: Run, typed: Sequence[str]) -> list[str]:
+    words = overrides_of(after, given, [w for w in typed if _key(w) != _key(override)])
+    if any(_key(word) == _key(override) for word in words):
+        return words
+    return [*words, override]
+
+
+def ratio(best: Predicted | None, other: Predicted) -> float | None:
+    """Tokens/s of one over the other's, minus 1; None where either does not fit."""
+    if best is None or not other.estimate.memory.fits or not best.estimate.memory.fits:
+        return None
+    return best.estimate.step.time.tokens_per_s / other.estimate.step.time.tokens_per_s - 1
+
+
+def _missing_json(found: Found) -> dict[str, Any] | None:
+    if found.leanest is None:
+        return None
+    memory = found.leanest.estimate.memory
+    fullest = max(memory.per_stage, key=lambda stage: stage.total_bytes)
+    return {
+        "stage": fullest.stage, "bytes": memory.peak_bytes - memory.usable_bytes,
+        "peak_bytes": memory.peak_bytes, "usable_bytes": memory.usable_bytes,
+        "layout": asdict(found.leanest.choice),
+    }  # fmt: skip
+
+
+def render_found(found: Found, given: Run, typed: Sequence[str]) -> str:
+    """One screen."""
+    return "\n".join(_lines(found, given, typed)) + "\n"
+
+
+HEAD = (
+    f"{'':<7}{'tp':>3}{'pp':>4}{'vpp':>4}{'dp':>6} {'sharding':<14}{'schedule':<17}"
+    f"{'recompute':<10}{'micro':>5}{'sp':>4}{'tokens/s':>12}{'MFU':>6}{'GiB':>6}"
+)
+
+
+def _lines(found: Found, given: Run, typed: Sequence[str]) -> Iterator[str]:
+    run, counts = found.run, found.counts
+    hardware = run.hardware
+    device = hardware.gpu.name if hardware.gpu else hardware.device
+    whole = run.train.global_batch_size
+    batch = "" if whole is None else f", {whole * (run.train.sequence_length or 1):,} tokens/step"
+    yield (
+        f"search      {run.model.name} on {hardware.num_nodes} "
+        f"{plural('node', hardware.num_nodes)} x {hardware.gpus_per_node} {device}{batch}"
+    )[:WIDTH]
+    if found.fixed:
+        yield from _wrap("fixed       ", [dotted(key) for key in found.fixed])
+    yield (
+        f"looked at   {counts.examined:,} partial layouts: {counts.over_memory:,} over memory, "
+        f"{counts.too_slow:,} too slow, {counts.simulated} simulated"
+    )
+    yield ""
+    yield HEAD
+    for number, predicted in enumerate(found.best, 1):
+        yield _row(f"{number}.", predicted)
+        yield f"{'':<7}limited by {limit_words(predicted)}{_order(predicted)}"
+    yield _row("rule", found.rule_of_thumb)
+    yield (
+        f"{'':<7}rule of thumb: tp up to the node, then stages or FSDP, dp from the rest"
+        + _ratio(found, found.rule_of_thumb)
+    )
+    if found.own is not None:
+        yield _row("yours", found.own)
+        yield f"{'':<7}limited by {limit_words(found.own)}{_ratio(found, found.own)}"
+    yield ""
+    if found.best_change is not None and found.own is not None:
+        words = " ".join(f"{k}={_typed(v)}" for k, v in found.best_change.overrides.items())
+        gain = ratio(found.best_change.after, found.own)
+        yield f"one change  {words}: " + ("fits" if gain is None else f"{gain:+.1%} tokens/s")
+    elif found.own is not None:
+        yield "one change  no single change of yours gains"
+    if found.best:
+        yield from _command("the best", overrides_of(found.best[0], given, typed))
+    else:
+        yield from _does_not_fit(found, given, typed)
+
+
+def _row(label: str, predicted: Predicted) -> str:
+    choice, estimate = predicted.choice, predicted.estimate
+    sharding = f"{choice.engine} {choice.zero_stage}"
+    time, memory = estimate.step.time, estimate.memory
+    over = "!" if not memory.fits else ""
+    schedule = choice.schedule if len(choice.schedule) < 17 else "..." + choice.schedule[-13:]
+    return (
+        f"{label:<7}{choice.tp:>3}{choice.pp:>4}{choice.vpp:>4}{choice.dp:>6} {sharding:<14}"
+        f"{schedule:<17}{choice.recompute:<10}{choice.micro_batch_size:>5}"
+        f"{'yes' if choice.sequence_parallel else 'no':>4}{time.tokens_per_s:>12,.0f}"
+        f"{time.mfu:>6.1%}{memory.peak_bytes / 2**30:>5.1f}{over or ' '}"
+    )
+
+
+def _order(predicted: Predicted) -> str:
+    order = predicted.choice.order
+    return "" if order == ("tp", "cp", "dp", "pp") else f"; order {','.join(order)}"
+
+
+def _ratio(found: Found, other: Predicted) -> str:
+    if not other.estimate.memory.fits:
+        return "; does not fit (!)"
+    gain = ratio(found.best[0] if found.best else None, other)
+    return "" if gain is None else f"; the best is {gain:+.1%}"
+
+
+def _does_not_fit(found: Found, given: Run, typed: Sequence[str]) -> Iterator[str]:
+    missing = _missing_json(found)
+    if missing is None:
+        yield "nothing     no layout is legal with what is fixed"
+        return
+    yield (
+        f"no fit      the leanest layout needs {missing['peak_bytes'] / 2**30:.1f} of "
+        f"{missing['usable_bytes'] / 2**30:.1f} GiB on stage {missing['stage']}: "
+        f"{missing['bytes'] / 2**30:.1f} GiB are missing"
+    )
+    for remedy in found.nearest:
+        yield f"would fit   {remedy.override} ({remedy.reason})"
+    if not found.nearest:
+        yield "would fit   nothing that was tried: more nodes, shorter samples, larger devices"
+
+
+def _command(label: str, words: Sequence[str]) -> Iterator[str]:
+    yield from _wrap(f"{label:<12}", command(words).split(" "), " \\")
+
+
+def _wrap(label: str, words: Sequence[str], end: str = "") -> Iterator[str]:
+    line = label
+    for word in words:
+        if len(line) + 1 + len(word) + len(end) > WIDTH and line.strip():
+            yield line.rstrip() + end
+            line = " " * len(label)
+        line += word + " "
+    yield line.rstrip()

@@ -1,0 +1,38 @@
+"""The verb that searches layouts, and what parallelism=auto means."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from collections.abc import Sequence
+
+from launcher.commands import Request
+from launcher.config.load import load_run
+from launcher.errors import EXIT_DOES_NOT_FIT, EXIT_DONE
+from launcher.plan.search_auto import fixed_keys, suiting_words
+
+
+def search(request: Request) -> int:
+    """Rank all legal layouts; exit code 3 where none fits."""
+    from launcher.plan.search_advice import search_layouts
+    from launcher.plan.search_report import found_json, render_found
+
+    words = list(request.overrides)
+    loaded = load_run([*words, *suiting_words(words)], request.config_dirs)
+    run = loaded.run
+    found = search_layouts(run, fixed_keys(words, run))
+    if request.json:
+        print(json_module.dumps(found_json(found, run, words), indent=1))
+    else:
+        for decision in loaded.decisions:
+            print(f"decided     {decision}")
+        print(render_found(found, run, words), end="")
+    if found.best:
+        return EXIT_DONE
+    print(_too_large(found.nearest), file=sys.stderr)
+    return EXIT_DOES_NOT_FIT
+
+
+def _too_large(nearest: Sequence[object]) -> str:
+    tail = " What would fit stands above." if nearest else ""
+    return f"does not fit [memory]: no legal layout fits this hardware.{tail}"

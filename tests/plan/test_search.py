@@ -1,0 +1,237 @@
+"""Search: the same as trying every layout, the same every time, and never worse than the rule."""
+
+import json
+import shlex
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from launcher.cli import main
+from launcher.config.load import load_run
+from launcher.plan.estimate import estimate_layout
+from launcher.plan.fill import close_shared
+from launcher.plan.schedule import SCHEDULES, build_orders, build_schedule
+from launcher.plan.schedule_clock import Durations, walk
+from launcher.plan.schedule_records import StageTimes
+from launcher.plan.search import enumerate_choices, rank_layouts
+from launcher.plan.search_advice import search_layouts
+from launcher.plan.search_auto import fixed_keys
+from launcher.plan.search_bounds import peaks_of, shortest_s
+from launcher.plan.search_space import build_space, changed, layout_of
+from launcher.plan.simulate import peak_in_flight, simulate
+from tests.factory import TINY, h100, make_run
+
+MODEL = TINY | {
+    "num_layers": 6, "hidden_size": 512, "num_heads": 8, "num_kv_heads": 4,
+    "ffn_hidden_size": 2048, "vocab_size": 8192, "max_sequence_length": 2048,
+}  # fmt: skip
+
+
+def small_run(memory_gib=3.2, nodes=2, per_node=4, batch=16, **model):
+    hardware = h100(num_nodes=nodes, gpus_per_node=per_node)
+    hardware["gpu"] = hardware["gpu"] | {
+        "memory_bytes": int(memory_gib * 2**30), "op_overhead_s": 1e-6, "context_bytes": 10**9,
+    }  # fmt: skip
+    return close_shared(
+        make_run(
+            model=MODEL | model, hardware=hardware,
+            parallelism={"tp": None, "pp": None, "dp": None, "recompute": None},
+            train={
+                "sequence_length": 1024, "global_batch_size": batch, "micro_batch_size": None,
+                "num_microbatches": None,
+            },
+            precision={"name": "bf16", "compute": "bf16"},
+        )
+    )  # fmt: skip
+
+
+def by_brute_force(space, limit):
+    """Every layout in every order, by the plan's own function; the best order of each."""
+    found = []
+    for choice in enumerate_choices(space):
+        run, layout = layout_of(space.run, choice)
+        estimate = estimate_layout(run, layout)
+        if estimate.memory.fits:
+            seconds = estimate.step.time.step_s / layout.global_batch_size
+            found.append((seconds, choice.tie, choice))
+    best, seen = [], set()
+    for seconds, _, choice in sorted(found, key=lambda entry: entry[:2]):
+        name = tuple(value for key, value in vars(choice).items() if key != "order")
+        if name not in seen:
+            seen.add(name)
+            best.append((choice, seconds * choice_batch(choice)))
+    return best[:limit], len(found)
+
+
+def choice_batch(choice):
+    return choice.micro_batch_size * choice.num_microbatches * choice.dp
+
+
+def assert_same(space, limit=8):
+    expected, count = by_brute_force(space, limit)
+    best = rank_layouts(space, limit).best
+    assert [(each.choice, each.step_s) for each in best] == [
+        (choice, pytest.approx(seconds, rel=1e-12)) for choice, seconds in expected
+    ]
+    return count
+
+
+@pytest.mark.parametrize(
+    ("memory_gib", "fixed"),
+    [
+        (3.2, {"micro_batch_size": 2}),
+        (1.6, {"micro_batch_size": 1, "sequence_parallel": False}),
+        (80.0, {"tp": 2, "recompute": "none"}),
+    ],
+)
+def test_pruning_loses_nothing_against_every_layout_tried(memory_gib, fixed):
+    run = small_run(memory_gib=memory_gib)
+    micro = fixed.get("micro_batch_size")
+    degrees = {key: value for key, value in fixed.items() if key != "micro_batch_size"}
+    run = changed(run, parallelism=degrees, train={"micro_batch_size": micro})
+    count = assert_same(build_space(run, frozenset(fixed)))
+    assert count > 20 or memory_gib < 2
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@given(
+    layers=st.integers(2, 7),
+    nodes=st.sampled_from([1, 2, 3]),
+    per_node=st.sampled_from([2, 4]),
+    batch=st.sampled_from([6, 12, 24]),
+    memory=st.sampled_from([1.4, 2.0, 8.0]),
+    bandwidth=st.sampled_from([1e9, 50e9]),
+)
+def test_pruning_loses_nothing_on_other_models_and_clusters(
+    layers, nodes, per_node, batch, memory, bandwidth
+):
+    run = small_run(memory, nodes, per_node, batch, num_layers=layers)
+    network = run.hardware.network.model_copy(update={"bandwidth": bandwidth})
+    run = changed(run, hardware={"network": network}, train={"micro_batch_size": 1})
+    fixed = frozenset({"micro_batch_size", "recompute"})
+    run = changed(run, parallelism={"recompute": "selective"})
+    assert_same(build_space(run, fixed), limit=5)
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEDULES if not name.endswith("p")])
+@pytest.mark.parametrize("stages", [2, 3, 5])
+@pytest.mark.parametrize("p2p_s", [0.0, 0.3])
+def test_bounds_are_bounds_and_peaks_are_peaks(name, stages, p2p_s):
+    recipe = SCHEDULES[name]
+    for chunks in [recipe.chunks] if recipe.chunks else [1, 2, 3]:
+        for count in (2 * stages, 2 * stages + 1, 6 * stages + 1):
+            times = [
+                StageTimes(
+                    forward_s=1 + 0.3 * (part % 3),
+                    backward_s=1.2 if recipe.splits_backward else 2.1 + 0.2 * (part % 2),
+                    weight_s=0.8 if recipe.splits_backward else 0.0,
+                )
+                for part in range(stages * chunks)
+            ]
+            schedule = build_schedule(name, stages, count, chunks)
+            simulation = simulate(schedule, times, p2p_s)
+            bound = shortest_s(name, schedule.chain, count, times, p2p_s)
+            assert bound <= simulation.makespan_s * (1 + 1e-12)
+            assert bound >= 0.6 * simulation.makespan_s
+            orders = build_orders(name, stages, count, chunks)
+            durations = Durations(times=times, p2p_s=p2p_s)
+            alone = walk(schedule.chain, count, orders, durations, has_transfers=False)
+            assert alone.makespan_s == simulation.makespan_s
+            run = small_run()
+            values = {"pp": stages, "vpp": chunks, "schedule": name, "num_microbatches": count}
+            choice = next(enumerate_choices(build_space(run, frozenset())))
+            _, layout = layout_of(run, type(choice)(**(vars(choice) | values)))
+            assert peaks_of(run, layout) == peak_in_flight(name, stages, count, chunks)
+
+
+def test_the_same_answer_every_time():
+    run = small_run()
+    assert search_layouts(run, frozenset()) == search_layouts(run, frozenset())
+
+
+def test_fixed_keys_stay_and_the_rule_of_thumb_is_never_faster():
+    run = changed(small_run(), parallelism={"tp": 2, "schedule": "zb_h1"})
+    found = search_layouts(run, frozenset({"tp", "schedule"}))
+    assert found.best
+    assert all((each.choice.tp, each.choice.schedule) == (2, "zb_h1") for each in found.best)
+    best, rule = found.best[0].estimate, found.rule_of_thumb.estimate
+    assert best.step.time.step_s <= rule.step.time.step_s
+
+
+def test_typed_words_and_presets_fix_keys():
+    run = load_run(["parallelism=zero1", "hardware=h100x8", "model=llama3_8b"]).run
+    assert "tp" in fixed_keys(["parallelism=zero1"], run)
+    assert "dp" not in fixed_keys(["parallelism=zero1"], run)
+    assert fixed_keys(["parallelism.pp=null", "train.micro_batch_size=2"], run) == {
+        "micro_batch_size"
+    }
+
+
+def launch(capsys, *words):
+    code = main(list(words))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_commands_reproduce_the_prediction(capsys):
+    words = ("model=llama3_8b", "hardware=h100x8", "parallelism.tp=4")
+    code, out, _ = launch(capsys, "search", "--json", *words)
+    document = json.loads(out)
+    assert code == 0
+    assert document["best_change"]["gain"] > 0
+    for entry in (*document["candidates"], document["rule_of_thumb"], document["best_change"]):
+        _, verb, *typed = shlex.split(entry["command"])
+        code, out, _ = launch(capsys, verb, "--json", *typed)
+        plan = json.loads(out)
+        assert plan["time"]["step_s"] == entry["time"]["step_s"]
+        assert plan["memory"]["peak_bytes"] == entry["memory"]["peak_bytes"]
+
+
+def test_the_screen_is_at_most_100_columns(capsys):
+    code, out, _ = launch(
+        capsys, "search", "model=llama3_8b", "hardware=h100x64", "parallelism.tp=2"
+    )
+    assert code == 0
+    assert max(len(line) for line in out.splitlines()) <= 100
+    assert len(out.splitlines()) < 40
+    assert "one change" in out
+
+
+def test_where_nothing_fits_it_says_what_is_missing_and_what_would_fit(capsys):
+    words = ("model=llama3_405b", "hardware=h100x8", "train.global_batch_size=64")
+    code, out, err = launch(capsys, "search", "--json", *words)
+    document = json.loads(out)
+    assert code == 3
+    assert "does not fit [memory]" in err
+    assert not document["candidates"]
+    assert document["missing"]["bytes"] > 0
+    assert document["nearest"]
+    for entry in document["nearest"]:
+        _, verb, *typed = shlex.split(entry["command"])
+        assert launch(capsys, verb, "--json", *typed)[0] == 0
+
+
+def test_auto_takes_the_first_of_the_search(capsys):
+    words = ("model=llama3_8b", "hardware=h100x8")
+    _, out, _ = launch(capsys, "search", "--json", *words)
+    best = json.loads(out)["candidates"][0]
+    code, out, _ = launch(capsys, "plan", "--json", *words, "parallelism=auto")
+    plan = json.loads(out)
+    assert code == 0
+    assert plan["time"]["step_s"] == best["time"]["step_s"]
+    assert any("parallelism=auto" in line for line in plan["decisions"])
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        (("parallelism.tp=3",), "tp-divides-heads"),
+        (("hardware.num_nodes=0",), "out-of-range"),
+        (("-m", "parallelism.tp=1,2"), "unused-flag"),
+    ],
+)
+def test_mistakes_are_named(capsys, words, rule):
+    code, _, err = launch(capsys, "search", "model=llama3_8b", "hardware=h100x8", *words)
+    assert code == 2
+    assert f"[{rule}]" in err
