@@ -54,11 +54,18 @@ def publish(
     fault("renamed")
     flush_folder(root)
     fault("published")
-    try:
-        set_latest(root, target.name, fault)
-    except OSError:  # The checkpoint is there; without a name in it, readers look for themselves.
-        (root / LATEST).unlink(missing_ok=True)
+    name_latest(root, target.name, fault)
     return target
+
+
+def name_latest(root: Path, name: str, fault: Callable[[str], None] = lambda point: None) -> None:
+    """`set_latest` where there is room for it; else `latest` goes, and readers look themselves."""
+    try:
+        set_latest(root, name, fault)
+    except OSError:
+        for path in (root / f".{LATEST}.tmp", root / LATEST):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def set_latest(root: Path, name: str, fault: Callable[[str], None] = lambda point: None) -> None:

@@ -142,6 +142,17 @@ def test_a_limit_of_the_system_on_files_is_such_an_error(tmp_path):
     assert list(files.checkpoints.iterdir()) == []
 
 
+def test_a_job_that_starts_on_a_full_disk_continues_without_a_latest(tmp_path, monkeypatch):
+    def full(*ignored: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    files = make_files(tmp_path)
+    save_steps(files, 10)
+    monkeypatch.setattr("launcher.checkpoint.publish.write_durably", full)
+    assert restore(FakeEngine(), files, make_board()).name == "step_00000010"
+    assert read_latest(files.checkpoints) is None
+
+
 # Damage afterwards
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launcher.checkpoint.manifest import Malformed
-from launcher.checkpoint.publish import clean, set_aside, set_latest
+from launcher.checkpoint.publish import clean, name_latest, set_aside
 from launcher.checkpoint.reader import Checkpoint, Refusal, list_checkpoints, verify_files
 from launcher.errors import RunFailed
 from launcher.plan.run_files import RunFiles
@@ -86,7 +86,7 @@ def _continue_from(
         # Out of the way: what follows makes new checkpoints of these steps.
         for refusal in refused:
             set_aside(files.checkpoints, refusal.name, refusal.reason)
-        set_latest(files.checkpoints, name)
+        name_latest(files.checkpoints, name)
         say(f"continuing from checkpoint {name}: {manifest.step} steps done")
         for kind in missing:
             say(f"the checkpoint has no {kind}: it starts from zero")
