@@ -193,7 +193,7 @@ def test_a_run_that_has_saved_never_starts_again_in_silence(tmp_path):
     files = make_files(tmp_path)
     save_steps(files, 10)
     (files.checkpoints / "step_00000010" / "manifest.json").write_text("{")
-    with pytest.raises(RunFailed, match=r"step_00000010: manifest\.json.*has_saved"):
+    with pytest.raises(RunFailed, match=r"step_00000010: manifest\.json.*--from-scratch"):
         restore(FakeEngine(), files, make_board())
     (files.checkpoints / "step_00000010" / "manifest.json").unlink()
     (files.checkpoints / "step_00000010").rename(tmp_path / "moved_away")
