@@ -19,7 +19,7 @@ _DEFAULT_CLOCK_HZ = 2.5e9
 _CPU_CONTEXT_BYTES = 660 * 2**20
 # Share of the vector units' peak and seconds per operation and message, as the quickstart showed
 # on two cores; matrices of that size stay far below what large ones reach.
-_CPU_EFFICIENCY = 0.3
+_CPU_EFFICIENCY = 0.5
 _CPU_OP_S, _GLOO_MESSAGE_S = 15e-6, 90e-6
 
 
