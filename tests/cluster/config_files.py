@@ -11,7 +11,8 @@ SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-# cred_expire is also how long a requeued job waits before it may start again (usually 120 s; 5 is the least).
+# cred_expire is also how long a requeued job waits before it may start again: usually 120 s, and 5
+# is the least.
 AuthInfo=socket={base}/run/munge.sock,cred_expire=5
 StateSaveLocation={base}/state
 SlurmdSpoolDir={base}/spool/%n

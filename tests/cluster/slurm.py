@@ -2,8 +2,8 @@
 
 Every node is a network, host name and mount namespace with a slurmd of its own: its own address,
 ports and loopback. The controller runs beside the tests. Several clusters may live on one machine:
-each takes a number, held by a lock, that names its subnet, links and port. What is started here ends
-with the process that started it, whatever ends that.
+each takes a number, held by a lock, that names its subnet, links and port. What is started here
+ends with the process that started it, whatever ends that.
 """
 
 from __future__ import annotations
