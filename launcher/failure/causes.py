@@ -65,9 +65,9 @@ CAUSES = (
     Cause(
         kind="driver",
         words=r"driver version is insufficient|no cuda-capable device|found no nvidia driver|"
-        r"invalid device ordinal|no kernel image is available|nvml: driver/library version mismatch|"
+        r"invalid device ordinal|no kernel image is available|driver/library version mismatch|"
         r"cuda driver initialization failed",
-        meaning="driver, CUDA and PyTorch do not fit together on this node, or its GPUs are not seen",
+        meaning="driver, CUDA and PyTorch do not fit on this node, or its GPUs are not seen",
         again="elsewhere",
     ),
     Cause(
@@ -123,7 +123,7 @@ CAUSES = (
         words=r"watchdog caught collective operation timeout|collective operation timeout|"
         r"timed out waiting \d+ms|socket timeout|wait timeout after|"
         r"operation timed out|timeouterror|timed out after",
-        meaning="a collective waited in vain: another rank was slower than the limit, stuck or gone",
+        meaning="a collective waited in vain: another rank was too slow, stuck or gone",
         again="helps",
     ),
     Cause(

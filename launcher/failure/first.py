@@ -41,7 +41,7 @@ class Traces:
     report: str = ""
     """What torchrun printed in this attempt, on all nodes."""
     since: float = 0.0
-    """Seconds since the epoch at which the attempt began; what ranks wrote before is not its own."""
+    """Seconds since the epoch at which the attempt began; what is older is not its own."""
 
 
 def first_failure(traces: Traces) -> Failure | None:

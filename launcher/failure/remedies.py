@@ -1,7 +1,8 @@
-"""What to change after a failure: overrides for `launch resume`, with what each is predicted to do."""
+"""What to change after a failure: overrides for `launch resume`, and what they are to do."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -21,13 +22,13 @@ class Remedy:
     key: str
     """Dotted key of the configuration that it is about."""
     override: str
-    """As it can be typed behind `launch resume RUN`; empty where the value is the user's to find."""
+    """As `launch resume RUN` takes it; empty where the value is the user's to find."""
     why: str
     """What it does, without its final stop."""
 
     def __str__(self) -> str:
         """`parallelism.recompute=full: predicted peak 38.0 GiB instead of 61.2`."""
-        return f"{self.override or self.key}: {self.why}"
+        return f"{shlex.quote(self.override) if self.override else self.key}: {self.why}"
 
     def to_json(self) -> dict[str, str | None]:
         """The entry in `launch status --json`."""
@@ -261,7 +262,7 @@ def _shared_memory(run: Run, node: str, error: str) -> Iterator[Remedy]:
 def _device_code(run: Run, node: str, error: str) -> Iterator[Remedy]:
     yield Remedy(
         key="launch.env",
-        override="+launch.env.CUDA_LAUNCH_BLOCKING=1",
+        override='+launch.env.CUDA_LAUNCH_BLOCKING="1"',
         why="the traceback then names the kernel; slow, for finding it only",
     )
     yield from _avoid_node(run, node, error)

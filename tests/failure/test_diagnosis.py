@@ -97,7 +97,7 @@ def big(**overrides: object) -> Run:
         hardware=h100(),
         **{
             "parallelism": {"name": "x", **degrees},
-            "train": {"steps": 1000, "micro_batch_size": 4, "global_batch_size": 256},
+            "train": {"steps": 1000, "num_microbatches": 8, "micro_batch_size": 4},
             "precision": {"name": "bf16", "compute": "bf16"},
             "launch": {"name": "slurm"},
             **overrides,
