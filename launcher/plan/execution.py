@@ -45,6 +45,15 @@ class Execution:
     cuts_loss_by_dtensor: bool = False
     """The loss over logits cut by tp is torch's `loss_parallel`, whose backward holds the zeroed
     gradient and the exponents besides."""
+    keeps_gathered_inputs: bool = False
+    """Products of tp save the whole input that they gathered (DTensor), not this rank's part of it
+    (Megatron-LM gathers it again)."""
+    unused_gradients: bool = False
+    """Products add weight gradients to the sums themselves, and a tensor of each weight's shape is
+    kept for autograd all the same (Transformer Engine)."""
+    torch_pipeline: bool = False
+    """torch.distributed.pipelining around FSDP2: a buffer for what every microbatch receives, every
+    output kept until the next step; gradients are whole until a stage's last backward."""
     matmul: MatmulType = "bf16"
     """Type of the operands of the blocks' matrix products."""
     element_bytes: int = 2

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from launcher.config.schema import Gpu, Run
-from launcher.plan.activations import (
-    backward_temporary_bytes,
-    block_kept_bytes,
-    embedding_kept_bytes,
-    head_kept_bytes,
-    logit_temporary_bytes,
-)
-from launcher.plan.collectives import boundary_bytes
+from launcher.plan.activations import block_kept_bytes, embedding_kept_bytes, head_kept_bytes
 from launcher.plan.execution import Job, runtime_job
 from launcher.plan.memory_fsdp2 import group_buffers_bytes
+from launcher.plan.memory_pipeline import gradients_of_one_chunk, transfer_bytes
 from launcher.plan.records import Layout, Memory, Stage, StageMemory
 from launcher.plan.stages import count_expert_parameters, count_stage_parameters
+from launcher.plan.temporaries import (
+    backward_temporary_bytes,
+    block_leftover_bytes,
+    head_backward_bytes,
+    logit_temporary_bytes,
+    unused_gradients_bytes,
+)
 from launcher.plan.traffic import gradients_are_whole
 
 USABLE_SHARE = 0.94
@@ -27,8 +28,11 @@ ERROR_SHARE = 0.05
 """The error bar. Of the measured runs of docs/backtest.md with every layout field published, memory
 was at most 3 % above the prediction and 7 % below it; 5 % covers all of them but one."""
 
-ALLOCATOR_SHARE = 0.05
+ALLOCATOR_SHARE = 0.02
 """Of activations and buffers, which come and go: torch's allocator rounds and splits its blocks."""
+
+HEAP_SHARE = 0.05
+"""The same of a CPU's heap."""
 
 BUCKET_ELEMENTS = 2**25
 """Elements per collective of the data-parallel reduction."""
@@ -117,8 +121,10 @@ def stage_memory(job: Job, stage: Stage, in_flight: int, gpu: Gpu) -> StageMemor
     share = _share(job, stage, size)
     activations = in_flight_bytes(job, stage, in_flight)
     # The reduction's buckets come when the activations are gone: only what is beyond them counts.
-    buffers = max(_pass_buffers(job, stage), _step_buffers(job, size, share) - activations)
-    reserve = int(ALLOCATOR_SHARE * (activations + buffers)) if execution.reserved else 0
+    passing = _pass_buffers(job, stage) + transfer_bytes(job, stage, in_flight)
+    buffers = max(passing, _step_buffers(job, size, share) - activations)
+    reserve_share = HEAP_SHARE if job.hardware.device == "cpu" else ALLOCATOR_SHARE
+    reserve = int(reserve_share * (activations + buffers)) if execution.reserved else 0
     context = gpu.context_bytes if execution.process else 0
     if job.hardware.device == "cpu":
         context += _snapshot_bytes(job, stage)
@@ -127,7 +133,7 @@ def stage_memory(job: Job, stage: Stage, in_flight: int, gpu: Gpu) -> StageMemor
         parameters_bytes=_resident_weights(
             job, execution.weight_bytes * (share if layout.zero_stage == 3 else size)
         ),
-        gradients_bytes=execution.gradient_bytes * (size if gradients_are_whole(layout) else share),
+        gradients_bytes=execution.gradient_bytes * _gradients(job, size, share),
         optimizer_bytes=(
             execution.state_bytes * (share if layout.zero_stage >= 1 else size)
             if execution.offload == "none"
@@ -137,6 +143,16 @@ def stage_memory(job: Job, stage: Stage, in_flight: int, gpu: Gpu) -> StageMemor
         buffers_bytes=buffers,
         overhead_bytes=context + reserve,
     )
+
+
+def _gradients(job: Job, size: int, share: int) -> int:
+    """Elements of accumulated gradients that a rank holds."""
+    if not gradients_are_whole(job.layout):
+        return share
+    if not job.execution.torch_pipeline:
+        return size
+    # Beside them this rank's part of their sums, in memory of the stream that reduces.
+    return share + (size // job.layout.vpp if gradients_of_one_chunk(job.layout) else size)
 
 
 def _snapshot_bytes(job: Job, stage: Stage) -> int:
@@ -206,24 +222,27 @@ def in_flight_bytes(job: Job, stage: Stage, in_flight: int) -> int:
 
 
 def _pass_buffers(job: Job, stage: Stage) -> int:
-    """Temporaries of forward and backward, and what is under way between stages."""
+    """Temporaries of forward and backward: in a block, or in the loss and the head."""
     layout, execution = job.layout, job.execution
     working = backward_temporary_bytes(job)
+    ends = count_stage_parameters(job.model, 0, stage.is_first, stage.is_last, layout.tp)
     logits = logit_temporary_bytes(job) if stage.is_last else 0
     if layout.engine == "fsdp2":
         working = group_buffers_bytes(
             job.model, layout, stage, execution.element_bytes, working, logits
         )
-    working = max(working, logits)
-    # One activation and one gradient, posted early or not yet sent, per neighbour.
-    neighbours = (not stage.is_first) + (not stage.is_last) if layout.pp > 1 else 0
-    buffers = working + 2 * neighbours * boundary_bytes(job)
+    elif stage.is_last and layout.zero_stage < 3:
+        logits = max(logits, head_backward_bytes(job))
+    if stage.is_last and execution.reserved and job.hardware.device != "cpu":
+        logits += block_leftover_bytes(job)
+    buffers = max(working, logits) + unused_gradients_bytes(job)
+    block = count_stage_parameters(job.model, 1, False, False, layout.tp, layout.ep)
+    if execution.torch_pipeline:  # a gather's own buffers, of the block at hand and the next one
+        buffers += 2 * block * execution.gather_bytes
     if layout.zero_stage == 3 and layout.engine == "deepspeed":
         # The block at hand and the next one are gathered; the first has whole gradients too.
-        block = count_stage_parameters(job.model, 1, False, False, layout.tp, layout.ep)
         buffers += block * (2 * execution.gather_bytes + execution.reduce_bytes)
         # Embedding and head are gathered from the first use of the one to the last of the other.
-        ends = count_stage_parameters(job.model, 0, stage.is_first, stage.is_last, layout.tp)
         buffers += ends * execution.gather_bytes
     return buffers
 
