@@ -6,6 +6,7 @@ from launcher.config.schema import Experts, LatentAttention
 from launcher.plan.execution import Job
 from launcher.plan.operator_records import Size, size_of
 
+
 def block_kept_bytes(job: Job, recompute: str) -> int:
     """Of one block (the kind with experts, where there is one).
 
@@ -43,7 +44,7 @@ def _attention_width(job: Job, size: Size) -> int:
     """q, k, v and what the output projection reads."""
     if job.model.latent:
         return _latent_width(job, job.model.latent, size.heads)
-    width = 2 * size.queries + 2 * size.keys
+    width = 2 * size.queries + 2 * size.read_keys
     if job.execution.fusion == "fused" and job.model.position == "rope":
         # Values are a view of one product's output, which therefore stays beside what was rotated.
         width += size.queries + size.keys

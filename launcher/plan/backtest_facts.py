@@ -58,11 +58,20 @@ FSDP = Execution(attention="flash", fusion="eager", overlap_dp=True, **SHARDED_S
 PROGRAMS = (
     Program(
         pattern=r"nemo|dgxc|dgx cloud|performance recipes",
-        execution=replace(MEGATRON, overlap_tp=True, fused_loss=True),
+        execution=replace(
+            MEGATRON, overlap_tp=True, fused_loss=True, gradient_bytes=2, reduce_bytes=2
+        ),
     ),
     Program(
         pattern=r"torchtitan|titan",
-        execution=replace(FSDP, cuts_loss_by_dtensor=True, keeps_gathered_inputs=True),
+        execution=replace(
+            FSDP,
+            cuts_loss_by_dtensor=True,
+            keeps_gathered_inputs=True,
+            repeats_keys=True,
+            expandable_segments=True,
+            cp_mode="all_gather",
+        ),
         microbatch_per_stage=True,
     ),
     Program(
