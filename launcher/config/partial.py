@@ -50,7 +50,10 @@ def _record(
     for name, info in kind.model_fields.items():
         field = f"{prefix}{name}"
         inner, value = record_in(info.annotation), values.get(name)
-        if field in refused or (name not in values and info.is_required()):
+        is_refused = field in refused or (
+            inner is None and any(other.startswith(f"{field}.") for other in refused)
+        )
+        if is_refused or (name not in values and info.is_required()):
             absent.append(name)
         elif inner is not None and isinstance(value, Mapping):
             given[name] = _record(inner, value, refused, f"{field}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from launcher.config.schema import Experts, LatentAttention
 from launcher.plan.execution import Job
-from launcher.plan.operators import Size, size_of
+from launcher.plan.operator_records import Size, size_of
 
 LOGIT_BYTES = 4
 """The softmax of the logits is made in float32 in every compute type."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from launcher.plan.execution import Job
 from launcher.plan.links import Link, broadcast_s, stride_link, transfer_s
-from launcher.plan.operators import Work, size_of
+from launcher.plan.operator_records import Work, size_of
 
 SLOWDOWN = 0.29
 """Seconds that computing loses per second of a collective beside it: NCCL's kernels take

@@ -16,7 +16,8 @@ from launcher.plan.collectives import (
 )
 from launcher.plan.execution import Job
 from launcher.plan.kernels import traffic_s
-from launcher.plan.operators import Work, block_work, embedding_work, head_work
+from launcher.plan.operator_records import Work
+from launcher.plan.operators import block_work, embedding_work, head_work
 from launcher.plan.records import Stage
 from launcher.plan.stages import (
     count_dense_layers,

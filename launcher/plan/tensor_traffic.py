@@ -22,7 +22,7 @@ from launcher.plan.costs import (
 from launcher.plan.execution import Job
 from launcher.plan.kernels import Gemm, gemm_s
 from launcher.plan.links import transfer_s
-from launcher.plan.operators import size_of
+from launcher.plan.operator_records import size_of
 from launcher.plan.records import Layout, Stage
 
 

@@ -10,7 +10,8 @@ from launcher.plan.costs import sum_sizes, tied_copy
 from launcher.plan.execution import Job
 from launcher.plan.links import Link, sent_bytes, transfer_s
 from launcher.plan.memory_fsdp2 import gathered_per_microbatch
-from launcher.plan.operators import block_work, size_of
+from launcher.plan.operator_records import size_of
+from launcher.plan.operators import block_work
 from launcher.plan.records import Communication, Layout, Stage
 from launcher.plan.stages import count_stage_parameters
 from launcher.plan.tensor_traffic import count_collectives, partial_gradients

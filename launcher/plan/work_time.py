@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from launcher.config.schema import Gpu
 from launcher.plan.execution import Execution, Job
 from launcher.plan.kernels import Gemm, attention_s, elementwise_s, gemm_s, traffic_s
-from launcher.plan.operators import Attention, Matmul, Traffic, Work
+from launcher.plan.operator_records import Attention, Matmul, Traffic, Work
 
 
 @dataclass(frozen=True, kw_only=True)

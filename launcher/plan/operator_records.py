@@ -1,0 +1,139 @@
+"""The kernels that a rank runs, as records: matrix products, attention and memory traffic.
+
+T = tokens of a microbatch on this rank. Traffic is counted in elements per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from launcher.plan.execution import Job
+from launcher.plan.kernels import Gemm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matmul:
+    """A product with a weight: backward is one product for the input and one for the weight."""
+
+    forward: Gemm
+    is_quantised: bool = True
+    """Runs in the blocks' matrix type; the head does not."""
+    saved: bool = True
+    """Kept, where recomputation is by operator; every second product is not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """Kernels that move memory only."""
+
+    forward_bytes: float
+    backward_bytes: float
+    forward_kernels: int = 1
+    backward_kernels: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """Scores, softmax and weighted sum of one microbatch."""
+
+    batch: int
+    queries: int
+    """Tokens that ask."""
+    keys: int
+    """Tokens of the whole sequence."""
+    heads: int
+    score_dim: int
+    value_dim: int
+    seen: float
+    """Keys that one query sees on average."""
+    dropout: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """The kernels of one block (or of one end of the model)."""
+
+    matmuls: tuple[Matmul, ...] = ()
+    traffic: tuple[Traffic, ...] = ()
+    attention: tuple[Attention, ...] = ()
+    all_to_all_bytes: float = 0.0
+    """What each of two exchanges of tokens between experts sends per pass."""
+    grouped: tuple[Matmul, ...] = field(default=())
+    """Products of the experts, one kernel for all of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Widths and tokens on one rank."""
+
+    batch: int
+    tokens: int
+    """Per microbatch on this rank: the sequence is cut over cp."""
+    sequence: int
+    """Whole."""
+    norm_tokens: int
+    """Where norms and residuals work: cut over tp with sequence parallelism."""
+    queries: int
+    keys: int
+    heads: int
+    ffn: int
+    vocabulary: int
+
+
+def size_of(job: Job) -> Size:
+    """Sizes on one rank of this layout."""
+    model, layout = job.model, job.layout
+    tp = layout.tp
+    tokens = layout.micro_batch_size * layout.sequence_length // layout.cp
+    is_split = job.execution.sequence_parallel
+    return Size(
+        batch=layout.micro_batch_size,
+        tokens=tokens,
+        sequence=layout.sequence_length,
+        norm_tokens=-(-tokens // tp) if is_split else tokens,
+        queries=model.num_heads // tp * model.head_size,
+        keys=max(1, model.kv_heads // tp) * model.head_size,
+        heads=model.num_heads // tp,
+        ffn=-(-model.ffn_hidden_size // tp),
+        vocabulary=-(-model.vocab_size // tp),
+    )
+
+
+NORM = {"eager": (18, 24), "fused": (2, 3), "compiled": (2, 3)}
+"""Elements of H read and written by a norm forward and backward. Eager RMSNorm is a chain of
+float32 kernels: upcast, square, mean, root, two products, downcast; LayerNorm is one kernel."""
+
+
+def join_work(*parts: Work) -> Work:
+    """All kernels of several."""
+    return Work(
+        matmuls=sum((part.matmuls for part in parts), ()),
+        traffic=sum((part.traffic for part in parts), ()),
+        attention=sum((part.attention for part in parts), ()),
+        grouped=sum((part.grouped for part in parts), ()),
+        all_to_all_bytes=sum(part.all_to_all_bytes for part in parts),
+    )
+
+
+def moved_in(job: Job, tokens: int) -> Callable[[float, float, int, int], Traffic]:
+    """A maker of traffic: elements per token forward and backward, and kernels."""
+    size = job.execution.element_bytes
+
+    def traffic(forward: float, backward: float, kernels: int = 1, again: int = 1) -> Traffic:
+        return Traffic(
+            forward_bytes=forward * tokens * size,
+            backward_bytes=backward * tokens * size,
+            forward_kernels=kernels,
+            backward_kernels=again,
+        )
+
+    return traffic
+
+
+def make_matmul(job: Job, tokens: int, inputs: int, outputs: int, *, saved: bool = True) -> Matmul:
+    """A product of the tokens with a weight of a block."""
+    element = job.execution.element_bytes
+    operand = 1 if job.execution.matmul == "fp8" else element
+    gemm = Gemm(m=tokens, n=outputs, k=inputs, element_bytes=operand, output_bytes=element)
+    return Matmul(forward=gemm, saved=saved)
