@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from launcher.config.hardware_schema import Gpu, Hardware, Network, Node
+from launcher.config.launch_schema import Launch
 from launcher.config.model_schema import Experts, LatentAttention, Model, RopeScaling
 from launcher.config.record import Batch, Fraction, Positive, PositiveFloat, Record
 from launcher.config.resume_class import Forbidden, Numerics, Resharding, Safe
@@ -223,23 +224,6 @@ class Checkpoint(Record):
     def is_on(self) -> bool:
         """Whether a run saves by itself; when asked to (`launch checkpoint`) it always does."""
         return self.every_steps is not None or self.every_minutes is not None
-
-
-class Launch(Record):
-    """Where the job is submitted."""
-
-    name: Safe[Literal["local", "slurm"]]
-    """local: torchrun here; slurm: sbatch."""
-    job_name: Safe[str | None] = None
-    """Name in the queue; None: the run's name."""
-    partition: Safe[str | None] = None
-    """Slurm partition."""
-    account: Safe[str | None] = None
-    """Slurm account."""
-    time_limit: Safe[str | None] = None
-    """Slurm time limit as text, e.g. "12:00:00"."""
-    threads_per_rank: Safe[Positive | None] = None
-    """OMP_NUM_THREADS of a worker; None: cores divided among the ranks of the node, at least 1."""
 
 
 class Run(Record):

@@ -51,7 +51,8 @@ def _finding(details: ErrorDetails, written: Wrote) -> Finding:
     if kind == "missing":
         return Finding(field=field, rule="missing-key", reason="a value is required")
     if kind == "string_type" and isinstance(given, (bool, int, float)):
-        return _eaten(field, given, written(field, given))
+        place = ".".join(str(part) for part in details["loc"])  # Which one of a list, too.
+        return _eaten(place, given, written(place, given), is_in_list=place != field)
     if kind == "literal_error":
         return _not_among(location, given)
     if kind in _BOUNDS:
@@ -73,13 +74,18 @@ def _unknown_key(location: Location) -> Finding:
     )
 
 
-def _eaten(field: str, given: bool | int | float, written: Written | None) -> Finding:
+def _eaten(
+    field: str, given: bool | int | float, written: Written | None, *, is_in_list: bool
+) -> Finding:
     """A text that YAML read as a number or a truth value."""
     original = written.text if written else _before_yaml(given)
     reason = f"this must be text, but YAML read a {_type_name(given)}"
     if original and original != str(_typed(given)):
         reason += f", as it does with {original} unquoted"
-    if written and written.file:
+    if is_in_list:
+        place = f" in {written.file}" if written and written.file else ""
+        fix = f'"{original or _typed(given)}" with its quotes in the list{place}'
+    elif written and written.file:
         fix = f'{field.rpartition(".")[2]}: "{original}" in {written.file}'
     else:
         fix = f"""{field}='"{original or _typed(given)}"', or quotes in the YAML file"""
@@ -101,6 +107,9 @@ def _texts(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     if isinstance(tree, Mapping):
         for key, value in tree.items():
             yield from _texts(value, f"{prefix}.{key}" if prefix else str(key))
+    elif isinstance(tree, (list, tuple)):
+        for number, value in enumerate(tree):
+            yield from _texts(value, f"{prefix}.{number}")
     elif isinstance(tree, str):
         yield prefix, tree
 
@@ -124,7 +133,7 @@ def _unclean(field: str, text: str) -> Finding:
         value=text,
         rule="text-on-one-line",
         reason="text is one line without control characters, since it is written into scripts",
-        fix=f"{field}={shlex.quote(hydra_text(clean))}",
+        fix=clean if field[-1:].isdigit() else f"{field}={shlex.quote(hydra_text(clean))}",
     )
 
 
@@ -229,7 +238,11 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
         return _alternatives(typing.get_args(annotation)[0])
     if typing.get_origin(annotation) is tuple:
         return _alternatives(typing.get_args(annotation)[0])
-    return (annotation,)
+    return (typing.get_origin(annotation) or annotation,) if _is_dict(annotation) else (annotation,)
+
+
+def _is_dict(annotation: Any) -> bool:
+    return typing.get_origin(annotation) is dict
 
 
 def choices_at(location: Location) -> tuple[Any, ...]:
@@ -244,6 +257,7 @@ def choices_at(location: Location) -> tuple[Any, ...]:
 def _wanted(location: Location) -> str:
     """What the schema wants at a key, in words."""
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+    words |= {dict: "a group of names and texts"}
     annotation = _annotation_at(location)
     wanted = [words[part] for part in _alternatives(annotation) if part in words]
     if record_in(annotation) is not None:

@@ -65,7 +65,10 @@ def _scalar(path: Path, field: str) -> str | None:
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None
     for part in field.split("."):
-        if not isinstance(node, dict) or part not in node:
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, dict) and part in node:
+            node = node[part]
+        else:
             return None
-        node = node[part]
     return node if isinstance(node, str) else None

@@ -132,7 +132,17 @@ def test_every_option_is_valid_by_itself(section: str, path: Path) -> None:
 )
 def test_every_field_is_written_out_so_that_hydra_can_override_it(section: str, path: Path) -> None:
     made_later = {"schedule_lines"}  # read from a schedule's file at composition
+    if section == "launch":
+        assert set(load(path)) <= set(SECTIONS[section].model_fields)
+        return  # Below.
     assert set(load(path)) == set(SECTIONS[section].model_fields) - made_later
+
+
+def test_the_option_for_slurm_shows_every_key_of_a_slurm_job_with_its_default() -> None:
+    written = load(CONF / "launch" / "slurm.yaml")
+    fields = schema.Launch.model_fields
+    assert set(written) == set(fields) - {"hosts", "rendezvous_endpoint"}
+    assert schema.Launch.model_validate(written) == schema.Launch(name="slurm")
 
 
 def test_the_placeholder_model_decides_nothing() -> None:

@@ -68,10 +68,22 @@ def test_an_unknown_key_is_led_home(field, meant):
 
 
 def test_an_unknown_key_like_no_other_lists_what_there_is():
-    (finding,) = changed("launch.zzz", 1)
-    assert finding.legal == [
-        "account", "job_name", "name", "partition", "threads_per_rank", "time_limit"
-    ]  # fmt: skip
+    (finding,) = changed("precision.zzz", 1)
+    assert finding.legal == ["compute", "name"]
+
+
+def test_what_yaml_ate_in_a_list_is_named_by_its_place(tmp_path):
+    write_tree(tmp_path, launch__mine="name: slurm\nhosts: [n1, 007]\nenv: {A: off}\n")
+    in_env, in_hosts = refused("launch=mine", dirs=(tmp_path,))
+    assert (in_hosts.field, in_env.field) == ("launch.hosts.1", "launch.env.A")
+    assert in_hosts.fix == f'"007" with its quotes in the list in {tmp_path}/launch/mine.yaml'
+    assert in_env.fix == f'A: "off" in {tmp_path}/launch/mine.yaml'
+
+
+def test_a_line_of_a_list_is_one_line(tmp_path):
+    write_tree(tmp_path, launch__mine='name: slurm\nsetup: ["a\\nb"]\n')
+    (finding,) = refused("launch=mine", dirs=(tmp_path,))
+    assert (finding.field, finding.rule) == ("launch.setup.0", "text-on-one-line")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""The project's own Slurm cluster, and the tests that run on it."""
