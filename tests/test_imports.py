@@ -48,9 +48,11 @@ MAY_IMPORT = {
     },
     "table_commands": {"commands", "errors", "config", "plan", "submit"},
     "search_commands": {"commands", "errors", "config", "plan"},
+    "flags": {"commands", "errors", "config"},
     "cli": {
         "errors",
         "config",
+        "flags",
         "commands",
         "run_commands",
         "search_commands",
