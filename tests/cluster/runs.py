@@ -14,6 +14,7 @@ from launcher.node.records import Start, list_starts
 from launcher.plan.run_files import RunFiles
 from tests.cluster.slurm import Cluster, wait_until
 
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
 HARDWARE = """\
 defaults:
   - local
@@ -59,7 +60,7 @@ class Job:
 
     def wait_for_end(self, timeout_s: float = 240) -> str:
         wait_until(
-            lambda: self.cluster.state(self.job_id) in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"),
+            lambda: self.cluster.state(self.job_id) in ENDED,
             timeout_s, "the job ends", lambda: f"{self.cluster.job(self.job_id)} {self.log}",
         )  # fmt: skip
         return self.cluster.state(self.job_id)
