@@ -79,11 +79,13 @@ def cp_times(job: Job, links: Links, attention_s: PassTimes) -> PassTimes:
     whole = keys * job.layout.cp
     gather = transfer_s("all_gather", whole, links.cp)
     if job.execution.cp_mode == "all_gather":
-        scatter = transfer_s("reduce_scatter", 2 * whole, links.cp)
+        scatter = transfer_s("reduce_scatter", whole * 4 / element, links.cp)  # in float32
         return PassTimes(forward_s=gather, backward_s=gather + scatter)
+    # Keys and values again, and their gradients: by this launcher's workers in float32.
+    backward = 2 if job.execution.row_chunks is None else 1 + 4 / element
     return PassTimes(
         forward_s=exposed_s(gather, attention_s.forward_s),
-        backward_s=exposed_s(2 * gather, attention_s.backward_s),
+        backward_s=exposed_s(backward * gather, attention_s.backward_s),
     )
 
 
