@@ -97,7 +97,7 @@ def _context_parallel(job: Job, stages: Sequence[Stage], link: Link) -> list[Com
     size, layout, element = size_of(job), job.layout, job.execution.element_bytes
     count = max(stage.num_layers for stage in stages) * layout.num_microbatches
     passes = 2 if layout.recompute == "none" else 3
-    keys, others = 2 * size.keys * size.tokens, layout.cp - 1
+    keys, others = 2 * size.read_keys * size.tokens, layout.cp - 1
     if job.execution.cp_mode == "ulysses":
         heads = max(1, job.model.kv_heads // layout.tp)
         moved = 2 * size.queries * size.tokens + keys * max(1, layout.cp // heads)
