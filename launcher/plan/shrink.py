@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launcher.config.schema import Data, Model, Run
+from launcher.config.schema import Data, Model, Run, is_schedule_file
 from launcher.plan.records import Layout
 
 VERIFY_STEPS = 5
@@ -28,7 +28,7 @@ def shrink_run(run: Run, layout: Layout) -> Run:
     if by_hand is not None:
         model = model.model_copy(update={"num_layers": sum(by_hand)})
     microbatches = layout.num_microbatches
-    if run.parallelism.schedule_lines is None:  # a schedule from a file is made for its own number
+    if not is_schedule_file(run.parallelism.schedule):  # That is made for its own number.
         microbatches = min(microbatches, 2 * pp + 1)
     micro = min(layout.micro_batch_size, 2)
     return run.model_copy(
@@ -45,6 +45,9 @@ def shrink_run(run: Run, layout: Layout) -> Run:
                     "dp": dp,
                     "recompute": layout.recompute,
                     "layers_per_stage": by_hand,
+                    "schedule_lines": run.parallelism.schedule_lines
+                    if is_schedule_file(run.parallelism.schedule)
+                    else None,
                 }
             ),
             "optimizer": run.optimizer.model_copy(
@@ -87,7 +90,7 @@ def _small_degrees(run: Run, layout: Layout) -> tuple[int, int, int, int]:
     tp, cp, pp, dp = (min(degree, limit) for degree in degrees)
     if tp * cp * pp * dp > MOST_PROCESSES:
         dp = 1
-    if run.parallelism.schedule_lines is not None:
+    if is_schedule_file(run.parallelism.schedule):
         pp = layout.pp
     return (2 if tp == 3 else tp), (2 if cp == 3 else cp), pp, dp
 

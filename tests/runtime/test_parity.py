@@ -74,6 +74,8 @@ EXTRA = [
     Case(tp=2, pp=2, zero=0, schedule="zb_h1", model="one_kv_head"),
     Case(tp=2, pp=2, zero=1, schedule="zb_v", vpp=2, model="untied"),
     Case(pp=4, zero=1, schedule="zb_h2", num_microbatches=9, model="tied"),
+    Case(pp=2, zero=0, schedule="zb_1p", num_microbatches=5, model="untied"),
+    Case(pp=4, zero=1, schedule="zb_2p", num_microbatches=9, model="tied"),
     Case(pp=4, zero=0, schedule="zb_v", vpp=2, num_microbatches=3, model="deep"),
     Case(pp=4, zero=2, schedule="dualpipev", vpp=2, num_microbatches=8, model="deep"),
     Case(pp=4, zero=1, schedule="interleaved_1f1b", vpp=2, num_microbatches=6, model="deep"),
