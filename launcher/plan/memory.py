@@ -267,7 +267,9 @@ def _pass_buffers(job: Job, stage: Stage) -> int:
 def _step_buffers(job: Job, size: int, share: int) -> int:
     """Bucket of the reduction, this rank's part of the reduced gradients, gathered weights."""
     layout, execution = job.layout, job.execution
-    if (layout.dp == 1 and layout.zero_stage == 0) or not execution.reduces_by_all_reduce:
+    if (
+        layout.dp * layout.cp == 1 and layout.zero_stage == 0
+    ) or not execution.reduces_by_all_reduce:
         return 0
     bucket = 4 * min(size, BUCKET_ELEMENTS)
     # Under bf16, ZeRO-1's update reads the whole gradients in place; other kinds copy their part.
