@@ -46,12 +46,18 @@ class Request:
 def run(request: Request) -> int:
     """Check, plan, write, start, follow; one after the other for every job of a sweep."""
     from launcher.render.bundle import render_bundle, run_name
+    from launcher.submit.code import record_code
     from launcher.submit.space import refuse_if_disk_is_small
     from launcher.submit.write import new_run_dir, write_bundle
 
     jobs = _jobs(request)
     # Every job is checked before the first one starts.
     plans = [_plan_job(overrides, request) for overrides in jobs]
+    if {plan.run.launch.name for plan in plans} == {"slurm"}:
+        from launcher.slurm_jobs import run_on_slurm
+
+        is_followed = bool(request.flags.get("wait"))
+        return run_on_slurm(plans, request.run_dir, is_dry=request.dry_run, is_followed=is_followed)
     for number, plan in enumerate(plans):
         require_fit(plan)
         # A dry run's standard output is the script alone, so that it can be piped.
@@ -71,6 +77,7 @@ def run(request: Request) -> int:
             require_init_from(plan.run)
         refuse_if_disk_is_small(plan, run_dir)
         write_bundle(bundle)
+        record_code(bundle.files)
         with hold_run(bundle.files):
             start_job(bundle, plan)
     return EXIT_DONE

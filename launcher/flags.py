@@ -81,6 +81,7 @@ def build_parser() -> Parser:
     parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     add = parser.add_argument
     add("--dry-run", action="store_true", help="run, resume: print the exact script and stop")
+    add("--wait", action="store_true", help="run with launch=slurm: follow the job to its end")
     add("--json", action="store_true", help="one JSON document on standard output")
     add("--run-dir", metavar="DIR", help="run directory (default: runs/<name>-<time>)")
     add("--html", metavar="FILE", help="plan: also write it as a page for a browser")

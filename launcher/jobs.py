@@ -69,11 +69,8 @@ def refuse_here(answer: Plan) -> None:
     """Refuse what cannot be submitted from here before anything is written."""
     from launcher.config.local_hardware import detect_machine
     from launcher.submit.local import refuse_if_not_here
-    from launcher.submit.slurm import refuse_submission
 
     require_workers(answer)
-    if answer.run.launch.name == "slurm":
-        refuse_submission()
     refuse_if_not_here(answer, detect_machine())
 
 

@@ -26,7 +26,9 @@ def _resume(files: RunFiles, request: Request) -> int:
     from launcher.config.resume import find_changes, refuse_changes
     from launcher.plan.resume import plan_resumed
     from launcher.render.bundle import render_bundle
+    from launcher.slurm_jobs import require_ready, submit_bundle
     from launcher.submit.attempts import change_frozen, complete_pending
+    from launcher.submit.code import record_code
     from launcher.submit.resume import (
         aside,
         has_steps_left,
@@ -37,6 +39,7 @@ def _resume(files: RunFiles, request: Request) -> int:
         saved_run,
         say_start,
     )
+    from launcher.submit.slurm import refuse_if_queued
     from launcher.submit.space import refuse_if_disk_is_small
     from launcher.submit.start_point import find_start
 
@@ -64,11 +67,20 @@ def _resume(files: RunFiles, request: Request) -> int:
     if request.dry_run:
         print(bundle.texts[bundle.script], end="")
         return EXIT_DONE
-    refuse_here(plan)
-    refuse_if_disk_is_small(plan, files.root, start.step)
+    is_slurm = plan.run.launch.name == "slurm"
+    refuse_if_queued(files)
+    if is_slurm:
+        require_ready([plan], [files.root], bundle.texts[bundle.script], start.step)
+    else:
+        refuse_here(plan)
+        refuse_if_disk_is_small(plan, files.root, start.step)
     # 4. New frozen files in the place of the old, and the job.
     record = record_text(files, start, changes, request.overrides)
     change_frozen(bundle, record, start.step, aside(files) if is_new else ())
+    if is_slurm:
+        submit_bundle(bundle, plan)
+        return EXIT_DONE
+    record_code(files)
     start_job(bundle, plan, start.step)
     return EXIT_DONE
 

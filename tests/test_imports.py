@@ -24,8 +24,10 @@ MAY_IMPORT = {
     "runtime": {"errors", "data", "config", "plan", "checkpoint", "convert"},
     "completion": {"errors", "data", "config"},
     "jobs": {"errors", "config", "plan", "checkpoint", "render", "submit"},
+    "slurm_jobs": {"jobs", "errors", "config", "plan", "convert", "render", "submit"},
     "commands": {
         "jobs",
+        "slurm_jobs",
         "errors",
         "data",
         "config",
@@ -38,6 +40,7 @@ MAY_IMPORT = {
     },
     "run_commands": {
         "commands",
+        "slurm_jobs",
         "jobs",
         "errors",
         "config",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,6 +117,30 @@ def _tokenizers_differ(stores: list[tuple[_Place, StoreInfo]]) -> list[Finding]:
             reason=f"the stores were made with different tokenizers: {made}",
         )
     ]
+
+
+def missing_data(run: Run, seen: Callable[[str], str] = str) -> list[Finding]:
+    """Findings on data that this machine does not see; `seen` maps a path of the workers to it."""
+    findings = []
+    for place in _places(run):
+        path = seen(os.path.expanduser(place.path))
+        names = [path]
+        if place.kind == "megatron":
+            names = [megatron_prefix(path) + end for end in (".idx", ".bin")]
+        for name in names:
+            if not os.access(name, os.R_OK):
+                is_there = os.path.exists(name)
+                reason = f"{name} " + ("cannot be read" if is_there else "is not there")
+                findings.append(
+                    Finding(
+                        field=place.field,
+                        value=place.path,
+                        rule="data-visible",
+                        reason=f"{reason}, on this machine, which sees what the nodes see",
+                    )
+                )
+                break
+    return findings
 
 
 def _places(run: Run) -> Iterator[_Place]:

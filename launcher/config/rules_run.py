@@ -1,17 +1,10 @@
-"""Rules on hardware facts, batches, optimizer, data, checkpoints and submission."""
+"""Rules on hardware facts, batches, optimizer, data, checkpoints."""
 
 from __future__ import annotations
-
-import re
 
 from launcher.config.rule import Rule
 from launcher.config.rules_layout import known_dp
 from launcher.config.schema import Run
-
-# sbatch(1), --time: minutes | minutes:seconds | hours:minutes:seconds | days-hours[:minutes[:s]]
-_SLURM_TIME = re.compile(
-    r"[0-9]+|[0-9]+:[0-9]{2}|[0-9]+:[0-9]{2}:[0-9]{2}|[0-9]+-[0-9]+(:[0-9]{2}){0,2}"
-)
 
 
 def _hardware_complete(run: Run) -> str | None:
@@ -71,13 +64,6 @@ def _min_rate(run: Run) -> str | None:
     return None
 
 
-def _time_limit(run: Run) -> str | None:
-    limit = run.launch.time_limit
-    if limit is not None and not _SLURM_TIME.fullmatch(limit):
-        return "Slurm reads minutes, H:MM:SS or D-HH:MM:SS"
-    return None
-
-
 RUN_RULES = (
     Rule(
         id="hardware-complete",
@@ -118,14 +104,5 @@ RUN_RULES = (
         why="The schedule decays from the one to the other.",
         broken=_min_rate,
         candidates=lambda run: (run.optimizer.learning_rate / 10, 0.0),
-    ),
-    Rule(
-        id="time-limit-readable",
-        field="launch.time_limit",
-        says="time_limit is a Slurm time as text",
-        why="Slurm takes a bare number for minutes and refuses the rest only after submission.",
-        broken=_time_limit,
-        candidates=lambda run: ("12:00:00", "1-00:00:00"),
-        fix="launch.time_limit='\"12:00:00\"'",
     ),
 )

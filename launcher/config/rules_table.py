@@ -9,6 +9,7 @@ from launcher.config.convert_checks import CONVERT_CHECKS
 from launcher.config.data_checks import DATA_CHECKS
 from launcher.config.resume_checks import RESUME_CHECKS
 from launcher.config.rules import RULES
+from launcher.config.submit_checks import SUBMIT_CHECKS
 
 # Checks that are not rows of RULES: the schema, the composition, the command line and the reader
 # of data make them. Id, what it blames, what must hold, why.
@@ -121,6 +122,7 @@ BASIC_CHECKS = (
     *DATA_CHECKS,
     *CONVERT_CHECKS,
     *RESUME_CHECKS,
+    *SUBMIT_CHECKS,
 )
 
 

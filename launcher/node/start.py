@@ -10,6 +10,7 @@ from launcher.config.run_yaml import read_run
 from launcher.config.schema import Run
 from launcher.errors import RunFailed
 from launcher.node import queue
+from launcher.node.code import changed_code
 from launcher.node.end import conclude
 from launcher.node.ending import Facts, decide
 from launcher.node.history import (
@@ -91,6 +92,8 @@ def _say(place: Place, nodes: tuple[str, ...], before: list[Start]) -> None:
     ]
     if before and (end := before[-1].end):
         lines.append(f"the start before ended by {end.get('reason')}: {end.get('why')}")
+    if changed := changed_code(place.files):
+        lines.append(changed)
     if bad := bad_nodes_of(before):
         lines.append(f"stays away from {', '.join(bad)}")
     print("\n".join(lines), flush=True)

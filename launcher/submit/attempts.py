@@ -82,7 +82,17 @@ def _archive(files: RunFiles) -> int:
     partial = files.attempts / f".{number:04d}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    names = (files.run, files.plan, files.deepspeed, files.command, files.job, files.resume)
+    names = (
+        files.run,
+        files.plan,
+        files.deepspeed,
+        files.command,
+        files.job,
+        files.resume,
+        files.submitted,
+        files.code,
+        files.code_patch,
+    )
     for path in names:
         if path.exists():
             shutil.copy2(path, partial / path.name)

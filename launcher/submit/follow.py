@@ -58,7 +58,7 @@ class Progress:
         """Show the newest of the entries."""
         for entry in entries:
             if "checkpoint_error" in entry:
-                self._say(
+                self.say(
                     f"the checkpoint after step {entry['step'] + 1} was not written: "
                     f"{entry['checkpoint_error']}; training goes on"
                 )
@@ -70,7 +70,8 @@ class Progress:
             elif self._is_due(entry["step"]):
                 print(self._plain_line(entry, text), file=self._stream, flush=True)
 
-    def _say(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """A line of its own, above the bar where there is one."""
         if self._bar is not None:
             self._bar.console.print(text, markup=False)
         else:

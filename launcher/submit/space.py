@@ -12,7 +12,15 @@ from launcher.plan.records import Plan
 
 
 def refuse_if_disk_is_small(plan: Plan, run_dir: Path, first_step: int = 0) -> None:
-    """Raise SubmissionRefused where the predicted checkpoints do not fit beside what is there.
+    """Raise SubmissionRefused where the predicted checkpoints do not fit beside what is there."""
+    if finding := disk_finding(plan, run_dir, first_step):
+        raise SubmissionRefused(str(finding))
+
+
+def disk_finding(
+    plan: Plan, run_dir: Path, first_step: int = 0, num_runs: int = 1
+) -> Finding | None:
+    """What is wrong with the room for the checkpoints of so many runs like this one, if anything.
 
     Those that the run has already (`first_step` > 0) count as room: they are kept or removed by
     the same policy.
@@ -20,9 +28,12 @@ def refuse_if_disk_is_small(plan: Plan, run_dir: Path, first_step: int = 0) -> N
     needed = disk_bytes(plan, first_step)
     held = _bytes_in(run_dir / "checkpoints") if first_step else 0
     free = _free_bytes(run_dir)
-    if not needed or free is None or max(needed - held, plan.checkpoint_bytes) <= free:
-        return
-    raise SubmissionRefused(str(_finding(plan, run_dir, first_step, needed, free, held)))
+    if not needed or free is None:
+        return None
+    room = free // num_runs
+    if max(needed - held, plan.checkpoint_bytes) <= room:
+        return None
+    return _finding(plan, run_dir, first_step, needed, room, held)
 
 
 def _finding(

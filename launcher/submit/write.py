@@ -33,6 +33,15 @@ def new_run_dir(name: str, chosen: str | None) -> Path:
     return path
 
 
+def refuse_if_used(root: Path) -> None:
+    """Raise SubmissionRefused for a run directory that has something in it."""
+    if os.path.lexists(root) and not (root.is_dir() and not any(root.iterdir())):
+        raise SubmissionRefused(
+            f"--run-dir {root} [run-dir-exists]: it is not empty, and a run never overwrites. "
+            "Try another directory."
+        )
+
+
 def write_bundle(bundle: Bundle) -> None:
     """Create the run directory and write every file of the bundle.
 

@@ -33,6 +33,7 @@ def eight(**parallelism: Any) -> Run:
     return make_run(hardware=h100(num_nodes=1), parallelism={**OPEN, **parallelism})
 
 
+IN_CONTAINER = {"container": "apptainer", "image": "/i.sif"}
 EXAMPLES: dict[str, list[Callable[[], Run]]] = {
     "heads-divide-hidden": [lambda: make_run(model=TINY | {"num_heads": 6, "num_kv_heads": None})],
     "kv-heads-divide-heads": [lambda: make_run(model=TINY | {"num_kv_heads": 3})],
@@ -189,6 +190,45 @@ EXAMPLES: dict[str, list[Callable[[], Run]]] = {
         lambda text=text: make_run(**{"launch.time_limit": text})
         for text in ("tomorrow", "", "12:0:0", "1 day", "-5", "12:00:00\n", "\u0661:00")
     ],
+    "notice-within-time-limit": [
+        lambda: make_run(**{"launch.signal_seconds": 500, "launch.time_limit": "5:00"})
+    ],
+    "container-has-image": [
+        lambda: make_run(**{"launch.container": "pyxis"}),
+        lambda: make_run(**{"launch.image": "/a.sif"}),
+        lambda: make_run(launch={"container": "apptainer", "image": "a.sif"}),
+    ],
+    "container-named": [lambda: make_run(**{"launch.mounts": ("/data",)})],
+    "mounts-readable": [
+        lambda mount=mount: make_run(launch={**IN_CONTAINER, "mounts": (mount,)})
+        for mount in ("data", "/a,/b", "/a:b", "/a:/b:rx")
+    ],
+    "container-options-readable": [
+        lambda: make_run(launch={**IN_CONTAINER, "container_options": ("rocm",)}),
+        lambda: make_run(
+            launch={"container": "pyxis", "image": "i", "container_options": ("--nv",)}
+        ),
+    ],
+    "env-names": [
+        lambda name=name: make_run(**{"launch.env": {name: "x"}})
+        for name in ("a b", "RANK", "SLURM_X", "WANDB_API_KEY", "my_secret", "1A", "$(id)")
+    ],
+    "secrets-by-name": [lambda: make_run(**{"launch.secrets": ("HF_TOKEN=abc",)})],
+    "no-secret-in-setup": [
+        lambda: make_run(**{"launch.setup": ("export HF_TOKEN=abc",)}),
+        lambda: make_run(**{"launch.setup": ("A=1 DB_PASSWORD='x'",)}),
+    ],
+    "one-environment": [lambda: make_run(launch={"conda": "a", "venv": "/b"})],
+    "gres-has-gpus": [
+        lambda gres=gres: make_run(hardware=h100(1), launch={"gres": gres}, parallelism=OPEN)
+        for gres in ("gpu:4", "gpu:h100:4", "fs:1")
+    ],
+    "sbatch-options-free": [
+        lambda option=option: make_run(**{"launch.sbatch_options": (option,)})
+        for option in ("--partition=x", "-p x", "mail", "--wrap=rm", "--export=A=1")
+    ],
+    "follow-ups-without-requeue": [lambda: make_run(**{"launch.follow_ups": 2})],
+    "hosts-without-slurm": [lambda: make_run(launch={"name": "slurm", "hosts": ("n1",)})],
 }  # fmt: skip
 CASES = [
     pytest.param(name, example, id=f"{name}-{number}")
