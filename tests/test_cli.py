@@ -132,7 +132,7 @@ def test_every_error_a_user_may_see_has_an_exit_code():
         (["plan", "--jsno"], "--jsno [unknown-flag]: no such flag; did you mean '--json'?"),
         (["--zzz"], "--zzz [unknown-flag]: no such flag. Try launch --help."),
         (["--json"], "--json [unused-flag]: `launch run` has no such flag. Legal here: --cfg, "
-                     "--config-dir, --dry-run, --multirun, --run-dir."),
+                     "--config-dir, --dry-run, --multirun, --run-dir, --wait."),
         (["plan", "--dry-run"], "--dry-run [unused-flag]: `launch plan` has no such flag. "
          "Legal here: --cfg, --config-dir, --html, --json, --multirun, --trace."),
         (["plan", "--cfg", "job", "--json"], "--json [unused-flag]: `launch plan --cfg` has no "
