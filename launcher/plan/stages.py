@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from functools import lru_cache
-from heapq import heapify, heapreplace
 from typing import Protocol
 
 from launcher.config.schema import Model
@@ -144,16 +143,38 @@ def split_layers(
 
     split_layers(7, 3) -> [(0, 2), (2, 4), (4, 7)]
     """
+    if num_stages == 1:
+        return [(0, num_layers)]
     least = 1 if num_layers >= num_stages else 0
-    counts = [least] * num_stages
-    costs = [least * block_cost] * num_stages
-    costs[0] += first_cost
-    costs[-1] += last_cost
-    cheapest = [(cost, -stage) for stage, cost in enumerate(costs)]
-    heapify(cheapest)
-    for _ in range(num_layers - least * num_stages):
-        cost, stage = cheapest[0]
-        counts[-stage] += 1
-        heapreplace(cheapest, (cost + block_cost, stage))
+    first, last = _Pile(first_cost, block_cost, least), _Pile(last_cost, block_cost, least)
+    rest, late = _Pile(0.0, block_cost, least), 0
+    middle, waiting = num_stages - 2, num_layers - least * num_stages
+    while waiting:
+        # Middle stages are alike: in one round each of them takes one, the last of them first.
+        if last.cost <= first.cost and (not middle or last.cost <= rest.cost):
+            last.add()
+            waiting -= 1
+        elif middle and rest.cost <= first.cost:
+            late = min(middle, waiting)
+            waiting -= late
+            if late == middle:
+                rest.add()
+                late = 0
+        else:
+            first.add()
+            waiting -= 1
+    counts = [first.count, *[rest.count] * (middle - late), *[rest.count + 1] * late, last.count]
     bounds = list(itertools.accumulate(counts, initial=0))
     return list(itertools.pairwise(bounds))
+
+
+class _Pile:
+    """Blocks of one stage, and what they cost."""
+
+    def __init__(self, own: float, block: float, count: int) -> None:
+        self.cost, self.block, self.count = count * block + own, block, count
+
+    def add(self) -> None:
+        """One more block."""
+        self.cost += self.block
+        self.count += 1
