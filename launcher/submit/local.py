@@ -111,7 +111,7 @@ def run_script(bundle: Bundle, plan: Plan, on_poll: Callable[[], None]) -> None:
         if outcome.get("status") != "done":
             raise Interrupted(asked.number)
     if process.returncode != 0:
-        raise RunFailed(explain_failure(bundle.files, plan, process.returncode, log_start))
+        raise RunFailed(explain_failure(bundle.files, process.returncode, log_start))
 
 
 def say_stopped(bundle: Bundle, outcome: Mapping[str, Any]) -> None:
