@@ -18,8 +18,9 @@ MAY_IMPORT = {
     "checkpoint": {"errors", "config", "plan"},
     "convert": {"errors", "config", "plan", "checkpoint"},
     "failure": {"errors", "config", "plan"},
+    "node": {"errors", "config", "plan", "checkpoint", "failure"},
     "render": {"errors", "config", "plan"},
-    "submit": {"errors", "config", "plan", "checkpoint", "render", "failure"},
+    "submit": {"errors", "config", "plan", "checkpoint", "failure", "node", "render"},
     "runtime": {"errors", "data", "config", "plan", "checkpoint", "convert"},
     "completion": {"errors", "data", "config"},
     "jobs": {"errors", "config", "plan", "checkpoint", "render", "submit"},
@@ -47,9 +48,11 @@ MAY_IMPORT = {
     },
     "table_commands": {"commands", "errors", "config", "plan", "submit"},
     "search_commands": {"commands", "errors", "config", "plan"},
+    "flags": {"commands", "errors", "config"},
     "cli": {
         "errors",
         "config",
+        "flags",
         "commands",
         "run_commands",
         "search_commands",
@@ -67,7 +70,7 @@ BELONGS_TO = {
     "hydra": ("config/compose.py",),
     "omegaconf": ("config",),
     "pydantic": ("config",),
-    "subprocess": ("submit",),
+    "subprocess": ("submit", "node"),
     "rich": ("submit",),
 }
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))

@@ -119,3 +119,66 @@ class RunFiles:
     def job_lock(self) -> Path:
         """Held by the first rank of a running job."""
         return self.root / "job.lock"
+
+    @property
+    def submitted(self) -> Path:
+        """Which job was submitted: its kind, id and time."""
+        return self.root / "job.json"
+
+    @property
+    def code(self) -> Path:
+        """Commit of the code that was planned, and whether files were changed."""
+        return self.root / "code.json"
+
+    @property
+    def code_patch(self) -> Path:
+        """The changes of tracked files against that commit."""
+        return self.root / "code.patch"
+
+    @property
+    def starts(self) -> Path:
+        """One folder for every start of the job."""
+        return self.root / "jobs"
+
+    def start(self, job_id: str, restart: int) -> StartFiles:
+        """Of one start; `restart` counts how often the queue has started this job again."""
+        return StartFiles(root=self.starts / f"{job_id}.{restart}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartFiles:
+    """Paths of one start of a job."""
+
+    root: Path
+    """RUN/jobs/<job id>.<restart>"""
+
+    @property
+    def nodes(self) -> Path:
+        """On which nodes, since when and from which step."""
+        return self.root / "nodes.json"
+
+    @property
+    def rendezvous(self) -> Path:
+        """Where the agents meet: host, port and the number of the try."""
+        return self.root / "rendezvous.json"
+
+    def check(self, node: str) -> Path:
+        """What was found wrong with a node before the model was built."""
+        return self.root / f"check_{node}.json"
+
+    def agent(self, node: str) -> Path:
+        """How the program that looks after a node's workers is, or ended."""
+        return self.root / f"agent_{node}.json"
+
+    def hang(self, rank: int) -> Path:
+        """Stacks of a rank that took no step for too long."""
+        return self.root / f"hang_{rank}.txt"
+
+    def torchrun_log(self, node: str) -> Path:
+        """What torchrun said on a node."""
+        return self.root / f"torchrun_{node}.log"
+
+    @property
+    def end(self) -> Path:
+        """How it ended and why; not there where the first node was lost."""
+        return self.root / "end.json"

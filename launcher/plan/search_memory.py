@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from launcher.config.schema import is_schedule_file
-from launcher.plan.activations import backward_temporary_bytes, block_kept_bytes
+from launcher.plan.activations import block_kept_bytes
 from launcher.plan.execution import Job
 from launcher.plan.memory import (
-    ALLOCATOR_SHARE,
     in_flight_bytes,
     peak_memory_bytes,
     state_bytes,
@@ -20,6 +19,7 @@ from launcher.plan.search_bounds import peaks_of
 from launcher.plan.search_choice import ORDER, Choice
 from launcher.plan.search_cost import Coster, Mesh, mesh_of
 from launcher.plan.search_cuts import Cut
+from launcher.plan.temporaries import backward_temporary_bytes
 
 Sharding = tuple[str, int, str]
 """engine, zero_stage, offload"""
@@ -73,8 +73,7 @@ class Memory:
         return self._least(state, alive, kept.passing)
 
     def _least(self, state: int, alive: int, passing: int) -> int:
-        moving = alive + passing
-        return state + moving + int(ALLOCATOR_SHARE * moving) + self._context
+        return state + alive + passing + self._context  # the allocator's reserve comes on top
 
     def kept(self, mesh: Mesh) -> Kept:
         """Per block and microbatch."""

@@ -91,7 +91,7 @@ def embedding_link(links: Links) -> Link:
 
 def _context_parallel(job: Job, stages: Sequence[Stage], link: Link) -> Communication:
     size = size_of(job)
-    payload = 2 * size.keys * size.tokens * job.execution.element_bytes * job.layout.cp
+    payload = 2 * size.read_keys * size.tokens * job.execution.element_bytes * job.layout.cp
     blocks = max(stage.num_layers for stage in stages)
     count = 3 * blocks * job.layout.num_microbatches
     return _entry("cp", "all_gather", payload, count, link)
