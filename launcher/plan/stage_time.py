@@ -187,7 +187,9 @@ def _waits(job: Job, links: Links, timed: Timed, recompute: str) -> PassTimes:
         attention = PassTimes(forward_s=core.forward_s, backward_s=core.input_gradient_s)
         cp = cp_times(job, links, attention)
     ep = ep_times(timed.work, job, links)
-    again = repeats * (cp.forward_s + ep.forward_s)
+    # What computes the attention core again needs the keys of other ranks again.
+    cores = 1.0 if recompute == "selective" and job.execution.row_chunks is not None else repeats
+    again = cores * cp.forward_s + repeats * ep.forward_s
     return PassTimes(
         forward_s=tp.forward_s + cp.forward_s + ep.forward_s,
         backward_s=tp.backward_s + cp.backward_s + ep.backward_s + again,
@@ -203,6 +205,19 @@ class PartCost:
     weight_s: float
     wait_s: float
     """Of all three, what is communication: inside blocks, and of sharded weights."""
+
+    def at_speed(self, speed: float) -> PartCost:
+        """On devices of another relative speed; waiting is taken to be shared out as computing."""
+        if speed == 1.0:
+            return self
+        compute_s = self.forward_s + self.input_s + self.weight_s - self.wait_s
+        longer = (compute_s / speed + self.wait_s) / (compute_s + self.wait_s)
+        return PartCost(
+            forward_s=self.forward_s * longer,
+            input_s=self.input_s * longer,
+            weight_s=self.weight_s * longer,
+            wait_s=self.wait_s,
+        )
 
 
 def part_cost(job: Job, piece: Stage, parts: Parts, links: Links) -> PartCost:

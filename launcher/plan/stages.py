@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from functools import lru_cache
+from heapq import heapify, heapreplace
 from typing import Protocol
 
 from launcher.config.schema import Model
@@ -36,11 +37,16 @@ class PartCosts(Protocol):
 
 
 def split_stages(
-    model: Model, pp: int, costs: PartCosts, chain: Chain | None = None
+    model: Model,
+    pp: int,
+    costs: PartCosts,
+    chain: Chain | None = None,
+    speeds: Sequence[float] | None = None,
 ) -> tuple[Stage, ...]:
     """The stages of a model, split by the time of blocks, embedding and head.
 
-    `chain` says which parts of the model a stage has; without it, stage s has part s.
+    `chain` says which parts of the model a stage has; without it, stage s has part s. `speeds`:
+    relative, of the stages; None: all are equal.
     """
     chain = chain or Chain(num_stages=pp)
     bounds = split_layers(
@@ -49,6 +55,7 @@ def split_stages(
         block_cost=costs.block_s,
         first_cost=costs.embedding_s,
         last_cost=costs.head_s,
+        speeds=[speeds[chain.home(part)[0]] for part in range(chain.num_parts)] if speeds else None,
     )
     return make_stages(model, chain, bounds)
 
@@ -134,18 +141,34 @@ def split_layers(
     block_cost: float = 1.0,
     first_cost: float = 0.0,
     last_cost: float = 0.0,
+    speeds: Sequence[float] | None = None,
 ) -> list[tuple[int, int]]:
     """Contiguous split of equal blocks with the smallest maximum; the ends cost extra.
 
     Every stage gets a block where there are enough. Layer by layer, the stage that stays cheapest
-    takes one more: that is optimal for equal blocks. Ties go to the later stage, which keeps fewer
-    microbatches under 1F1B.
+    takes one more: that is optimal for equal blocks, on stages of unequal speeds, too. Ties go to
+    the later stage, which keeps fewer microbatches under 1F1B.
 
     split_layers(7, 3) -> [(0, 2), (2, 4), (4, 7)]
     """
     if num_stages == 1:
         return [(0, num_layers)]
     least = 1 if num_layers >= num_stages else 0
+    unequal = speeds is not None and len(set(speeds)) > 1
+    counts = (
+        _by_speed(num_layers, least, block_cost, first_cost, last_cost, speeds or ())
+        if unequal
+        else _by_rounds(num_layers, num_stages, least, block_cost, first_cost, last_cost)
+    )
+    bounds = list(itertools.accumulate(counts, initial=0))
+    return list(itertools.pairwise(bounds))
+
+
+def _by_rounds(
+    num_layers: int, num_stages: int, least: int, block_cost: float, first_cost: float,
+    last_cost: float,
+) -> list[int]:  # fmt: skip
+    """Blocks of equally fast stages."""
     first, last = _Pile(first_cost, block_cost, least), _Pile(last_cost, block_cost, least)
     rest, late = _Pile(0.0, block_cost, least), 0
     middle, waiting = num_stages - 2, num_layers - least * num_stages
@@ -163,9 +186,26 @@ def split_layers(
         else:
             first.add()
             waiting -= 1
-    counts = [first.count, *[rest.count] * (middle - late), *[rest.count + 1] * late, last.count]
-    bounds = list(itertools.accumulate(counts, initial=0))
-    return list(itertools.pairwise(bounds))
+    return [first.count, *[rest.count] * (middle - late), *[rest.count + 1] * late, last.count]
+
+
+def _by_speed(
+    num_layers: int, least: int, block_cost: float, first_cost: float, last_cost: float,
+    speeds: Sequence[float],
+) -> list[int]:  # fmt: skip
+    """Blocks of stages that are not equally fast."""
+    counts = [least] * len(speeds)
+    costs = [least * block_cost] * len(speeds)
+    costs[0] += first_cost
+    costs[-1] += last_cost
+    # By the time that each would take with one block more.
+    cheapest = [((cost + block_cost) / speeds[stage], -stage) for stage, cost in enumerate(costs)]
+    heapify(cheapest)
+    for _ in range(num_layers - least * len(speeds)):
+        cost, stage = cheapest[0]
+        counts[-stage] += 1
+        heapreplace(cheapest, (cost + block_cost / speeds[-stage], stage))
+    return counts
 
 
 class _Pile:
