@@ -23,6 +23,7 @@ __all__ = ["elsewhere", "local", "slurm", "submitted", "sweep"]
 
 LAUNCHER = """
 import signal, sys, time
+from pathlib import Path
 
 from launcher.checkpoint.lock import hold
 heard = []
@@ -186,7 +187,7 @@ def test_where_slurm_does_not_answer_nothing_is_cancelled(submitted, slurm):
 def test_all_tasks_of_a_sweep_are_cancelled_by_the_id_of_their_array(sweep, slurm):
     calls = slurm.folder / "scancel.calls"
     slurm.program("squeue", then=(
-        'id=${*##*--jobs=}; id=${id%% *}; '
+        'all="$*"; id=${all##*--jobs=}; id=${id%% *}; '
         f'grep -q "^$id$" {calls} 2>/dev/null && exit 0; '
         'echo "9|${id#9_}|9|PENDING|Resources|N/A|NONE|5:00|alice||/x/job.sbatch"'
     ))  # fmt: skip

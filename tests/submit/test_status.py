@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from launcher.checkpoint.lock import hold
 from launcher.plan.run_files import RunFiles
@@ -54,6 +55,9 @@ def submitted(local, slurm) -> RunFiles:
     record = {"kind": "slurm", "job_id": "7", "array_task": None, "cluster": None,
               "submitted_at": time.time() - 1000, "follow_up": None}  # fmt: skip
     local.submitted.write_text(json.dumps(record))
+    run = yaml.safe_load(local.run.read_text())
+    run["launch"]["name"] = "slurm"
+    local.run.write_text(yaml.safe_dump(run))
     return local
 
 
@@ -284,7 +288,7 @@ def test_accounting_tells_of_a_job_that_squeue_has_forgotten(submitted, slurm):
 @pytest.mark.parametrize(
     ("state", "keys"),
     [("TIMEOUT", {"launch.time_limit", "checkpoint.every_minutes"}),
-     ("OUT_OF_MEMORY", {"parallelism.recompute"}), ("NODE_FAIL", set()), ("FAILED", set()),
+     ("OUT_OF_MEMORY", {"launch.mem"}), ("NODE_FAIL", set()), ("FAILED", set()),
      ("WHATEVER", set())],
 )  # fmt: skip
 def test_what_slurm_ended_is_failed_and_says_what_to_change(submitted, slurm, state, keys):
@@ -413,9 +417,8 @@ def sweep(tmp_path, slurm) -> list[RunFiles]:
     for task, files in enumerate(runs):
         record = {"kind": "slurm", "job_id": "9", "array_task": task, "submitted_at": 1.0}
         files.submitted.write_text(json.dumps(record))
-    pending = 'task=${*##*--jobs=9_}; task=${task%% *}; echo "9|$task|9|PENDING|Resources' \
-        '|N/A|NONE|5:00|alice||/x/job.sbatch"'  # fmt: skip
-    slurm.program("squeue", then=pending)
+    row = line("9", task="$task")
+    slurm.program("squeue", then=f'all="$*"; task=${{all##*_}}; task=${{task%% *}}; echo "{row}"')
     return runs
 
 
