@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher import (
-    __version__,
-    commands,
-    job_commands,
-    run_commands,
-    search_commands,
-    table_commands,
-)
-from launcher.config.spelling import closest, did_you_mean
+from launcher import commands, job_commands, run_commands, search_commands, table_commands
+from launcher.config.spelling import closest
 from launcher.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -26,33 +20,7 @@ from launcher.errors import (
     Finding,
     LaunchError,
 )
-
-_USAGE = """launch [VERB] [FLAGS] [OVERRIDES]
-
-verbs
-  run      check, plan, write the run directory, start the job and follow it (default)
-  plan     check and predict only
-  search   the best layouts for this model on this hardware, by prediction
-  verify   train a shrunk model in the same layout on CPU processes and in one process; compare
-  convert SRC DST   weights to and from Hugging Face safetensors
-  status RUN        queued, running, requeued, done or failed, and why; what to change
-  logs RUN          the ends of the logs that matter
-  cancel RUN        have the job save and end; it does not start again
-  resume RUN        continue a run, with other values where overrides say so
-  checkpoints RUN   list, verify or compare the checkpoints of a run
-  checkpoint RUN    have a running job save now
-  calibrate [FILE]  measure this machine's kernels; plans use the table by hardware.kernels=FILE
-  tokenize text, JSONL, Parquet or a saved data set to a token store (launch tokenize --help)
-  backtest predict every measured run of a table (FILE.csv) and say how far off that is
-  rules    every rule that a configuration must obey, with its reason
-
-overrides (Hydra)
-  model=llama3_8b                choose an option of a group
-  train.steps=100                set a key
-  ~train.seed  +key=value        delete, add
-  -m train.seed=1,2              one run per combination
-
-groups: """
+from launcher.flags import build_parser, typed_flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +114,7 @@ def _dispatch(words: list[str]) -> int:
         # It has flags of its own and no overrides.
         line = commands.Request(overrides=(), config_dirs=(), command_line=tuple(words))
         return commands.tokenize(line)
-    parser = _parser()
+    parser = build_parser()
     parsed = parser.parse_intermixed_args(words)
     if parsed.shell_completion is not None:
         return commands.shell_completion(parsed.shell_completion, list(_VERBS), parser.flags())
@@ -214,23 +182,44 @@ def _check_flags(name: str, verb: Verb, parsed: argparse.Namespace) -> None:
         known, shown = verb.flags & _WITH_CFG, f"`launch {name} --cfg`"
     elif not parsed.cfg:
         known = verb.flags - {"package", "resolve"}
-    given = [flag for flag, value in vars(parsed).items() if flag != "words" and value]
+    given = [flag for flag, value in vars(parsed).items() if flag != "words" and _is_given(value)]
     findings = [
         Finding(
-            field=_typed(flag),
+            field=typed_flag(flag),
             rule="unused-flag",
             reason=f"{shown} has no such flag",
-            legal=[_typed(other) for other in sorted(known)],
+            legal=[typed_flag(other) for other in sorted(known)],
             fix="--cfg job" if flag in ("package", "resolve") and "cfg" in verb.flags else "",
         )
         for flag in given
         if flag not in known
     ]
+    if parsed.verify and parsed.diff and "diff" in verb.flags:
+        reason = "--diff compares two checkpoints and verifies none"
+        fix = f"launch {name} RUN --verify, then launch {name} RUN --diff A B"
+        findings.append(Finding(field="--verify", rule="unused-flag", reason=reason, fix=fix))
+    if parsed.timeout is not None and "timeout" in verb.flags and not 0 < parsed.timeout < math.inf:
+        findings.append(
+            Finding(
+                field="--timeout",
+                value=parsed.timeout,
+                rule="out-of-range",
+                reason="seconds to wait must be more than 0",
+                fix="--timeout 300",
+            )
+        )
     if parsed.run_dir == "":
-        reason = "the name of the run directory is empty"
-        findings.append(Finding(field="--run-dir", rule="no-such-directory", reason=reason))
+        reason, fix = "the name of the run directory is empty", "--run-dir runs/mine"
+        findings.append(
+            Finding(field="--run-dir", rule="no-such-directory", reason=reason, fix=fix)
+        )
     if findings:
         raise ConfigError(findings)
+
+
+def _is_given(value: object) -> bool:
+    """Whether a flag was typed: 0 is a value, what the parser puts there by itself is not."""
+    return value is not None and value is not False and value != []
 
 
 def _check_overrides(name: str, verb: Verb, overrides: Sequence[str]) -> None:
@@ -239,72 +228,6 @@ def _check_overrides(name: str, verb: Verb, overrides: Sequence[str]) -> None:
         raise ConfigError(
             [Finding(field=line, rule="unused-override", reason=reason) for line in overrides]
         )
-
-
-def _typed(flag: str) -> str:
-    return "--" + flag.replace("_", "-")
-
-
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors look like all others."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        unknown = message.partition("unrecognized arguments: ")[2].split(" ")[0]
-        near = closest(unknown, self.flags())
-        raise ConfigError(
-            [
-                Finding(
-                    field=unknown or "command line",
-                    rule="unknown-flag",
-                    reason=f"no such flag{did_you_mean(unknown, near)}" if unknown else message,
-                    fix="" if near else "launch --help",
-                )
-            ]
-        )
-
-    def flags(self) -> list[str]:
-        """Long forms of all flags."""
-        return [name for name in self._option_string_actions if name.startswith("--")]
-
-    def format_help(self) -> str:
-        groups = sorted(commands.group_names())
-        return (
-            f"usage: {_USAGE}{', '.join(groups)}\n\n" + super().format_help().partition("\n\n")[2]
-        )
-
-
-def _parser() -> _Parser:
-    parser = _Parser(prog="launch", usage="launch [VERB] [FLAGS] [OVERRIDES]", allow_abbrev=False)
-    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
-    add = parser.add_argument
-    add("--dry-run", action="store_true", help="run, resume: print the exact script and stop")
-    add("--json", action="store_true", help="one JSON document on standard output")
-    add("--run-dir", metavar="DIR", help="run directory (default: runs/<name>-<time>)")
-    add("--html", metavar="FILE", help="plan: also write it as a page for a browser")
-    add("--trace", metavar="FILE", help="plan: also write the step's timeline, for ui.perfetto.dev")
-    add("--config-dir", "-cd", metavar="DIR", action="append", default=[], help="own conf tree")
-    add("--multirun", "-m", action="store_true", help="one run per combination of swept values")
-    add("--cfg", "-c", choices=("job", "hydra", "all"), help="print the composed configuration")
-    add("--package", "-p", metavar="KEY", help="--cfg: only this part")
-    add("--resolve", action="store_true", help="--cfg: with interpolations resolved")
-    add("--to", choices=("hf", "launch"), help="convert: to this format (default: the other)")
-    add("--step", metavar="N", type=int, help="convert: checkpoint of a run (default: the newest)")
-    add("--dtype", choices=("float32", "bfloat16"), help="convert: to hf in this (float32)")
-    add("--max-shard-size", metavar="SIZE", help="convert: largest file (5GB)")
-    add("--tokenizer", metavar="DIR", help="convert: to hf with the tokenizer files in it")
-    add("--from-scratch", action="store_true", help="resume: put the past aside and start again")
-    add("--verify", action="store_true", help="checkpoints: read every file and compare checksums")
-    add("--diff", nargs=2, metavar="STEP", help="checkpoints: what differs between two of them")
-    add("--timeout", metavar="S", type=float, help="checkpoint, cancel: seconds to wait (300)")
-    add("--now", action="store_true", help="cancel: end at once, without saving")
-    add("--rank", metavar="N", type=int, help="logs: of this rank alone")
-    add(
-        "--lines", metavar="N", type=int, help="logs: so many of each log's last lines, 0: all (20)"
-    )
-    add("--follow", "-f", action="store_true", help="logs: and all that is written from now on")
-    add("--shell-completion", "-sc", metavar="install=SHELL", help="bash, zsh or fish completion")
-    add("--version", action="version", version=f"launch {__version__}")
-    return parser
 
 
 def _paths(folders: Sequence[str]) -> tuple[Path, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config.assets import conf_dir
+from launcher.config.schema import Run
 from launcher.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, ConfigError, Finding
 from launcher.jobs import (
     hold_run,
@@ -191,7 +192,7 @@ def _plan_job(overrides: Sequence[str], request: Request) -> Plan:
     from launcher.config.load import load_run
     from launcher.plan.build import build_plan
 
-    loaded = load_run(overrides, request.config_dirs)
+    loaded = load_run(overrides, request.config_dirs, also=_weights_findings)
     run, chosen = loaded.run, loaded.decisions
     if run.parallelism.name == "auto":
         from launcher.plan.search_advice import best_run
@@ -211,6 +212,19 @@ def _plan_job(overrides: Sequence[str], request: Request) -> Plan:
         decisions=(*chosen, *settled.decisions, *answer.decisions),
         warnings=(*answer.warnings, *settled.warnings),
     )
+
+
+def _weights_findings(run: Run) -> Sequence[Finding]:
+    """What is wrong with the weights that a run is to start from."""
+    if run.train.init_from is None:
+        return ()
+    from launcher.convert.init_from import settle_init_from
+
+    try:
+        settle_init_from(run)
+    except ConfigError as error:
+        return error.findings
+    return ()
 
 
 def _plan_writer(request: Request, jobs: Sequence[Sequence[str]]) -> Callable[[Plan], None]:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import TextIO
 
-from launcher.config.assets import assets_dir
+from launcher.config.assets import PACKAGE, slurm_templates
 from launcher.errors import (
     ConfigError,
     DoesNotFit,
@@ -53,13 +53,15 @@ def too_large(answer: Plan) -> str:
 def this_machine():  # type: ignore[no-untyped-def]
     """What rendering must know of this machine."""
     from launcher.config.local_hardware import detect_machine
-    from launcher.render.bundle import Machine
+    from launcher.render.machine import Machine
+    from launcher.submit.code import describe_code
 
-    template = assets_dir() / "slurm" / "torchrun.sbatch"
     return Machine(
         python=sys.executable,
         cores=detect_machine().cores,
-        slurm_template=template.read_text(encoding="utf-8"),
+        package=PACKAGE,
+        code=describe_code(),
+        slurm_templates=slurm_templates(),
     )
 
 

@@ -62,5 +62,12 @@ def _read_text(path: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not text in UTF-8"
         raise ConfigError(
-            [Finding(field=path, rule="unreadable-table", reason=str(reason))]
+            [
+                Finding(
+                    field=path,
+                    rule="unreadable-table",
+                    reason=str(reason),
+                    fix="a CSV file of measured runs; docs/backtest.md names the columns",
+                )
+            ]
         ) from None

@@ -142,14 +142,24 @@ def test_every_error_a_user_may_see_has_an_exit_code():
         (["rules", "a=1"], "a=1 [unused-override]: `launch rules` takes no overrides."),
         (["rules", "-m"], "--multirun [unused-flag]: `launch rules` has no such flag. "
                           "Legal here: --json."),
-        (["--run-dir="], "--run-dir [no-such-directory]: the name of the run directory is empty."),
+        (["--run-dir="], "--run-dir [no-such-directory]: the name of the run directory is empty. "
+                          "Try --run-dir runs/mine."),
         (["plan", "--config-dir", "no"], "--config-dir=no [no-such-directory]: not a folder."),
         (["plan", "--config-dir", "x" * 300], f"--config-dir={'x' * 300} [no-such-directory]: "
                                               "not a folder."),
-        (["plan", "--config-dir"], "command line [unknown-flag]: argument --config-dir/-cd: "
-                                   "expected one argument. Try launch --help."),
-        (["--cfg", "x"], "command line [unknown-flag]: argument --cfg/-c: invalid choice: 'x' "
+        (["plan", "--config-dir"], "--config-dir [flag-value]: expected one argument. "
+                                   "Try launch --help."),
+        (["--cfg", "x"], "--cfg [flag-value]: invalid choice: 'x' "
                          "(choose from 'job', 'hydra', 'all'). Try launch --help."),
+        (["checkpoints", "r", "--diff", "1"], "--diff [flag-value]: expected 2 arguments. "
+                                              "Try launch --help."),
+        (["checkpoints", "r", "--verify", "--diff", "1", "2"],
+         "--verify [unused-flag]: --diff compares two checkpoints and verifies none. Try "
+         "launch checkpoints RUN --verify, then launch checkpoints RUN --diff A B."),
+        (["checkpoint", "r", "--timeout", "-1"], "--timeout=-1.0 [out-of-range]: seconds to wait "
+                                                 "must be more than 0. Try --timeout 300."),
+        (["plan", "--timeout", "0"], "--timeout [unused-flag]: `launch plan` has no such flag. "
+         "Legal here: --cfg, --config-dir, --html, --json, --multirun, --trace."),
         (["-sc", "install=csh"], "--shell-completion=install=csh [unknown-value]: no such shell "
          "or action. Legal here: install=bash, install=zsh, install=fish, uninstall=bash, "
          "uninstall=zsh, uninstall=fish. Try -sc install=bash."),
@@ -158,6 +168,22 @@ def test_every_error_a_user_may_see_has_an_exit_code():
 def test_a_mistaken_command_line_is_explained(words, text):
     code, out, err = launch(*words)
     assert (code, out, err.rstrip("\n")) == (2, "", text)
+
+
+@pytest.mark.parametrize(
+    ("extra", "more"),
+    [
+        ("train.seed=1", set()),
+        ("parallelism.tp=3", {"tp-divides-heads", "tp-fits-kv-heads"}),
+        ("train.stepps=1", {"unknown-key"}),
+        ("train.seed=x", {"wrong-type"}),
+    ],
+)
+def test_files_that_are_not_there_are_named_beside_every_other_mistake(extra, more):
+    files = ["data=store", "data.path=/no/store", "train.init_from=/no/weights"]
+    code, _, err = launch("plan", "model=tiny", *files, extra)
+    rules = {line.partition("[")[2].partition("]")[0] for line in err.splitlines()}
+    assert (code, rules) == (2, {"data-readable", "weights-readable"} | more)
 
 
 def test_flags_and_overrides_mix_in_any_order(tmp_path):
@@ -406,7 +432,7 @@ def test_a_machine_with_gpus_is_used(monkeypatch):
     )
     detect: Callable[[], LocalMachine] = lambda: here  # noqa: E731
     monkeypatch.setattr("launcher.config.load.detect_machine", detect)
-    monkeypatch.setattr("launcher.config.load.load_run.__defaults__", ((), detect))
+    monkeypatch.setattr("launcher.config.load.load_run.__defaults__", ((), detect, lambda run: ()))
     code, out, _ = launch("plan", "hardware=local", "--json")
     assert code == 0
     assert one_document(out)["layout"]["world_size"] == 8

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launcher.submit.processes import descendants
+from launcher.node.processes import descendants
 
 SHORT = (
     "train.sequence_length=32",

@@ -16,7 +16,8 @@ from launcher.config.load import load_run
 from launcher.config.local_hardware import LocalMachine
 from launcher.plan.build import build_plan
 from launcher.plan.report import render_report
-from launcher.render.bundle import Machine, render_bundle
+from launcher.render.bundle import render_bundle
+from tests.submit.cases import submitting_machine
 
 GOLDEN = Path(__file__).parent / "golden"
 RECIPES = sorted(path.stem for path in (assets_dir() / "recipes").glob("*.yaml"))
@@ -31,9 +32,7 @@ def rendered(recipe: str, submitter: str) -> dict[str, str]:
     """All texts of a recipe by file name, and the report."""
     loaded = load_run([f"recipe={recipe}", f"launch={submitter}"], machine=lambda: MACHINE)
     plan = build_plan(loaded.run)
-    template = (assets_dir() / "slurm" / "torchrun.sbatch").read_text()
-    machine = Machine(python="python3", cores=MACHINE.cores, slurm_template=template)
-    bundle = render_bundle(plan, RUN_DIR, machine)
+    bundle = render_bundle(plan, RUN_DIR, submitting_machine())
     texts = {path.name: text for path, text in bundle.texts.items()}
     plan = replace(plan, decisions=(*loaded.decisions, *plan.decisions))
     return texts | {"report.txt": render_report(plan).rstrip("\n") + "\n"}

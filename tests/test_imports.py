@@ -49,9 +49,11 @@ MAY_IMPORT = {
     "job_commands": {"commands", "errors", "submit"},
     "table_commands": {"commands", "errors", "config", "plan", "submit"},
     "search_commands": {"commands", "errors", "config", "plan"},
+    "flags": {"commands", "errors", "config"},
     "cli": {
         "errors",
         "config",
+        "flags",
         "commands",
         "job_commands",
         "run_commands",

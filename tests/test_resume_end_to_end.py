@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from launcher.submit.processes import descendants
+from launcher.node.processes import descendants
 from tests.test_end_to_end import SHORT, command, is_alive, launch
 
 JOB = (*SHORT, "hardware.device=cpu", "parallelism.pp=1", "parallelism.tp=2", "train.steps=40",

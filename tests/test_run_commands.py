@@ -313,8 +313,8 @@ def test_a_full_disk_is_seen_before_the_start(run, monkeypatch):
                                       "overrides."),
         (["checkpoints", "a", "--diff", "3", "4"], "--diff=4 [no-such-checkpoint]: the run has no "
          "such checkpoint. Legal here: 3, 5, latest. Try --diff 3 5."),
-        (["checkpoint", "a", "--timeout", "x"], "command line [unknown-flag]: argument --timeout: "
-         "invalid float value: 'x'. Try launch --help."),
+        (["checkpoint", "a", "--timeout", "x"], "--timeout [flag-value]: invalid float value: 'x'. "
+                                                "Try launch --help."),
     ],
 )  # fmt: skip
 def test_a_mistaken_command_line_is_explained(run, words, text):

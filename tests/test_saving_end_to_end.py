@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from launcher.checkpoint.reader import list_checkpoints, newest_verified
+from launcher.node.processes import descendants
 from launcher.plan.run_files import RunFiles
-from launcher.submit.processes import descendants
 from tests.test_end_to_end import SHORT, _workers, launch, start
 
 STEPS = 400

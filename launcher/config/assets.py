@@ -16,3 +16,9 @@ def assets_dir() -> Path:
 def conf_dir() -> Path:
     """The primary Hydra config folder; recipes are its group `recipe`."""
     return assets_dir() / "conf"
+
+
+def slurm_templates() -> dict[str, str]:
+    """Texts of slurm/*.sbatch by file name without its end."""
+    folder = assets_dir() / "slurm"
+    return {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.sbatch"))}

@@ -32,6 +32,10 @@ def check_data_files(run: Run) -> list[Finding]:
     findings: list[Finding] = []
     stores: list[tuple[_Place, StoreInfo]] = []
     for place in _places(run):
+        if not place.path.strip():
+            if place.field != "data.path":  # That one has a rule of its own.
+                findings.append(unreadable(place.field, place.kind, "''", "the path is empty"))
+            continue
         if not _exists(place) and run.hardware.name != "local":
             continue  # The cluster has it, this machine does not.
         try:
@@ -42,7 +46,7 @@ def check_data_files(run: Run) -> list[Finding]:
             elif not os.path.isfile(place.path):
                 raise Unreadable("no such file")
         except Unreadable as error:
-            findings.append(unreadable(place.field, place.path, str(error)))
+            findings.append(unreadable(place.field, place.kind, place.path, str(error)))
     findings += vocabulary_findings(run, [info for _, info in stores])
     return findings + _tokenizers_differ(stores)
 
@@ -57,7 +61,7 @@ def with_absolute_paths(run: Run) -> Run:
     found = {
         place.field: os.path.abspath(os.path.expanduser(place.path))
         for place in _places(run)
-        if is_local or _exists(place)
+        if place.path.strip() and (is_local or _exists(place))
     }
     data = run.data
     sources = tuple(
@@ -69,9 +73,17 @@ def with_absolute_paths(run: Run) -> Run:
     return run.model_copy(update={"data": closed})
 
 
-def unreadable(field: str, path: str | None, reason: str) -> Finding:
+_WANTED = {
+    "store": "the folder that `launch tokenize` wrote",
+    "megatron": "the common beginning of a .bin and an .idx file",
+    "tokens": "a file of token ids",
+}
+
+
+def unreadable(field: str, kind: str, path: str | None, reason: str) -> Finding:
     """The finding on a path that does not hold what it should."""
-    return Finding(field=field, value=path, rule="data-readable", reason=reason)
+    fix = f"{field}= with {_WANTED[kind]}" if kind in _WANTED else ""
+    return Finding(field=field, value=path, rule="data-readable", reason=reason, fix=fix)
 
 
 def vocabulary_findings(run: Run, stores: list[StoreInfo]) -> list[Finding]:

@@ -66,7 +66,10 @@ class Launch(Record):
     """Further lines of bash that make the environment on a node; written into the script as they
     are, after the modules, conda and venv."""
     python: Safe[str | None] = None
-    """Interpreter on the nodes; None: the one that runs this command, in a container `python3`."""
+    """Interpreter on the nodes, outside of any container. None: the one that runs this command, or
+    `python` of the environment that `conda` or `venv` names."""
+    container_python: Safe[str] = "python3"
+    """Interpreter inside the container; the launcher brings its own code, the image the rest."""
     env: Safe[dict[str, str]] = Field(default_factory=dict)
     """Variables of the workers by name; stand in the run's files, so nothing secret."""
     secrets: Safe[Texts] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from launcher.config.compose import compose_run
 from launcher.config.data_files import check_data_files, with_absolute_paths
 from launcher.config.kernel_table import with_kernels
 from launcher.config.local_hardware import LocalMachine, cpu_facts, detect_machine, gpu_option
-from launcher.config.partial import check_partial
+from launcher.config.partial import check_partial, check_readable, partial_run
 from launcher.config.reopen import reopen_values
 from launcher.config.resume import find_changes, readable_part, refuse_changes
 from launcher.config.rules import check_run
@@ -23,6 +23,8 @@ from launcher.config.schema import Run
 from launcher.config.validate import Wrote, validate_run
 from launcher.config.written import find_written
 from launcher.errors import ConfigError, Finding
+
+Check = Callable[[Run], Iterable[Finding]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +40,9 @@ def load_run(
     overrides: Sequence[str],
     config_dirs: Sequence[Path] = (),
     machine: Callable[[], LocalMachine] = detect_machine,
+    also: Check = lambda run: (),
 ) -> Loaded:
-    """Compose and check a run.
+    """Compose and check a run; `also` is a check of the caller's own.
 
     Raises ConfigError with every finding at once.
     """
@@ -63,6 +66,7 @@ def load_run(
         [*composed.findings, *(local.findings if local else ())],
         composed.unknown_groups,
         lambda field, given: find_written(field, given, overrides, composed.choices, config_dirs),
+        also,
     )
     return Loaded(run=run, decisions=tuple(decisions))
 
@@ -102,8 +106,9 @@ def _judge(
     findings: Sequence[Finding],
     unknown_groups: Set[str],
     written: Wrote,
+    also: Check = lambda run: (),
 ) -> Run:
-    """The schema, then the rules; ConfigError with these findings and those that were there."""
+    """The schema, the rules and the files; ConfigError with all of it and what was there."""
     values, unreadable = with_schedule_lines(values)
     values, unread_kernels = with_kernels(values)
     unreadable += unread_kernels
@@ -111,9 +116,12 @@ def _judge(
     run = with_absolute_paths(run) if run is not None else None
     found = [*findings, *unreadable, *refused]
     if run is not None and not unknown_groups:
-        found += check_run(run) or check_data_files(run)
+        found += [*check_run(run), *check_data_files(run), *also(run)]
     else:
-        found += check_partial(values, {finding.field for finding in refused} | unknown_groups)
+        unreadable_keys = {finding.field for finding in refused} | unknown_groups
+        part = partial_run(values, unreadable_keys)
+        found += check_partial(values, unreadable_keys)
+        found += check_readable(check_data_files, part) + check_readable(also, part)
     if found or run is None:
         raise ConfigError(found)
     return run

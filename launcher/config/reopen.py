@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Set
 from typing import Any
 
+from launcher.config.schema import is_schedule_file
+
 _DEVICES = {
     "parallelism": ("tp", "cp", "ep", "pp", "vpp", "dp"),
     "hardware": ("num_nodes", "gpus_per_node"),
@@ -49,7 +51,9 @@ def reopen_values(
         _open(values, "train", ("num_microbatches",), named)
         if "train.num_microbatches" in named:
             _open(values, "train", ("micro_batch_size",), named)
-    if _value(frozen, "parallelism", "schedule") != _value(values, "parallelism", "schedule"):
+    schedule = _value(values, "parallelism", "schedule")
+    # A file may be gone; the lines of zb_1p and zb_2p are made anew for the new layout.
+    if _value(frozen, "parallelism", "schedule") != schedule or not is_schedule_file(schedule):
         _open(values, "parallelism", ("schedule_lines",), named)
     for field in also_open:
         group, _, key = field.partition(".")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from launcher.config.rule import Rule
+from launcher.config.rules_context import CONTEXT_RULES
 from launcher.config.rules_data import DATA_RULES
 from launcher.config.rules_engine import ENGINE_RULES
 from launcher.config.rules_layout import LAYOUT_RULES
@@ -21,6 +22,7 @@ from launcher.errors import Finding
 RULES: tuple[Rule, ...] = (
     *MODEL_RULES,
     *LAYOUT_RULES,
+    *CONTEXT_RULES,
     *ENGINE_RULES,
     *PIPELINE_RULES,
     *DATA_RULES,

@@ -15,7 +15,7 @@ _DTYPE_LIMITS = {"uint8": 2**8, "uint16": 2**16}
 
 def _path(run: Run) -> str | None:
     wanted = _PATHS.get(run.data.kind)
-    if wanted and run.data.path is None:
+    if wanted and not (run.data.path or "").strip():
         return f"data={run.data.kind} needs {wanted}"
     return None
 

@@ -49,7 +49,7 @@ ENGINE_RULES = (
     Rule(
         id="fsdp2-without-split-backward",
         field="parallelism.engine",
-        says="engine=fsdp2 does not take schedules with a split backward (zb_h1, zb_h2, zb_v, "
+        says="engine=fsdp2 does not take schedules with a split backward (zb_h1 to zb_2p, zb_v, "
         "dualpipev, files)",
         why="fully_shard reduces a block's gradients and frees its weights at the end of the "
         "block's backward; a W action after it would add to gradients that are gone.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from launcher.config.rule import Rule, divisors
+from launcher.config.rules_context import num_chunks
 from launcher.config.schema import Run
 
 AXES = ("tp", "cp", "dp", "pp")
@@ -75,7 +76,9 @@ def _mesh_fills_devices(run: Run) -> str | None:
     given = math.prod(degree for degree in degrees.values() if degree)
     if devices is None:
         return None
-    shown = {axis: degree for axis, degree in degrees.items() if degree and axis != "cp"}
+    shown = {
+        axis: degree for axis, degree in degrees.items() if degree and (axis != "cp" or degree > 1)
+    }
     sizes = " x ".join(f"{axis} {degree}" for axis, degree in shown.items())
     have = f"the {devices} devices of {run.hardware.num_nodes} x {run.hardware.gpus_per_node}"
     if all(degrees.values()):
@@ -90,11 +93,14 @@ def _mesh_fix(run: Run) -> str:
     given = math.prod(getattr(degrees, axis) or 1 for axis in AXES)
     if run.hardware.name == "local" and degrees.dp and given < devices:
         return f"hardware.gpus_per_node={given}"
-    if devices % ((degrees.tp or 1) * (degrees.pp or 1)) == 0:
+    if devices % ((degrees.tp or 1) * degrees.cp * (degrees.pp or 1)) == 0:
         return ""  # The one legal dp mends it.
     tp = max(size for size in divisors(devices, limit=degrees.tp) if not _tp_broken(run, size))
-    pp = max(divisors(devices // tp, limit=min(degrees.pp or 1, run.model.num_layers)))
-    return f"parallelism.tp={tp} parallelism.pp={pp} parallelism.dp={devices // tp // pp}"
+    cp = max(divisors(devices // tp, limit=degrees.cp))
+    left = devices // tp // cp
+    pp = max(divisors(left, limit=min(degrees.pp or 1, run.model.num_layers)))
+    of_cp = f"parallelism.cp={cp} " if degrees.cp > 1 else ""
+    return f"parallelism.tp={tp} {of_cp}parallelism.pp={pp} parallelism.dp={left // pp}"
 
 
 def _tp_broken(run: Run, tp: int) -> bool:
@@ -117,15 +123,19 @@ def _sequence_needs_tp(run: Run) -> str | None:
 
 def _sequence_pieces(run: Run) -> str | None:
     tp, length = run.parallelism.tp, run.train.sequence_length
-    if run.parallelism.sequence_parallel and tp and length and length % tp:
-        return f"parallelism.tp={tp} does not divide the sequence of {length} tokens"
+    if not run.parallelism.sequence_parallel or not tp or not length:
+        return None
+    length, rest = divmod(length, run.parallelism.cp)
+    if not rest and length % tp:
+        part = " of a cp rank" if run.parallelism.cp > 1 else ""
+        return f"parallelism.tp={tp} does not divide the sequence of {length} tokens{part}"
     return None
 
 
 def _sequence_candidates(run: Run) -> list[int]:
-    tp, length = run.parallelism.tp or 1, run.train.sequence_length or 1
-    below = length // tp * tp
-    return [size for size in (below, below + tp) if 0 < size <= run.model.max_sequence_length]
+    unit = (run.parallelism.tp or 1) * num_chunks(run)
+    below = (run.train.sequence_length or 1) // unit * unit
+    return [size for size in (below, below + unit) if 0 < size <= run.model.max_sequence_length]
 
 
 def _order_complete(run: Run) -> str | None:
@@ -216,7 +226,7 @@ LAYOUT_RULES = (
     Rule(
         id="sequence-parallel-divides-sequence",
         field="train.sequence_length",
-        says="with sequence_parallel, tp divides train.sequence_length",
+        says="with sequence_parallel, tp divides train.sequence_length / cp",
         why="Every tp rank holds an equal piece of the sequence: gathers and scatters know no "
         "other.",
         broken=_sequence_pieces,
@@ -230,6 +240,5 @@ LAYOUT_RULES = (
         broken=_order_complete,
         candidates=lambda run: (AXES,),
     ),
-    _only("cp", 1, "context parallelism is not in this version"),
     _only("ep", 1, "expert parallelism is not in this version"),
 )

@@ -26,6 +26,8 @@ SCHEDULE_FACTS = {
     "interleaved_1f1b": ScheduleFacts(chunks=None),
     "zb_h1": ScheduleFacts(chunks=None, splits_backward=True),
     "zb_h2": ScheduleFacts(splits_backward=True),
+    "zb_1p": ScheduleFacts(splits_backward=True),
+    "zb_2p": ScheduleFacts(splits_backward=True),
     "zb_v": ScheduleFacts(chunks=2, splits_backward=True),
     "dualpipev": ScheduleFacts(chunks=2, splits_backward=True, microbatches_per_stage=2),
 }
@@ -123,7 +125,7 @@ PIPELINE_RULES = (
         id="vpp-suits-schedule",
         field="parallelism.vpp",
         says="vpp is the number of chunks that the schedule has",
-        why="1f1b, gpipe, naive and zb_h2 have one model chunk per stage, zb_v and dualpipev two.",
+        why="1f1b, gpipe, naive and zb_h2 to zb_2p have one chunk a stage, zb_v and dualpipev two.",
         broken=_vpp_schedule,
         candidates=_vpp_candidates,
     ),
@@ -170,7 +172,7 @@ PIPELINE_RULES = (
     Rule(
         id="split-backward-without-compile",
         field="train.compile",
-        says="schedules with a split backward (zb_h1, zb_h2, zb_v, dualpipev) are not compiled",
+        says="schedules with a split backward (zb_h1 to zb_2p, zb_v, dualpipev) are not compiled",
         why="torch.compile makes one graph of a block's backward, both kinds of gradients in it.",
         broken=_no_compile,
         candidates=lambda run: (False,),

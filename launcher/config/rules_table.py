@@ -81,6 +81,7 @@ BASIC_CHECKS = (
     ),
     ("unknown-verb", "command line", "the first word is a verb", "A typo must not be ignored."),
     ("unknown-flag", "command line", "the flag exists", "A typo must not be ignored."),
+    ("flag-value", "command line", "the flag takes this value", "A typo must not be ignored."),
     ("unused-override", "command line", "the verb reads overrides", "None may be ignored."),
     ("unused-flag", "command line", "the verb has the flag", "A flag must not be ignored."),
     (

@@ -43,7 +43,16 @@ Axis = Literal["tp", "cp", "ep", "dp", "pp"]
 
 
 ScheduleName = Literal[
-    "naive", "gpipe", "1f1b", "interleaved_1f1b", "zb_h1", "zb_h2", "zb_v", "dualpipev"
+    "naive",
+    "gpipe",
+    "1f1b",
+    "interleaved_1f1b",
+    "zb_h1",
+    "zb_h2",
+    "zb_1p",
+    "zb_2p",
+    "zb_v",
+    "dualpipev",
 ]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from launcher.config.schema import Model, Run
 from launcher.convert.families import plain_fields
 from launcher.convert.new_folder import size_words
-from launcher.convert.source import Weights, compare_shapes, open_weights, weights_folder
+from launcher.convert.source import FOLDERS, Weights, compare_shapes, open_weights, weights_folder
 from launcher.errors import ConfigError, Finding
 from launcher.plan.records import Warning
 
@@ -125,4 +125,6 @@ def _typed(value: Any) -> str:
 
 
 def _finding(value: str, reason: str) -> Finding:
-    return Finding(field="train.init_from", value=value, rule="weights-readable", reason=reason)
+    return Finding(
+        field="train.init_from", value=value, rule="weights-readable", reason=reason, fix=FOLDERS
+    )

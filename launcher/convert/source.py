@@ -25,6 +25,8 @@ from launcher.plan.costs import parameter_table
 
 Format = Literal["hf", "launch"]
 _MOST_NAMED = 20
+FOLDERS = "a folder of Hugging Face weights, a checkpoint or a run directory"
+"""What weights are read from, for those who gave something else."""
 """Tensors that are spelled out; a number stands for the rest."""
 
 
@@ -67,7 +69,7 @@ def weights_folder(path: Path, step: int | None = None) -> tuple[Path, Format]:
     """
     if not path.is_dir():
         reason = "not a folder" if path.exists() else "there is no such folder"
-        raise ConfigError([_finding(path, reason)])
+        raise ConfigError([_finding(path, reason, fix=FOLDERS)])
     if (path / "manifest.json").is_file():
         return path, "launch"
     if is_hf_folder(path):
@@ -80,9 +82,15 @@ def weights_folder(path: Path, step: int | None = None) -> tuple[Path, Format]:
                 raise ConfigError([_finding(path, f"no checkpoint of step {step}", legal)])
             return root / (names[0] if step is None else by_step[step]), "launch"
     if (path / "run.yaml").is_file():
-        raise ConfigError([_finding(path, "this run has no checkpoint")])
+        raise ConfigError(
+            [
+                _finding(
+                    path, "this run has no checkpoint", fix="checkpoint.every_steps=100 in a run"
+                )
+            ]
+        )
     reason = "neither a Hugging Face folder (config.json), a checkpoint (manifest.json) nor a run"
-    raise ConfigError([_finding(path, reason)])
+    raise ConfigError([_finding(path, reason, fix=FOLDERS)])
 
 
 def open_weights(
@@ -182,5 +190,7 @@ def compare_shapes(source: TensorSource, model: Model) -> list[Finding]:
     return [Finding(field=name, rule="weights-fit-model", reason=reason) for name, reason in named]
 
 
-def _finding(path: Path, reason: str, legal: Iterable[object] = ()) -> Finding:
-    return Finding(field=str(path), rule="weights-readable", reason=reason, legal=list(legal))
+def _finding(path: Path, reason: str, legal: Iterable[object] = (), fix: str = "") -> Finding:
+    return Finding(
+        field=str(path), rule="weights-readable", reason=reason, legal=list(legal), fix=fix
+    )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from launcher.data.store_info import STORE_FILE
 from launcher.errors import ConfigError, Finding
 
 Kind = Literal["text", "jsonl", "parquet", "arrow"]
@@ -96,6 +97,8 @@ def _in_folder(folder: Path, kind: Kind | None, skipped: list[Path]) -> Iterator
                 raise ConfigError([_no_data_set(folder / _SAVED, "its files have no names")])
             yield InputFile(folder / name, "arrow")
         return
+    if (folder / STORE_FILE).is_file():
+        raise ConfigError([_unusable(folder, "it holds a token store, which is ready to train on")])
     try:
         paths = sorted(folder.iterdir())
     except OSError as error:
@@ -136,14 +139,20 @@ def _no_data_set(path: Path, reason: str) -> Finding:
     return _unusable(path, f"not a data set: {reason}")
 
 
+_READABLE = "a file or folder of text that can be read here"
+
+
 def _unusable(path: Path, reason: str) -> Finding:
-    return Finding(field="INPUT", value=str(path), rule="input-readable", reason=reason)
+    return Finding(
+        field="INPUT", value=str(path), rule="input-readable", reason=reason, fix=_READABLE
+    )
 
 
 def _absent(text: str) -> Finding:
     is_glob = any(letter in text for letter in "*?[")
     reason = "no file matches" if is_glob else "no such file or folder"
-    return Finding(field="INPUT", value=text, rule="input-readable", reason=reason)
+    fix = "a wider pattern" if is_glob else _READABLE
+    return Finding(field="INPUT", value=text, rule="input-readable", reason=reason, fix=fix)
 
 
 def _nothing(skipped: Sequence[Path]) -> Finding:

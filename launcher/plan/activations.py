@@ -1,13 +1,10 @@
-"""What a rank keeps of one microbatch between forward and backward, and what it needs beside."""
+"""What a rank keeps of one microbatch between forward and backward."""
 
 from __future__ import annotations
 
 from launcher.config.schema import Experts, LatentAttention
 from launcher.plan.execution import Job
 from launcher.plan.operator_records import Size, size_of
-
-LOGIT_BYTES = 4
-"""The softmax of the logits is made in float32 in every compute type."""
 
 
 def block_kept_bytes(job: Job, recompute: str) -> int:
@@ -34,7 +31,10 @@ def block_kept_bytes(job: Job, recompute: str) -> int:
         if model.experts
         else size.tokens * _mlp_width(job, size.ffn)
     )
-    kept = (4 * whole + size.tokens * _attention_width(job, size) + mlp) * element + masks
+    # Inputs of the two norms, and of the products behind them as those products read them.
+    inputs = size.tokens * hidden if job.execution.keeps_gathered_inputs else whole
+    rest = size.tokens * _attention_width(job, size) + mlp
+    kept = (2 * whole + 2 * inputs + rest) * element + masks
     if recompute == "none":
         kept += _core_bytes(job, size)
     return kept
@@ -44,7 +44,7 @@ def _attention_width(job: Job, size: Size) -> int:
     """q, k, v and what the output projection reads."""
     if job.model.latent:
         return _latent_width(job, job.model.latent, size.heads)
-    width = 2 * size.queries + 2 * size.keys
+    width = 2 * size.queries + 2 * size.read_keys
     if job.execution.fusion == "fused" and job.model.position == "rope":
         # Values are a view of one product's output, which therefore stays beside what was rotated.
         width += size.queries + size.keys
@@ -103,47 +103,3 @@ def head_kept_bytes(job: Job) -> int:
     """
     size, element = size_of(job), job.execution.element_bytes
     return (2 * size.norm_tokens * job.model.hidden_size + size.tokens * size.vocabulary) * element
-
-
-def logit_temporary_bytes(job: Job) -> int:
-    """Beside the kept logits while the loss and its gradient are made.
-
-    A fused loss needs nothing; torch's own float32 logits, their log-probabilities and the
-    gradient of these.
-    """
-    size, execution = size_of(job), job.execution
-    if execution.fused_loss:
-        return 0
-    copies = execution.logit_copies
-    if execution.cuts_loss_by_dtensor and job.layout.tp > 1:
-        copies += 2
-    if execution.element_bytes == LOGIT_BYTES:
-        copies -= 1
-    return copies * LOGIT_BYTES * size.tokens * size.vocabulary
-
-
-def backward_temporary_bytes(job: Job) -> int:
-    """What the backward pass of one block needs beside what was kept.
-
-    Gradients of the residual and of the MLP's widest tensors; with recomputation, what the block
-    would have kept without it.
-    """
-    size, model, execution = size_of(job), job.model, job.execution
-    ffn = (2 if model.is_gated else 1) * size.ffn
-    gradients = size.tokens * (2 * model.hidden_size + ffn) * execution.element_bytes
-    # A product's weight gradient, before it is added to the sum.
-    gradients += largest_weight(job) * execution.element_bytes
-    mode = execution.recompute
-    again = 0
-    if mode == "full":
-        again = block_kept_bytes(job, "none")
-    elif mode != "none":
-        again = block_kept_bytes(job, "none") - block_kept_bytes(job, mode)
-    return gradients + max(0, again)
-
-
-def largest_weight(job: Job) -> int:
-    """Elements of the largest weight of a block on one rank."""
-    size, model = size_of(job), job.model
-    merged = 2 if model.is_gated and job.execution.fusion == "fused" else 1
-    return max(merged * size.ffn, size.queries) * model.hidden_size

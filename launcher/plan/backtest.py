@@ -27,16 +27,13 @@ from launcher.plan.memory import estimate_job_memory, zero_model_state_bytes
 from launcher.plan.own_runs import read_own_run
 from launcher.plan.records import Stage
 from launcher.plan.schedule import SCHEDULES, build_schedule
+from launcher.plan.schedule_made import is_made, make_schedule
 from launcher.plan.schedule_records import Chain, Schedule, ScheduleError
 from launcher.plan.stage_time import estimate_parts
 from launcher.plan.stages import make_stages, split_stages
 from launcher.plan.step_time import (
     StepEstimate,
-    cost_parts,
     estimate_job,
-    find_links,
-    free_p2p_s,
-    part_times,
 )
 
 
@@ -162,13 +159,10 @@ def _chain(job: Job) -> Chain:
 def _schedule(job: Job, stages: Sequence[Stage], chain: Chain) -> Schedule:
     """By name; those made for measured times are made for the predicted ones."""
     layout = job.layout
-    name, count = layout.schedule, layout.num_microbatches
-    if SCHEDULES[name].order is not None:
-        chunks = layout.vpp if SCHEDULES[name].chunks is None else None
-        return build_schedule(name, layout.pp, count, chunks)
-    links = find_links(job)
-    times = part_times(job, cost_parts(job, stages, chain, links), True, links)
-    return build_schedule(name, layout.pp, count, None, times, free_p2p_s(job, links))
+    if is_made(layout.schedule):
+        return make_schedule(job, stages, chain)
+    chunks = layout.vpp if SCHEDULES[layout.schedule].chunks is None else None
+    return build_schedule(layout.schedule, layout.pp, layout.num_microbatches, chunks)
 
 
 def backtest(rows: Iterable[Mapping[str, str | None]], facts: Facts) -> dict[str, Any]:

@@ -24,7 +24,7 @@ class Program:
     is_modern: bool = True
     """Sequence parallelism with tp is the default."""
     microbatch_per_stage: bool = False
-    """Where a row has no micro-batch: as many microbatches as pipeline stages; else samples."""
+    """Where a row has no micro-batch: as many microbatches as pp; else samples."""
 
 
 PIPELINE_STATE: dict[str, Any] = {"weight_bytes": 2, "gradient_bytes": 4, "state_bytes": 12}
@@ -48,7 +48,7 @@ reduction behind the last backward, blocking exchanges between stages."""
 
 MEGATRON = Execution(
     attention="cudnn", fusion="fused", overlap_dp=True, final_all_reduce_again=True,
-    overlap_p2p=False, **PIPELINE_STATE,
+    overlap_p2p=False, unused_gradients=True, **PIPELINE_STATE,
 )  # fmt: skip
 """Megatron-Core with Transformer Engine."""
 
@@ -58,11 +58,20 @@ FSDP = Execution(attention="flash", fusion="eager", overlap_dp=True, **SHARDED_S
 PROGRAMS = (
     Program(
         pattern=r"nemo|dgxc|dgx cloud|performance recipes",
-        execution=replace(MEGATRON, overlap_tp=True, fused_loss=True),
+        execution=replace(
+            MEGATRON, overlap_tp=True, fused_loss=True, gradient_bytes=2, reduce_bytes=2
+        ),
     ),
     Program(
         pattern=r"torchtitan|titan",
-        execution=replace(FSDP, cuts_loss_by_dtensor=True),
+        execution=replace(
+            FSDP,
+            cuts_loss_by_dtensor=True,
+            keeps_gathered_inputs=True,
+            repeats_keys=True,
+            expandable_segments=True,
+            cp_mode="all_gather",
+        ),
         microbatch_per_stage=True,
     ),
     Program(
@@ -75,7 +84,7 @@ PROGRAMS = (
             MEGATRON,
             attention="flash",
             fusion="eager",
-            overlap_dp=True,
+            unused_gradients=False,
             reduce_bytes=2,
             gradient_bytes=2,
         ),
@@ -95,7 +104,7 @@ PROGRAMS = (
     Program(pattern=r"fsdp", execution=FSDP),
     Program(
         pattern=r"deepspeed|zero",
-        execution=replace(MEGATRON, attention="flash", reduce_bytes=2, overlap_dp=True),
+        execution=replace(MEGATRON, attention="flash", unused_gradients=False, reduce_bytes=2),
     ),
     Program(pattern=r"", execution=MEGATRON),
 )
@@ -166,6 +175,11 @@ def find_execution(row: dict[str, str], tp: int, vpp: int, num_layers: int) -> E
     if "internevo" in row["source"].lower() and "all dp" in row["zero_or_fsdp"].lower():
         changes["broadcasts_shards"] = True
     return replace(execution, **changes)
+
+
+def keep_gathered(execution: Execution, pp: int) -> Execution:
+    """FSDP whose weights stay gathered for the step: 16-bit ones beside the sharded master copy."""
+    return replace(execution, torch_pipeline=pp > 1, **PIPELINE_STATE)
 
 
 def read_recompute(text: str, num_layers: int) -> tuple[Recompute, float]:

@@ -14,6 +14,7 @@ from launcher.plan.backtest_facts import (
     find_execution,
     find_program,
     find_schedule,
+    keep_gathered,
     stated_bandwidth,
 )
 from launcher.plan.costs import count_parameters
@@ -74,6 +75,8 @@ def read_row(row: Mapping[str, str | None], facts: Facts) -> Measured:
     model = _model(cells, facts)
     layout = _layout(cells, model)
     execution = find_execution(cells, layout.tp, layout.vpp, model.num_layers)
+    if execution.weight_bytes == 4 and layout.zero_stage < 3:
+        execution = keep_gathered(execution, layout.pp)
     hardware = _hardware(cells, layout, facts)
     job = Job(model=model, hardware=hardware, layout=layout, execution=execution)
     memory = read_number(cells, "mem_gib")
@@ -174,7 +177,7 @@ def _layout(cells: Mapping[str, str], model: Model) -> Layout:
     if model.num_heads % tp:
         raise BadRow(f"tp={tp}: does not divide heads={model.num_heads}")
     vpp = _integer(cells, "vpp", 2 if "interleaved" in cells["id"] else 1) if pp > 1 else 1
-    micro = _integer(cells, "micro_batch", _default_micro_batch(cells, batch // dp, pp * vpp))
+    micro = _integer(cells, "micro_batch", _default_micro_batch(cells, batch // dp, pp))
     if batch % (micro * dp):
         raise BadRow(f"global_batch={batch}: not a multiple of micro_batch x dp = {micro * dp}")
     count = batch // (micro * dp)

@@ -12,6 +12,9 @@ from launcher.plan.execution import saved_bytes_per_parameter
 from launcher.plan.fill import fill_run
 from launcher.plan.records import Plan
 from launcher.plan.schedule_choice import check_schedule_file
+from launcher.plan.schedule_file import write_schedule
+from launcher.plan.schedule_made import is_made
+from launcher.plan.schedule_records import Schedule
 
 
 def build_plan(run: Run) -> Plan:
@@ -30,6 +33,8 @@ def build_plan(run: Run) -> Plan:
         raise ConfigError(findings)
     # 3. Blocks of each stage; the schedule that will run, simulated; memory along it.
     found = estimate_layout(run, layout)
+    if is_made(layout.schedule):  # Every rank reads this order: none makes its own.
+        run = _with_schedule(run, found.schedule)
     # 4. What is legal, but probably not meant.
     warnings = find_warnings(run, layout, found.stages, found.memory, found.step)
     parameters = count_parameters(run.model)
@@ -46,3 +51,9 @@ def build_plan(run: Run) -> Plan:
         warnings=warnings,
         decisions=filled.decisions,
     )
+
+
+def _with_schedule(run: Run, schedule: Schedule) -> Run:
+    lines = tuple(write_schedule(schedule).splitlines())
+    degrees = run.parallelism.model_copy(update={"schedule_lines": lines})
+    return run.model_copy(update={"parallelism": degrees})

@@ -71,7 +71,7 @@ def cp_times(job: Job, links: Links, attention_s: PassTimes) -> PassTimes:
     if job.layout.cp == 1:
         return PassTimes()
     size, element = size_of(job), job.execution.element_bytes
-    keys = 2 * size.keys * size.tokens * element
+    keys = 2 * size.read_keys * size.tokens * element
     if job.execution.cp_mode == "ulysses":
         moved = (2 * size.queries * size.tokens * element + keys) / job.layout.cp
         once = 4 * links.cp.latency_s + moved * (job.layout.cp - 1) / links.cp.bandwidth
@@ -79,11 +79,20 @@ def cp_times(job: Job, links: Links, attention_s: PassTimes) -> PassTimes:
     whole = keys * job.layout.cp
     gather = transfer_s("all_gather", whole, links.cp)
     if job.execution.cp_mode == "all_gather":
-        scatter = transfer_s("reduce_scatter", 2 * whole, links.cp)
-        return PassTimes(forward_s=gather, backward_s=gather + scatter)
+        own = 1 / job.layout.cp  # attention to this rank's own keys needs no other's
+        forward_s, backward_s = attention_s.forward_s, attention_s.backward_s
+        scatter = transfer_s("reduce_scatter", whole * 4 / element, links.cp)  # in float32
+        if job.execution.row_chunks is None:  # this launcher's workers scatter at the end
+            scatter = exposed_s(scatter, (1 - own) * backward_s)
+        return PassTimes(
+            forward_s=exposed_s(gather, own * forward_s),
+            backward_s=exposed_s(gather, own * backward_s) + scatter,
+        )
+    # Keys and values again, and their gradients: by this launcher's workers in float32.
+    backward = 2 if job.execution.row_chunks is None else 1 + 4 / element
     return PassTimes(
         forward_s=exposed_s(gather, attention_s.forward_s),
-        backward_s=exposed_s(2 * gather, attention_s.backward_s),
+        backward_s=exposed_s(backward * gather, attention_s.backward_s),
     )
 
 

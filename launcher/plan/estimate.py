@@ -15,6 +15,8 @@ from launcher.plan.execution import runtime_job
 from launcher.plan.memory import estimate_job_memory
 from launcher.plan.records import Layout, Memory, Stage
 from launcher.plan.schedule_choice import plan_chain, plan_peaks, plan_schedule
+from launcher.plan.schedule_made import is_made, make_schedule
+from launcher.plan.schedule_records import Schedule
 from launcher.plan.stage_time import estimate_parts
 from launcher.plan.stages import make_stages, split_stages
 from launcher.plan.step_time import StepEstimate, estimate_job
@@ -25,6 +27,7 @@ class Estimate:
     """One layout, predicted."""
 
     stages: tuple[Stage, ...]
+    schedule: Schedule
     step: StepEstimate
     memory: Memory
 
@@ -37,9 +40,13 @@ def estimate_layout(run: Run, layout: Layout) -> Estimate:
     """
     job = runtime_job(run, layout)
     stages = plan_stages(run, layout)
-    step = estimate_job(job, stages, plan_schedule(run, layout))
+    if is_made(layout.schedule):
+        schedule = make_schedule(job, stages, plan_chain(run, layout))
+    else:
+        schedule = plan_schedule(run, layout)
+    step = estimate_job(job, stages, schedule)
     memory = estimate_job_memory(job, stages, step.simulation.peak_in_flight)
-    return Estimate(stages=stages, step=step, memory=memory)
+    return Estimate(stages=stages, schedule=schedule, step=step, memory=memory)
 
 
 def estimate_layout_memory(run: Run, layout: Layout) -> Memory:

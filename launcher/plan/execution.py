@@ -45,6 +45,15 @@ class Execution:
     cuts_loss_by_dtensor: bool = False
     """The loss over logits cut by tp is torch's `loss_parallel`, whose backward holds the zeroed
     gradient and the exponents besides."""
+    keeps_gathered_inputs: bool = False
+    """Products of tp save the whole input that they gathered (DTensor), not this rank's part of it
+    (Megatron-LM gathers it again)."""
+    unused_gradients: bool = False
+    """Products add weight gradients to the sums themselves, and a tensor of each weight's shape is
+    kept for autograd all the same (Transformer Engine)."""
+    torch_pipeline: bool = False
+    """torch.distributed.pipelining around FSDP2: a buffer for what every microbatch receives, every
+    output kept until the next step; gradients are whole until a stage's last backward."""
     matmul: MatmulType = "bf16"
     """Type of the operands of the blocks' matrix products."""
     element_bytes: int = 2
@@ -84,6 +93,8 @@ class Execution:
     """Without overlap: a stage sends and receives at once (Megatron-LM), not one after the other
     (DeepSpeed's pipeline)."""
     cp_mode: Literal["ring", "all_gather", "ulysses"] = "ring"
+    repeats_keys: bool = False
+    """Keys and values are copied for every query head before attention reads and cp sends them."""
     p2p_split: bool = False
     """tp ranks send a share each and gather it behind the wire."""
     fused_optimizer: bool = True
@@ -95,6 +106,8 @@ class Execution:
     """Attention and MLP read the same input: one all-reduce for both."""
     final_all_reduce_again: bool = False
     """Recomputation repeats the block's last all-reduce, although nothing needs it."""
+    expandable_segments: bool = False
+    """torch's allocator grows its segments (PYTORCH_CUDA_ALLOC_CONF), so that pieces join."""
     reserved: bool = True
     """Memory is what the allocator reserves, not only what tensors hold."""
     snapshot_bytes: int = 0
@@ -156,6 +169,7 @@ def runtime_execution(run: Run, layout: Layout) -> Execution:
         overlap_dp=layout.zero_stage == 3 or is_fsdp2,
         reduces_by_all_reduce=not is_fsdp2,
         logit_copies=1,
+        expandable_segments=True,
         fused_norm=True,  # torch's own kernel, since 2.9
         cp_mode=run.parallelism.cp_mode,
         dropout_masks=run.model.dropout > 0,

@@ -76,6 +76,9 @@ class Size:
     """Where norms and residuals work: cut over tp with sequence parallelism."""
     queries: int
     keys: int
+    """As projected; as many values."""
+    read_keys: int
+    """As attention reads them and cp sends them: perhaps a copy for every query head."""
     heads: int
     ffn: int
     vocabulary: int
@@ -87,13 +90,16 @@ def size_of(job: Job) -> Size:
     tp = layout.tp
     tokens = layout.micro_batch_size * layout.sequence_length // layout.cp
     is_split = job.execution.sequence_parallel
+    queries = model.num_heads // tp * model.head_size
+    keys = max(1, model.kv_heads // tp) * model.head_size
     return Size(
         batch=layout.micro_batch_size,
         tokens=tokens,
         sequence=layout.sequence_length,
         norm_tokens=-(-tokens // tp) if is_split else tokens,
-        queries=model.num_heads // tp * model.head_size,
-        keys=max(1, model.kv_heads // tp) * model.head_size,
+        queries=queries,
+        keys=keys,
+        read_keys=queries if job.execution.repeats_keys else keys,
         heads=model.num_heads // tp,
         ffn=-(-model.ffn_hidden_size // tp),
         vocabulary=-(-model.vocab_size // tp),

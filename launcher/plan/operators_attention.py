@@ -42,6 +42,9 @@ def plain_attention(job: Job, size: Size) -> Work:
     if job.execution.fusion == "fused":  # q, k, v leave one matrix and gradients go back into it
         width = size.queries + 2 * size.keys
         traffic.append(moved(2 * width, 2 * width, 1, 1))
+    if size.read_keys > size.keys:
+        width = 2 * (size.keys + size.read_keys)
+        traffic.append(moved(width, width, 2, 2))
     core = Attention(
         batch=size.batch,
         queries=size.sequence // job.layout.cp,

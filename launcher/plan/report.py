@@ -55,7 +55,9 @@ def _head(plan: Plan) -> Iterator[str]:
     )
     yield from _labelled(
         "layout",
-        f"tp={layout.tp} pp={layout.pp} dp={layout.dp} zero_stage="
+        f"tp={layout.tp} "
+        + (f"cp={layout.cp} cp_mode={run.parallelism.cp_mode} " if layout.cp > 1 else "")
+        + f"pp={layout.pp} dp={layout.dp} zero_stage="
         f"{layout.zero_stage} schedule={layout.schedule} recompute={layout.recompute}"
         + (" engine=fsdp2" if layout.engine == "fsdp2" else ""),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launcher.config.schema import Data, Model, Run
+from launcher.config.schema import Data, Model, Run, is_schedule_file
 from launcher.plan.records import Layout
 
 VERIFY_STEPS = 5
@@ -10,39 +10,44 @@ VERIFY_STEPS = 5
 # depends on the order of sums, grows to full steps (seen: 1.3e-4 of a weight at eps 1e-8).
 VERIFY_EPS = 1e-4
 _HEADS, _HEAD_DIM = 4, 8
+MOST_PROCESSES = 8
 
 
 def shrink_run(run: Run, layout: Layout) -> Run:
     """A run that CPU processes train in seconds and that takes the same paths through the code.
 
-    Kept: which axes are cut, schedule, ZeRO stage, recompute mode, rank order, update rule, and
-    what the model is made of. Made small: every degree above 2 (a lone axis keeps up to 4), every
-    dimension, the batch. Replaced: bf16 by fp32, data by the standard library's text, attention
-    dropout (each rank draws its own) by none, the learning-rate schedule by a constant, Adam's eps
-    by at least VERIFY_EPS.
+    Kept: which axes are cut (of four all but dp), schedule, ZeRO stage, recompute mode, rank order,
+    update rule, and what the model is made of. Made small: every degree above 2 (a lone axis keeps
+    up to 4), every dimension, the batch. Replaced: bf16 by fp32, data by the standard library's
+    text, attention dropout (each rank draws its own) by none, the learning-rate schedule by a
+    constant, Adam's eps by at least VERIFY_EPS.
     """
-    tp, pp, dp = _small_degrees(run, layout)
+    tp, cp, pp, dp = _small_degrees(run, layout)
     model = _small_model(run.model, layout, tp, pp)
     by_hand = _small_layers_per_stage(run.parallelism.layers_per_stage, pp * layout.vpp)
     if by_hand is not None:
         model = model.model_copy(update={"num_layers": sum(by_hand)})
     microbatches = layout.num_microbatches
-    if run.parallelism.schedule_lines is None:  # a schedule from a file is made for its own number
+    if not is_schedule_file(run.parallelism.schedule):  # That is made for its own number.
         microbatches = min(microbatches, 2 * pp + 1)
     micro = min(layout.micro_batch_size, 2)
     return run.model_copy(
         update={
             "model": model,
             "hardware": run.hardware.model_copy(
-                update={"device": "cpu", "num_nodes": 1, "gpus_per_node": tp * pp * dp}
+                update={"device": "cpu", "num_nodes": 1, "gpus_per_node": tp * cp * pp * dp}
             ),
             "parallelism": run.parallelism.model_copy(
                 update={
                     "tp": tp,
+                    "cp": cp,
                     "pp": pp,
                     "dp": dp,
                     "recompute": layout.recompute,
                     "layers_per_stage": by_hand,
+                    "schedule_lines": run.parallelism.schedule_lines
+                    if is_schedule_file(run.parallelism.schedule)
+                    else None,
                 }
             ),
             "optimizer": run.optimizer.model_copy(
@@ -74,17 +79,20 @@ def shrink_run(run: Run, layout: Layout) -> Run:
     )
 
 
-def _small_degrees(run: Run, layout: Layout) -> tuple[int, int, int]:
-    """tp, pp and dp: at most 2 each; an axis that is alone keeps up to 4.
+def _small_degrees(run: Run, layout: Layout) -> tuple[int, int, int, int]:
+    """tp, cp, pp and dp: at most 2 each; an axis that is alone keeps up to 4.
 
-    A schedule from a file keeps its stages, however many.
+    Of four that are cut dp is left out: gradients are averaged over cp in the same way. A schedule
+    from a file keeps its stages, however many.
     """
-    degrees = (layout.tp, layout.pp, layout.dp)
+    degrees = (layout.tp, layout.cp, layout.pp, layout.dp)
     limit = 4 if sum(degree > 1 for degree in degrees) == 1 else 2
-    tp, pp, dp = (min(degree, limit) for degree in degrees)
-    if run.parallelism.schedule_lines is not None:
+    tp, cp, pp, dp = (min(degree, limit) for degree in degrees)
+    if tp * cp * pp * dp > MOST_PROCESSES:
+        dp = 1
+    if is_schedule_file(run.parallelism.schedule):
         pp = layout.pp
-    return (2 if tp == 3 else tp), pp, dp
+    return (2 if tp == 3 else tp), (2 if cp == 3 else cp), pp, dp
 
 
 def _small_layers_per_stage(

@@ -146,7 +146,9 @@ def _waits(job: Job, links: Links, work: Work, recompute: str) -> PassTimes:
     attention = PassTimes(forward_s=core.forward_s, backward_s=core.input_gradient_s)
     cp = cp_times(job, links, attention)
     ep = ep_times(work, job, links)
-    again = repeats * (cp.forward_s + ep.forward_s)
+    # What computes the attention core again needs the keys of other ranks again.
+    cores = 1.0 if recompute == "selective" and job.execution.row_chunks is not None else repeats
+    again = cores * cp.forward_s + repeats * ep.forward_s
     return PassTimes(
         forward_s=tp.forward_s + cp.forward_s + ep.forward_s,
         backward_s=tp.backward_s + cp.backward_s + ep.backward_s + again,

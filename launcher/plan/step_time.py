@@ -193,6 +193,8 @@ def tail_s_of(job: Job, state: StageState, costs: Sequence[PartCost]) -> float:
         return reduce_s + gather_s
     backward_s = sum(cost.input_s + cost.weight_s for cost in costs)
     forward_s = sum(cost.forward_s for cost in costs)
+    if job.execution.torch_pipeline:  # which reduces behind a stage's last backward
+        return reduce_s + exposed_s(gather_s, forward_s)
     return exposed_s(reduce_s, backward_s) + exposed_s(gather_s, forward_s)
 
 

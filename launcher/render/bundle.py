@@ -12,20 +12,11 @@ from launcher.config.schema import Run
 from launcher.plan.records import Plan
 from launcher.plan.run_files import RunFiles
 from launcher.render.deepspeed import render_deepspeed_config
+from launcher.render.machine import Machine
 from launcher.render.sbatch import render_sbatch
 from launcher.render.torchrun import WORKER, render_command
 
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """What rendering must know of the place where the command will be typed."""
-
-    python: str
-    """Interpreter that has the launcher installed."""
-    cores: int
-    """Cores of this machine."""
-    slurm_template: str
-    """Text of slurm/torchrun.sbatch."""
+__all__ = ["Bundle", "Machine", "render_bundle", "render_run", "run_name"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +38,7 @@ def render_bundle(plan: Plan, run_dir: Path, machine: Machine, module: str = WOR
     files = RunFiles(root=run_dir)
     if plan.run.launch.name == "slurm":
         script = files.job
-        text = render_sbatch(
-            plan, machine.slurm_template, run_dir, machine.python, run_name(plan.run)
-        )
+        text = render_sbatch(plan, run_dir, run_name(plan.run), machine)
     else:
         script = files.command
         text = render_command(plan, run_dir, machine.python, machine.cores, module)

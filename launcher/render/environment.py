@@ -43,6 +43,11 @@ def worker_environment(plan: Plan, cores: int) -> tuple[Variable, ...]:
                     why="all ranks are on this machine, whatever its network name resolves to",
                 )
             )
+    given = run.launch.env
+    variables = [variable for variable in variables if variable.name not in given]
+    variables += [
+        Variable(name=name, value=value, why=f"launch.env.{name}") for name, value in given.items()
+    ]
     return tuple(variables)
 
 
@@ -59,7 +64,8 @@ def _cuda_variables(plan: Plan) -> list[Variable]:
             why="keeps the allocator's reserve close to what is used",
         ),
     ]
-    if plan.layout.tp > 1:
+    # FSDP2 gathers weights on a stream of its own, which one connection would hold up.
+    if plan.layout.tp > 1 and plan.layout.engine != "fsdp2":
         variables.append(
             Variable(
                 name="CUDA_DEVICE_MAX_CONNECTIONS",

@@ -1,4 +1,4 @@
-"""How tensor-parallel ranks talk: the only place with tensor-parallel collectives.
+"""How ranks that share a matrix or a sequence talk: the only place with such collectives.
 
 Callers apply these only on an axis of more than one rank; with one rank they are absent.
 
@@ -107,6 +107,57 @@ def sum_to_rest(x: Tensor, exchange: Exchange) -> Tensor:
 def copy_to_ranks(x: Tensor, axis: Axis) -> Tensor:
     """Give x to every rank: identity forward, sum of the ranks' gradients backward."""
     return _CopyToRanks.apply(x, axis)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def start_gather(x: Tensor, axis: Axis) -> Pending:
+    """All-gather: every rank's x, [ranks, *x.shape]."""
+    x = x.contiguous()
+    gathered = x.new_empty((axis.size, *x.shape))
+    work = _all_gather(gathered.flatten(0, 1), x, axis)
+    return Pending(work, lambda: gathered)
+
+
+def start_scatter(parts: Tensor, axis: Axis) -> Pending:
+    """Reduce-scatter: the sum over the ranks of what each has for this one, parts[index]."""
+    parts = parts.contiguous()
+    summed = parts.new_empty(parts.shape[1:])
+    work = _reduce_scatter(summed, parts.flatten(0, 1), axis)
+    return Pending(work, lambda: summed)
+
+
+def exchange(parts: Tensor, axis: Axis) -> Tensor:
+    """All-to-all: part j goes to rank j; what comes is in the order of ranks, too."""
+    parts = parts.contiguous()
+    received = torch.empty_like(parts)
+    dist.all_to_all_single(received, parts, group=axis.group)
+    return received
+
+
+def start_pass_on(x: Tensor, axis: Axis) -> Pending:
+    """A step around the ring: x goes to the next rank, the previous rank's comes."""
+    assert x.is_contiguous()
+    received = torch.empty_like(x)
+    following = axis.ranks[(axis.index + 1) % axis.size]
+    previous = axis.ranks[(axis.index - 1) % axis.size]
+    works = dist.batch_isend_irecv(
+        [
+            dist.P2POp(dist.isend, x, following, axis.group),
+            dist.P2POp(dist.irecv, received, previous, axis.group),
+        ]
+    )
+    # Until it is waited for, the result holds what is sent.
+    return Pending(_All(works, x), lambda: received)
+
+
+class _All:
+    """Several transfers, and a tensor that must live as long."""
+
+    def __init__(self, works: list[Any], sent: Tensor) -> None:
+        self._works, self._sent = works, sent
+
+    def wait(self) -> None:
+        for work in self._works:
+            work.wait()
 
 
 def sum_over(x: Tensor, axis: Axis) -> Tensor:

@@ -87,7 +87,7 @@ def _open(field: str, kind: str, path: str, dtype: str, weight: float) -> OpenTe
         else:
             text = _open_tokens(Path(path), dtype)
     except Unreadable as error:
-        raise ConfigError([unreadable(field, path, str(error))]) from None
+        raise ConfigError([unreadable(field, kind, path, str(error))]) from None
     return OpenText(field=field, text=text, weight=weight, store=store)
 
 

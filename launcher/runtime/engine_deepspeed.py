@@ -243,16 +243,16 @@ class _ModelParallelUnit:
         return self._groups.pp.size
 
     def get_data_parallel_group(self) -> Any:
-        return self._group(self._groups.dp)
+        return self._group(self._groups.replicas)
 
     def get_data_parallel_rank(self) -> int:
-        return self._groups.dp.index
+        return self._groups.replicas.index
 
     def get_data_parallel_world_size(self) -> int:
-        return self._groups.dp.size
+        return self._groups.replicas.size
 
     def get_data_parallel_group_ranks(self) -> list[int]:
-        return list(self._groups.dp.ranks)
+        return list(self._groups.replicas.ranks)
 
 
 def _import_deepspeed(groups: Groups) -> Any:

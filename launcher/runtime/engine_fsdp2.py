@@ -143,7 +143,7 @@ class Fsdp2Engine:
         pieces: list[StatePiece] = []
         for name, rows in self._rows.items():
             local_shape = tuple(self._sharded[name].shape)
-            start = _first_row(local_shape[0], self._groups.dp) * math.prod(local_shape[1:])
+            start = _first_row(local_shape[0], self._groups.replicas) * math.prod(local_shape[1:])
             live = {"weight": rows.detach()}
             live |= {kind: self._optimizer.state[rows][key] for kind, key in kinds}
             for kind, values in live.items():
@@ -227,7 +227,7 @@ def _build_mesh(groups: Groups) -> DeviceMesh:
         assert groups.world_size == 1
         backend = "nccl" if groups.device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    group = groups.dp.group
+    group = groups.replicas.group
     if group is None:
         group = dist.new_group([groups.rank], use_local_synchronization=True)
     return DeviceMesh.from_group(group, groups.device.type, mesh_dim_names=("dp",))

@@ -74,7 +74,7 @@ class ReplicatedEngine:
             sum_gradient(self._tied.grad, self._groups.embedding)
         partial = [p.grad for p in self._partial if p.grad is not None]
         sum_partial_gradients(partial, self._groups.tp)
-        self._average_over_dp()
+        self._average_over_replicas()
 
     def step(self, learning_rate: float) -> float:
         """See `Engine`."""
@@ -106,14 +106,14 @@ class ReplicatedEngine:
         """See `Engine`. All replicas hold the same and share the saving."""
         prepare_optimizer_state(self._optimizer, self._masters)
         kinds = held_kinds(self._optimizer)
-        dp, pieces = self._groups.dp, []
+        replicas, pieces = self._groups.replicas, []
         for parameter, master in zip(self._parameters, self._masters, strict=True):
             live = {"weight": master.detach()}
             live |= {kind: self._optimizer.state[master][key] for kind, key in kinds}
             for kind, values in live.items():
                 pieces += shard_pieces(
                     kind, shard_of(parameter), tuple(master.shape), values.view(-1),
-                    copy=dp.index, num_copies=dp.size,
+                    copy=replicas.index, num_copies=replicas.size,
                 )  # fmt: skip
         return pieces
 
@@ -156,13 +156,13 @@ class ReplicatedEngine:
                 master.grad = torch.zeros_like(master)
         return [master.grad for master in self._masters if master.grad is not None]
 
-    def _average_over_dp(self) -> None:
-        if self._groups.dp.group is None:
+    def _average_over_replicas(self) -> None:
+        if self._groups.replicas.group is None:
             return
         for bucket in _buckets(self._gradients()):
             flat = torch.cat([gradient.flatten() for gradient in bucket])
-            flat /= self._groups.dp.size
-            dist.all_reduce(flat, group=self._groups.dp.group)
+            flat /= self._groups.replicas.size
+            dist.all_reduce(flat, group=self._groups.replicas.group)
             parts = flat.split([gradient.numel() for gradient in bucket])
             for gradient, part in zip(bucket, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))

@@ -96,7 +96,7 @@ def global_norm(
         square += torch.stack(torch._foreach_norm(counted)).square().sum()
     sum_gradient(square, groups.model)
     if is_cut_over_dp:
-        sum_gradient(square, groups.dp)
+        sum_gradient(square, groups.replicas)
     return square.sqrt()
 
 

@@ -16,7 +16,7 @@ class Axis:
     """One group of ranks, seen from a rank inside it."""
 
     name: str
-    """tp, pp, dp, model (tp x pp), embedding or kv."""
+    """tp, cp, pp, dp, replicas (dp x cp), model (tp x pp), embedding or kv."""
     index: int
     """Position of this rank in `ranks`."""
     size: int
@@ -35,8 +35,14 @@ class Groups:
     device: torch.device
     """Where this rank computes."""
     tp: Axis
+    cp: Axis
+    """Ranks that share each sequence."""
     pp: Axis
     dp: Axis
+    """Ranks that train on different samples."""
+    replicas: Axis
+    """dp x cp: ranks that hold the same part of the model and see other tokens. Gradients are
+    averaged, and ZeRO shards, over all of them."""
     model: Axis
     """tp x pp: the ranks that together hold one replica of the model."""
     embedding: Axis | None = None
@@ -61,13 +67,14 @@ def build_groups(
     `_hash_ranks_to_str`): all ranks must make equally many, or members wait for different names.
     """
     assert layout.world_size == mesh.world_size
-    assert layout.cp == 1, "context-parallel groups are not built yet"
     rank = dist.get_rank() if layout.world_size > 1 else 0
     coordinates = mesh.coordinates(rank)
     members = {
         "tp": mesh.group_of(rank, "tp"),
+        "cp": mesh.group_of(rank, "cp"),
         "pp": mesh.group_of(rank, "pp"),
         "dp": mesh.group_of(rank, "dp"),
+        "replicas": mesh.group_of(rank, "dp", "cp"),
         "model": mesh.group_of(rank, "tp", "pp"),
     }
     if kv_heads is not None and layout.tp > kv_heads:

@@ -16,12 +16,12 @@ from typing import Any
 from launcher.checkpoint.reader import list_checkpoints
 from launcher.config.local_hardware import LocalMachine
 from launcher.errors import EXIT_INTERRUPTED, RunFailed, SubmissionRefused
+from launcher.node.processes import descendants, end_tree, words_of
 from launcher.plan.records import Plan
 from launcher.render.bundle import Bundle
 from launcher.render.torchrun import WORKER
 from launcher.submit.follow import MetricsTail, Progress
 from launcher.submit.postmortem import explain_failure
-from launcher.submit.processes import descendants, end_tree, words_of
 from launcher.submit.summary import read_outcome
 
 _POLL_S = 0.1

@@ -203,6 +203,8 @@ def _ended_without_a_word(files: RunFiles, end: dict[str, Any], job: QueueJob) -
     outcome = read_outcome(files).get("status")
     if job.state == "COMPLETED" and outcome in ("done", "stopped"):
         return State(word=str(outcome), queue=job)
+    if files.cancelled.exists():
+        return State(word="cancelled", why=_why(end), queue=job)
     causes = {
         "TIMEOUT": "time_limit",
         "OUT_OF_MEMORY": "host_out_of_memory",

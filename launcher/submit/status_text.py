@@ -26,7 +26,7 @@ def render_status(status: Status, now: float | None = None) -> str:
     if len(status.starts) > 1 or any(start.status != "open" for start in status.starts):
         requeues = f"{status.num_requeues} requeues" if status.num_requeues != 1 else "1 requeue"
         lines.append(_line("starts", f"{len(status.starts)}, {requeues}"))
-        lines += [_line("", _start(start)) for start in status.starts]
+        lines += [_line("", _start(start, status.is_live)) for start in status.starts]
     if status.failure is not None:
         lines.append(str(status.failure))
     lines += [f"  try {remedy}" for remedy in status.remedies]
@@ -119,7 +119,7 @@ def _checkpoint(status: Status) -> str:
     return text
 
 
-def _start(start: StartOfJob) -> str:
+def _start(start: StartOfJob, is_live: bool) -> str:
     steps = ""
     if start.first_step is not None:
         last = "" if start.last_step is None else f" to {start.last_step}"
@@ -129,7 +129,7 @@ def _start(start: StartOfJob) -> str:
         began = time.strftime("  %Y-%m-%d %H:%M:%S", time.localtime(start.started_at))
     nodes = f"  {','.join(start.nodes)}" if start.nodes else ""
     if start.status == "open":
-        end = "  runs" if not start.ended_at else ""
+        end = "  runs" if is_live else "  has not said its end"
     else:
         end = f"  {start.status}: {start.why or start.reason.replace('_', ' ')}"
     bad = f" (bad: {', '.join(start.bad_nodes)})" if start.bad_nodes else ""

@@ -10,7 +10,7 @@ from typing import Any
 
 from launcher.errors import EXIT_DONE, EXIT_RUN_FAILED
 from launcher.plan.build import build_plan
-from launcher.plan.records import Plan
+from launcher.plan.records import Layout, Plan
 from launcher.plan.shrink import shrink_run
 from launcher.render.bundle import Bundle, Machine, render_bundle
 from launcher.submit.local import run_script
@@ -52,10 +52,11 @@ def render_report(report: dict[str, Any], plan: Plan, small: Plan) -> str:
     full, layout = plan.layout, small.layout
     engine = "FSDP2 as ZeRO" if full.engine == "fsdp2" else "ZeRO"
     lines = [
-        f"layout    tp {full.tp} x pp {full.pp} x dp {full.dp}, "
+        f"layout    {_axes(full)}, "
+        + (f"cp_mode {plan.run.parallelism.cp_mode}, " if full.cp > 1 else "")
         + ("sequence parallel, " if full.sequence_parallel else "")
         + f"{full.schedule}, "
-        f"{engine}-{full.zero_stage}, as tp {layout.tp} x pp {layout.pp} x dp {layout.dp} "
+        f"{engine}-{full.zero_stage}, as {_axes(layout)} "
         f"with {layout.num_microbatches} microbatches, in float32",
         "",
         f"{'step':>4}{'loss':>12}{'one process':>13}{'relative':>10}"
@@ -79,3 +80,10 @@ def render_report(report: dict[str, Any], plan: Plan, small: Plan) -> str:
     largest = max(report["largest"].values())
     lines += ["", f"{verdict}: largest {largest:.1e}, tolerance {report['tolerance']:.0e}"]
     return "\n".join(lines)
+
+
+def _axes(layout: Layout) -> str:
+    """The degrees, as in `tp 2 x cp 2 x pp 1 x dp 1`; cp only where there is any."""
+    degrees = {axis: getattr(layout, axis) for axis in ("tp", "cp", "pp", "dp")}
+    shown = (f"{axis} {size}" for axis, size in degrees.items() if axis != "cp" or size > 1)
+    return " x ".join(shown)

@@ -72,6 +72,7 @@ EXAMPLES: dict[str, list[Callable[[], Run]]] = {
         lambda: eight(tp=1, pp=2, dp=2),
         lambda: eight(tp=4, pp=4),
         lambda: eight(tp=3, pp=2, dp=1),
+        lambda: eight(tp=2, cp=3, pp=2),
         lambda: make_run(hardware=CPU | {"gpus_per_node": 4}),
     ],
     "sequence-parallel-needs-tp": [lambda: eight(sequence_parallel=True, tp=1)],
@@ -86,8 +87,30 @@ EXAMPLES: dict[str, list[Callable[[], Run]]] = {
         lambda: make_run(parallelism={"order": ["tp", "cp", "ep", "pp"]}),
         lambda: make_run(parallelism={"order": ["tp", "tp", "cp", "dp"]}),
     ],
-    "cp-not-available": [lambda: eight(cp=2)],
     "ep-not-available": [lambda: eight(ep=2)],
+    "cp-divides-sequence": [
+        lambda: make_run(**{"train.sequence_length": 34, "parallelism.cp": 2}),
+        lambda: make_run(
+            **{"train.sequence_length": 33, "parallelism.cp": 2, "parallelism.cp_mode": "ulysses"}
+        ),
+    ],
+    "ulysses-divides-heads": [
+        lambda: eight(cp=8, cp_mode="ulysses"),
+        lambda: eight(tp=2, cp=4, cp_mode="ulysses"),
+    ],
+    "ulysses-fits-kv-heads": [
+        lambda: make_run(
+            model=TINY | {"num_heads": 12, "num_kv_heads": 4, "hidden_size": 48},
+            hardware=h100(6, 1), parallelism={**OPEN, "cp": 6, "cp_mode": "ulysses"},
+        )
+    ],
+    "attention-dropout-needs-ulysses": [
+        lambda: make_run(model=TINY | {"attention_dropout": 0.1}, parallelism={"cp": 2}),
+        lambda: make_run(
+            model=TINY | {"attention_dropout": 0.1},
+            parallelism={"cp": 2, "cp_mode": "all_gather"},
+        ),
+    ],
     "zero3-without-pipeline": [lambda: eight(tp=1, pp=2, zero_stage=3)],
     "fsdp2-shards": [lambda: eight(engine="fsdp2", zero_stage=0)],
     "fsdp2-without-split-backward": [

@@ -5,13 +5,10 @@ from dataclasses import replace
 import pytest
 
 from launcher.config.schema import Hardware, Model
-from launcher.plan.activations import (
-    block_kept_bytes,
-    head_kept_bytes,
-    logit_temporary_bytes,
-)
+from launcher.plan.activations import block_kept_bytes, head_kept_bytes
 from launcher.plan.execution import Execution, Job
 from launcher.plan.records import Layout
+from launcher.plan.temporaries import logit_temporary_bytes
 from tests.factory import GPT2_124M, h100
 
 GPT3 = Model.model_validate(GPT2_124M | {

@@ -5,6 +5,7 @@ from typing import get_args
 
 import pytest
 
+from launcher.config.reopen import reopen_values
 from launcher.config.rules_pipeline import SCHEDULE_FACTS
 from launcher.config.schema import ScheduleName
 from launcher.errors import ConfigError
@@ -14,6 +15,7 @@ from launcher.plan.schedule import SCHEDULES, build_schedule
 from launcher.plan.schedule_choice import plan_schedule
 from launcher.plan.schedule_file import write_schedule
 from launcher.plan.shrink import shrink_run
+from launcher.plan.simulate import simulate
 from tests.plan.cases import LLAMA3_8B, open_run
 
 
@@ -76,6 +78,30 @@ def test_a_schedule_from_a_file_is_planned_as_if_it_had_a_name():
     assert mine.time == named.time
     assert mine.memory == named.memory
     assert mine.stages == named.stages
+
+
+@pytest.mark.parametrize(("name", "depth"), [("zb_1p", 1), ("zb_2p", 2)])
+def test_a_schedule_made_for_the_run_is_frozen_in_it(name, depth):
+    plan = planned(schedule=name)
+    assert "\n".join(plan.run.parallelism.schedule_lines) + "\n" == write_schedule(
+        plan_schedule(plan.run, plan.layout)
+    )
+    again = simulate(
+        plan_schedule(plan.run, plan.layout), plan.simulation.times, plan.simulation.p2p_s
+    )
+    assert again == plan.simulation
+    assert max(again.peak_in_flight) <= depth * 4
+    assert plan.time.step_s <= planned(schedule=("zb_h1", "zb_h2")[depth - 1]).time.step_s
+
+
+def test_a_schedule_made_for_the_run_is_made_again_for_another():
+    plan = planned(schedule="zb_2p")
+    frozen = plan.run.model_dump(mode="json")
+    values = reopen_values(frozen, frozen, set())
+    assert values["parallelism"]["schedule_lines"] is None
+    small = build_plan(shrink_run(plan.run, plan.layout))
+    assert (small.layout.schedule, small.layout.pp) == ("zb_2p", 2)
+    assert len(small.run.parallelism.schedule_lines) == 2
 
 
 def test_a_shrunk_run_keeps_the_schedule_of_its_file():

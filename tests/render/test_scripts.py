@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shlex
 import subprocess
-from pathlib import Path
 
 import pytest
 import yaml
@@ -17,77 +14,14 @@ from launcher.plan.build import build_plan
 from launcher.render.environment import worker_environment
 from launcher.submit.write import write_bundle
 from tests.factory import TINY, h100
+from tests.render.shell import HOSTILE, RECORDER
 from tests.submit.cases import bundled, planned
 
 MACHINE = LocalMachine(gpus=(), cores=4, clock_hz=2e9, flops_per_cycle=32, memory_bytes=16 * 2**30)
-HOSTILE = [
-    "$(touch PWNED)",
-    "`touch PWNED`",
-    "; touch PWNED #",
-    "a' ; touch PWNED ; '",
-    'a" ; touch PWNED ; "',
-    "$HOME && touch PWNED",
-    "\\",
-    "\\'\\\"",
-    "a b  c",
-    "%j %% %x",
-    "--job-name=other",
-    "-rf /",
-    "*?[a]",
-    "é 日本",
-    "!history",
-    "{a,b}",
-    "#",
-]
-# A program in the place of python, srun and scontrol: it writes down how it was called.
-RECORDER = """#!/bin/sh
-{ printf '%s' "$(basename "$0")"; for word in "$@"; do printf '\\037%s' "$word"; done; echo; } \
-    >> "$RECORD"
-case "$(basename "$0")" in scontrol) echo first-node; echo second-node;; esac
-case "$*" in *socket*) echo 12345;; esac
-"""
-
-
-@pytest.fixture
-def shell(tmp_path):
-    """Runs a script among recorders; returns the recorded calls."""
-    programs = tmp_path / "programs"
-    programs.mkdir()
-    for name in ("python", "srun", "scontrol"):
-        (programs / name).write_text(RECORDER)
-        (programs / name).chmod(0o755)
-    record = tmp_path / "record"
-
-    def run(script: Path, **environment: str) -> list[list[str]]:
-        subprocess.run(["bash", "-n", str(script)], check=True)
-        done = subprocess.run(
-            ["bash", str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=300,
-            env={"PATH": f"{programs}:{os.environ['PATH']}", "RECORD": str(record),
-                 "HOME": str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]",
-                 **environment},
-        )  # fmt: skip
-        assert (done.returncode, done.stderr) == (0, "")
-        assert not list(tmp_path.rglob("PWNED")), "text was executed"
-        return [line.split("\037") for line in record.read_text().splitlines()]
-
-    return run
 
 
 def slurm_plan(**launch: str):
     return planned(launch={"name": "slurm", **launch})
-
-
-def sbatch_options(script: str) -> dict[str, str]:
-    """What sbatch reads: the #SBATCH lines before the first command, quotes removed."""
-    options = {}
-    for line in script.splitlines():
-        if line.startswith("#SBATCH "):
-            (word,) = shlex.split(line.removeprefix("#SBATCH "))
-            name, _, value = word.partition("=")
-            options[name] = value
-        elif line and not line.startswith("#"):
-            break
-    return options
 
 
 # Hostile text
@@ -102,21 +36,6 @@ def test_a_hostile_run_directory_is_one_word_of_the_command(tmp_path, shell, tex
     assert call[0] == "python"
     assert call[-1] == str(root)
     assert call[-3:-1] == ["--module", "launcher.runtime.worker"]
-
-
-@pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_names_are_one_option_each_of_the_job(tmp_path, shell, text):
-    plan = slurm_plan(job_name=text, partition=text, account=text)
-    root = tmp_path / "runs" / text
-    bundle = bundled(root, plan, python="python")
-    write_bundle(bundle)
-    script = (root / "job.sbatch").read_text()
-    options = sbatch_options(script)
-    assert options["--job-name"] == options["--partition"] == options["--account"] == text
-    assert options["--output"] == str(root / "logs").replace("%", "%%") + "/slurm-%j.log"
-    calls = shell(root / "job.sbatch")
-    assert calls[-1][-1] == str(root)
-    assert script.count("#SBATCH") == len(options), "no option was smuggled in"
 
 
 @pytest.mark.parametrize("text", [text for text in HOSTILE if text != "$HOME && touch PWNED"])
@@ -166,45 +85,6 @@ def test_a_command_for_several_nodes_asks_for_the_head(tmp_path, shell):
     done = subprocess.run(["bash", str(script)], capture_output=True, text=True)
     assert done.returncode != 0
     assert "HEAD_NODE" in done.stderr
-
-
-def test_the_job_starts_one_torchrun_per_node(tmp_path, shell):
-    write_bundle(bundled(tmp_path / "run", two_nodes(name="slurm"), python="python"))
-    calls = shell(tmp_path / "run" / "job.sbatch")
-    assert calls[0] == ["scontrol", "show", "hostnames", "n[1-2]"]
-    assert calls[1][0] == "srun"
-    assert "--nodelist=first-node" in calls[1]
-    assert calls[2] == [
-        "srun", "--kill-on-bad-exit=1", "python", "-m", "torch.distributed.run", "--nnodes=2",
-        "--nproc-per-node=8", "--rdzv-id=7", "--rdzv-backend=c10d",
-        "--rdzv-endpoint=first-node:12345", "--max-restarts=0",
-        "--module", "launcher.runtime.worker", str(tmp_path / "run"),
-    ]  # fmt: skip
-
-
-def test_the_job_asks_for_what_the_plan_says(tmp_path):
-    plan = two_nodes(name="slurm", partition="p", account="a", time_limit="1-00:00:00")
-    bundle = bundled(tmp_path / "run", plan)
-    options = sbatch_options(bundle.texts[bundle.script])
-    assert options == {
-        "--job-name": "tiny",
-        "--partition": "p",
-        "--account": "a",
-        "--time": "1-00:00:00",
-        "--nodes": "2",
-        "--ntasks-per-node": "1",
-        "--gpus-per-node": "8",
-        "--exclusive": "",
-        "--output": f"{tmp_path}/run/logs/slurm-%j.log",
-        "--open-mode": "append",
-        "--signal": "B:USR1@120",
-    }
-
-
-def test_options_that_are_open_are_left_to_the_cluster(tmp_path):
-    bundle = bundled(tmp_path / "run", slurm_plan())
-    options = sbatch_options(bundle.texts[bundle.script])
-    assert {"--partition", "--account", "--time", "--gpus-per-node"} & set(options) == set()
 
 
 def test_the_bundle_has_the_script_of_its_launch_only(tmp_path):

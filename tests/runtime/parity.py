@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -21,6 +21,7 @@ from launcher.runtime.engine import Engine, build_engine
 from launcher.runtime.groups import Groups, build_groups
 from launcher.runtime.model import ForwardContext, build_stage
 from launcher.runtime.optimizer import learning_rate
+from launcher.runtime.parallel.cross_entropy import IGNORED
 from launcher.runtime.parallel.shard import local_shards
 from launcher.runtime.pipeline.execute import (
     Microbatch,
@@ -42,6 +43,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "deep": TINY_GPT | {"vocab_size": 97, "num_layers": 9},
     "tied_llama": TINY | {"vocab_size": 97, "tie_embeddings": True},
     "dropout": TINY_GPT | {"vocab_size": 97, "dropout": 0.2},
+    "window": TINY | {"vocab_size": 97, "sliding_window": 5},
 }
 OVERRIDES: dict[str, Any] = {
     "train.steps": STEPS,
@@ -77,9 +79,15 @@ class Case:
     micro: int = 1
     """Samples per microbatch."""
     engine: str = "deepspeed"
+    cp: int = 1
+    cp_mode: str = "ring"
+    order: tuple[str, ...] = ("tp", "cp", "dp", "pp")
+    packed: bool = False
+    """Documents of a sample are kept apart."""
 
     def __str__(self) -> str:
         axes = "".join(f"{axis}{getattr(self, axis)}" for axis in ("tp", "pp", "dp"))
+        axes += f"cp{self.cp}{self.cp_mode}" if self.cp > 1 else ""
         rest = f"zero{self.zero}-{self.schedule}-m{self.num_microbatches}-{self.model}"
         rest += f"-vpp{self.vpp}" if self.vpp > 1 else ""
         rest += f"-{self.recompute}" if self.recompute != "none" else ""
@@ -87,23 +95,29 @@ class Case:
         rest += "" if self.p2p else "-blocking"
         rest += f"-micro{self.micro}" if self.micro > 1 else ""
         rest += f"-{self.engine}" if self.engine != "deepspeed" else ""
+        rest += "-packed" * self.packed
+        rest += "" if self.order == Case.order else "-" + "".join(self.order)
         return f"{axes}-{rest}-{self.precision}"
 
     @property
     def world_size(self) -> int:
-        return self.tp * self.pp * self.dp
+        return self.tp * self.cp * self.pp * self.dp
 
     def layout(self) -> Layout:
         return make_layout(
-            tp=self.tp, pp=self.pp, dp=self.dp, zero_stage=self.zero, schedule=self.schedule,
-            vpp=self.vpp, recompute=self.recompute, engine=self.engine,
+            tp=self.tp, cp=self.cp, pp=self.pp, dp=self.dp, zero_stage=self.zero,
+            schedule=self.schedule, vpp=self.vpp, recompute=self.recompute, engine=self.engine,
             num_microbatches=self.num_microbatches, micro_batch_size=self.micro,
             sequence_parallel=self.sp, overlap_tp=self.overlap, overlap_p2p=self.p2p,
+            order=self.order,
         )  # fmt: skip
 
     def run(self, **overrides: Any) -> Run:
         precision = {"name": self.precision, "compute": self.precision}
-        return make_run(model=MODELS[self.model], precision=precision, **OVERRIDES, **overrides)
+        return make_run(
+            model=MODELS[self.model], precision=precision,
+            **{"parallelism.cp_mode": self.cp_mode}, **OVERRIDES, **overrides,
+        )  # fmt: skip
 
 
 @dataclass
@@ -145,7 +159,7 @@ class Worker:
         layout, stage = self.layout, self.groups.pp.index
         schedule = make_schedule(layout)
         first = self.groups.dp.index * layout.num_microbatches
-        microbatches = make_microbatches(self.run, layout, step)
+        microbatches = make_microbatches(self.run, layout, step, self.case.packed)
         mine = microbatches[first : first + layout.num_microbatches]
         return schedule, self.engine, self.channels, stage, mine
 
@@ -176,22 +190,43 @@ def build_worker(case: Case, **overrides: Any) -> Worker:
     )
 
 
-def make_microbatches(run: Run, layout: Layout, step: int) -> list[Microbatch]:
+def make_microbatches(
+    run: Run, layout: Layout, step: int, packed: bool = False
+) -> list[Microbatch]:
     """All microbatches of a step, of all replicas; the same in any layout."""
     size, made = layout.micro_batch_size, []
     for first in range(0, layout.global_batch_size, size):
         generator = torch.Generator().manual_seed(1000 * step + first)
         shape = (size, layout.sequence_length + 1)
         window = torch.randint(run.model.vocab_size, shape, generator=generator)
-        context = ForwardContext(labels_BS=window[:, 1:], step=step, first_sample=first)
+        labels = window[:, 1:]
+        context = ForwardContext(labels_BS=labels, step=step, first_sample=first)
+        if packed:
+            context = pack(context, labels, generator)
         made.append(Microbatch(tokens_BS=window[:, :-1], context=context))
     return made
+
+
+def pack(
+    context: ForwardContext, labels: torch.Tensor, generator: torch.Generator
+) -> ForwardContext:
+    """Documents that begin anywhere; no label crosses into the next, and microbatches differ in
+    how many they have.
+    """
+    begins = torch.rand(labels.shape[0], labels.shape[1] + 1, generator=generator) < 0.2
+    documents = begins.cumsum(dim=1)
+    labels = labels.where(documents[:, 1:] == documents[:, :-1], IGNORED)
+    return replace(
+        context, labels_BS=labels, documents_BS=documents[:, :-1], num_labels=0.8 * labels.numel()
+    )
 
 
 @cache
 def reference(case: Case) -> Reference:
     run, layout = case.run(), case.layout()
-    return train_reference(run, layout, [make_microbatches(run, layout, s) for s in range(STEPS)])
+    return train_reference(
+        run, layout, [make_microbatches(run, layout, s, case.packed) for s in range(STEPS)]
+    )
 
 
 def measure(case: Case, **overrides: Any) -> Gap:
@@ -217,7 +252,7 @@ def _shared_reference(case: Case) -> Reference:
     """Computed on rank 0 alone: layouts that see the same batches have the same reference."""
     key = Case(
         dp=case.dp, num_microbatches=case.num_microbatches, model=case.model,
-        precision=case.precision, micro=case.micro,
+        precision=case.precision, micro=case.micro, packed=case.packed,
     )  # fmt: skip
     box = [reference(key) if case.world_size == 1 or dist.get_rank() == 0 else None]
     if case.world_size > 1:

@@ -30,7 +30,7 @@ def make_layout(**sizes: Any) -> Layout:
         "micro_batch_size": 2, "num_microbatches": 1, "sequence_length": 16, "schedule": "1f1b",
         "recompute": "none", "order": ("tp", "cp", "dp", "pp"),
     } | sizes  # fmt: skip
-    world_size = values["tp"] * values["pp"] * values["dp"]
+    world_size = values["tp"] * values["cp"] * values["pp"] * values["dp"]
     samples = values["micro_batch_size"] * values["num_microbatches"] * values["dp"]
     return Layout(
         world_size=world_size, gpus_per_node=world_size, global_batch_size=samples, **values

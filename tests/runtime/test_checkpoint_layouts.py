@@ -35,6 +35,9 @@ OTHERS: dict[str, dict[str, Any]] = {
     "fsdp2_pipeline": {
         "tp": 2, "pp": 2, "dp": 2, "zero": 3, "engine": "fsdp2", "model": "one_kv_head",
     },
+    "context": {"cp": 2, "dp": 2, "zero": 0},
+    "context_zero1": {"tp": 2, "cp": 2, "pp": 2, "zero": 1, "cp_mode": "ulysses"},
+    "context_fsdp2": {"cp": 4, "zero": 3, "engine": "fsdp2", "model": "one_kv_head"},
     "one": {"zero": 0, "model": "one_kv_head"},
     "one_zero1": {"zero": 1},
     "interleaved": {
@@ -42,7 +45,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     },
     "v_shaped": {"pp": 2, "vpp": 2, "zero": 0, "schedule": "zb_v"},
 }  # fmt: skip
-AND_BACK = ("tp4", "pp4", "zero2", "zero3", "fsdp2", "one", "interleaved", "v_shaped")
+AND_BACK = ("tp4", "pp4", "zero2", "zero3", "fsdp2", "context", "one", "interleaved", "v_shaped")
 IN_BF16 = ("zero2", "zero3", "fsdp2", "v_shaped")
 MODELS = ("tied", "one_kv_head")
 """A tied table with padding and biases; kv heads that tp ranks share, and gates."""

@@ -74,6 +74,8 @@ EXTRA = [
     Case(tp=2, pp=2, zero=0, schedule="zb_h1", model="one_kv_head"),
     Case(tp=2, pp=2, zero=1, schedule="zb_v", vpp=2, model="untied"),
     Case(pp=4, zero=1, schedule="zb_h2", num_microbatches=9, model="tied"),
+    Case(pp=2, zero=0, schedule="zb_1p", num_microbatches=5, model="untied"),
+    Case(pp=4, zero=1, schedule="zb_2p", num_microbatches=9, model="tied"),
     Case(pp=4, zero=0, schedule="zb_v", vpp=2, num_microbatches=3, model="deep"),
     Case(pp=4, zero=2, schedule="dualpipev", vpp=2, num_microbatches=8, model="deep"),
     Case(pp=4, zero=1, schedule="interleaved_1f1b", vpp=2, num_microbatches=6, model="deep"),
@@ -131,7 +133,55 @@ FSDP2 = [
     *(Case(zero=zero, model="tied") for zero in (1, 2, 3)),
 ]  # fmt: skip
 FSDP2 = [replace(case, engine="fsdp2") for case in FSDP2]
-CASES = list(dict.fromkeys(grid() + EXTRA + FSDP2))
+MODES = ("ring", "all_gather", "ulysses")
+LLAMA3_ORDER = ("tp", "cp", "pp", "dp")
+CONTEXT = [
+    # Learned positions and rotary ones, heads that several ranks need, a window.
+    *(
+        Case(cp=2, cp_mode=mode, model=model)
+        for mode in MODES for model in ("tied", "one_kv_head", "window")
+    ),
+    *(Case(cp=4, cp_mode=mode, model="untied", num_microbatches=1) for mode in MODES),
+    *(Case(cp=4, cp_mode=mode, model="window") for mode in ("ring", "all_gather")),
+    # Documents that begin and end on any rank.
+    *(Case(cp=2, cp_mode=mode, micro=2, packed=True, model="window") for mode in MODES),
+    *(Case(cp=4, cp_mode=mode, packed=True, zero=1) for mode in MODES),
+    # What is sharded over cp like over dp; masks of dropout; what is computed again.
+    *(
+        Case(cp=2, cp_mode=mode, zero=zero, model=model, recompute=recompute)
+        for mode, zero, model, recompute in (
+            ("ring", 1, "dropout", "none"), ("all_gather", 2, "dropout", "full"),
+            ("ulysses", 3, "dropout", "none"), ("ring", 3, "untied", "full"),
+            ("all_gather", 1, "tied", "selective"), ("ulysses", 2, "untied", "selective"),
+        )
+    ),
+    Case(cp=2, dp=2, zero=0, num_microbatches=1),
+    Case(cp=2, dp=2, zero=1, cp_mode="ulysses", order=("tp", "dp", "cp", "pp")),
+    Case(cp=2, dp=2, zero=2, cp_mode="all_gather", packed=True, model="tied_llama"),
+    Case(cp=2, dp=2, zero=3, packed=True),
+    *(
+        Case(cp=2, dp=dp, zero=zero, cp_mode=mode, engine="fsdp2", packed=zero == 2)
+        for dp, zero, mode in ((1, 1, "ulysses"), (2, 2, "all_gather"), (2, 3, "ring"))
+    ),
+    # With tensor and sequence parallelism, and with every kind of schedule.
+    Case(tp=2, cp=2, zero=0, overlap=True, model="one_kv_head"),
+    Case(tp=2, cp=2, zero=1, sp=True, model="dropout", micro=2, packed=True),
+    Case(tp=2, cp=2, zero=2, sp=True, cp_mode="all_gather", overlap=True),
+    Case(tp=2, cp=2, zero=3, sp=True, cp_mode="ulysses", model="one_kv_head", packed=True),
+    Case(pp=2, cp=2, zero=1, schedule="zb_v", vpp=2, model="tied_llama"),
+    Case(pp=2, cp=2, zero=0, schedule="dualpipev", vpp=2, num_microbatches=4, packed=True),
+    Case(pp=2, cp=2, zero=2, schedule="interleaved_1f1b", vpp=2, cp_mode="ulysses",
+         recompute="full"),
+    Case(pp=2, cp=2, zero=1, schedule="zb_h1", cp_mode="all_gather", model="untied"),
+    Case(pp=2, cp=2, zero=3, engine="fsdp2", cp_mode="all_gather", p2p=False),
+    *(
+        Case(tp=2, cp=2, pp=2, zero=1, sp=True, cp_mode=mode, order=LLAMA3_ORDER)
+        for mode in ("ring", "ulysses")
+    ),
+    *(Case(cp=2, pp=2, dp=2, zero=2, cp_mode=mode, order=LLAMA3_ORDER) for mode in MODES[:2]),
+    Case(cp=8, zero=1, num_microbatches=1, model="untied"),
+]  # fmt: skip
+CASES = list(dict.fromkeys(grid() + EXTRA + FSDP2 + CONTEXT))
 
 
 def measure_all(rank: int, cases: list[Case]) -> dict[Case, Gap]:

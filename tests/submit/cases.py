@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launcher.config.assets import assets_dir
+from launcher.config.assets import slurm_templates
 from launcher.plan.build import build_plan
 from launcher.plan.records import Plan
 from launcher.render.bundle import Bundle, Machine, render_bundle
@@ -18,6 +18,15 @@ def planned(**overrides: object) -> Plan:
 
 
 def bundled(root: Path, plan: Plan | None = None, python: str = "python3") -> Bundle:
-    template = (assets_dir() / "slurm" / "torchrun.sbatch").read_text()
-    machine = Machine(python=python, cores=2, slurm_template=template)
-    return render_bundle(plan or planned(), root, machine)
+    return render_bundle(plan or planned(), root, submitting_machine(python))
+
+
+def submitting_machine(python: str = "python3") -> Machine:
+    """The same wherever the test runs."""
+    return Machine(
+        python=python,
+        cores=2,
+        package=Path("/code/launcher"),
+        code="commit 0123456789ab",
+        slurm_templates=slurm_templates(),
+    )

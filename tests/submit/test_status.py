@@ -264,6 +264,17 @@ def test_a_job_that_slurm_has_forgotten_is_known_by_its_own_end(
     assert status(code=code)[0]["state"] == state
 
 
+@pytest.mark.parametrize("state", ["COMPLETED", "FAILED", "CANCELLED"])
+def test_a_job_that_was_asked_to_end_is_cancelled_however_its_script_ended(submitted, slurm, state):
+    begin(submitted)
+    submitted.cancelled.write_text(json.dumps({"by": "alice@login", "at": 1.0}))
+    slurm.queued(line(state=state, reason="None"))
+    document, text = status()
+    assert document["state"] == "cancelled"
+    assert "asked for by alice@login" in text
+    assert "has not said its end" in text
+
+
 def test_a_job_that_left_the_queue_without_a_word_is_lost(submitted):
     assert "left the queue before it started" in status(code=1)[1]
     begin(submitted)

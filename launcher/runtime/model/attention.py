@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +14,19 @@ from torch import Tensor, nn
 
 from launcher.config.schema import Model, RopeScaling
 from launcher.runtime.model.dropout import seeded
+from launcher.runtime.parallel.sequence_cut import SequenceCut
 
 
 class AttentionTables:
     """Constants of all attention layers of a stage, computed once and shared."""
 
     def __init__(
-        self, model: Model, sequence_length: int, device: torch.device, dtype: torch.dtype
+        self,
+        model: Model,
+        sequence_length: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        cut: SequenceCut | None = None,
     ) -> None:
         self.cos_S1R: Tensor | None = None
         self.sin_S1R: Tensor | None = None
@@ -30,17 +36,26 @@ class AttentionTables:
             angles_S1R = _rope_angles(model, sequence_length).unsqueeze(1)
             self.cos_S1R = angles_S1R.cos().to(device=device, dtype=dtype)
             self.sin_S1R = angles_S1R.sin().to(device=device, dtype=dtype)
-        if model.sliding_window is not None and model.sliding_window < sequence_length:
-            self.mask_SS = _window_mask(sequence_length, model.sliding_window, device, dtype)
+        self.places_s = None if cut is None else cut.places_s
+        """Where the rank's tokens stand, where it has not all of them."""
+        has_window = model.sliding_window is not None and model.sliding_window < sequence_length
+        if has_window and (cut is None or cut.is_gathered):
+            self.mask_SS = _window_mask(sequence_length, model.sliding_window or 0, device, dtype)
 
 
 class Packed(NamedTuple):
     """Keeps the documents of a microbatch apart."""
 
     positions_BS: Tensor
-    """Of every token within its document."""
-    mask_B1SS: Tensor
-    """Added to scores."""
+    """Of every token of this rank within its document."""
+    mask_B1SS: Tensor | None
+    """Added to scores; None where keys of other ranks come in parts, each with its own mask."""
+    documents_BS: Tensor
+    """Of every token of the whole sequence."""
+
+
+Mix = Callable[[Tensor, Tensor, Tensor, "Tensor | None", "Packed | None"], Tensor]
+"""Queries [B, S, N, D], keys, values, seed of the dropout and documents in, mixed values out."""
 
 
 class AttentionCore(nn.Module):
@@ -56,6 +71,9 @@ class AttentionCore(nn.Module):
         self.register_buffer("cos_S1R", tables.cos_S1R, persistent=False)
         self.register_buffer("sin_S1R", tables.sin_S1R, persistent=False)
         self.register_buffer("mask_SS", tables.mask_SS, persistent=False)
+        self.places_s = tables.places_s
+        self.mix: Mix = self.mix_here
+        """How queries meet keys; `parallel/context.py` puts other ways in its place."""
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, seed: Tensor | None, packed: Packed | None = None
@@ -66,17 +84,25 @@ class AttentionCore(nn.Module):
         if self.cos_S1R is not None:
             cos, sin = self._angles(q_BSND.shape[1], packed)
             q_BSND, k_BSND = _rotate(q_BSND, cos, sin), _rotate(k_BSND, cos, sin)
-        q_BNSD, k_BNSD, v_BNSD = (x.transpose(1, 2) for x in (q_BSND, k_BSND, v_BSND))
+        return self.mix(q_BSND, k_BSND, v_BSND, seed, packed).flatten(2)
+
+    def mix_here(
+        self, q: Tensor, k: Tensor, v: Tensor, seed: Tensor | None, packed: Packed | None
+    ) -> Tensor:
+        """See `Mix`; all keys are on this rank."""
+        q_BNSD, k_BNSD, v_BNSD = (x.transpose(1, 2) for x in (q, k, v))
         mask = self._mask(q_BNSD.shape[2], packed)
         if seed is None:
             out_BNSD = self._attend(q_BNSD, k_BNSD, v_BNSD, mask, 0.0)
         else:
             out_BNSD = self._attend_with_dropout(q_BNSD, k_BNSD, v_BNSD, mask, seed)
-        return out_BNSD.transpose(1, 2).flatten(2)
+        return out_BNSD.transpose(1, 2)
 
     def _angles(self, length: int, packed: Packed | None) -> tuple[Tensor, Tensor]:
         """Cosine and sine of every position, [S, 1, R], or of those of every sample."""
-        here = slice(length) if packed is None else packed.positions_BS
+        here: Any = slice(length) if self.places_s is None else self.places_s
+        if packed is not None:
+            here = packed.positions_BS
         return self.cos_S1R[here], self.sin_S1R[here]  # type: ignore[index]
 
     def _mask(self, length: int, packed: Packed | None) -> Tensor | None:
@@ -142,19 +168,33 @@ class Attention(nn.Module):
         return self.out_proj(self.core(q, k, v, core_seed, packed))  # type: ignore[no-any-return]
 
 
-def pack_documents(documents_BS: Tensor, window: int | None, dtype: torch.dtype) -> Packed:
+def pack_documents(
+    documents_BS: Tensor, window: int | None, dtype: torch.dtype, cut: SequenceCut | None = None
+) -> Packed:
     """Positions that start again in every document, and a mask that ends at its borders."""
     length = documents_BS.shape[1]
     places_S = torch.arange(length, device=documents_BS.device)
     is_first_BS = torch.ones_like(documents_BS, dtype=torch.bool)
     is_first_BS[:, 1:] = documents_BS[:, 1:] != documents_BS[:, :-1]
     starts_BS = torch.where(is_first_BS, places_S, 0).cummax(dim=1).values
+    positions_BS = places_S - starts_BS
+    if cut is not None:
+        positions_BS = cut.take(positions_BS)
+    mask_B1SS = None
+    if cut is None or cut.is_gathered:
+        mask_B1SS = _document_mask(documents_BS, window, dtype)
+    return Packed(positions_BS=positions_BS, mask_B1SS=mask_B1SS, documents_BS=documents_BS)
+
+
+def _document_mask(documents_BS: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
+    """0 where a token may see another of its document, -inf elsewhere."""
+    length = documents_BS.shape[1]
+    places_S = torch.arange(length, device=documents_BS.device)
     back_SS = places_S.unsqueeze(1) - places_S
     is_seen_SS = (back_SS >= 0) & (back_SS < (window or length))
     is_seen_BSS = is_seen_SS & (documents_BS.unsqueeze(2) == documents_BS.unsqueeze(1))
     mask_BSS = torch.zeros(is_seen_BSS.shape, dtype=dtype, device=documents_BS.device)
-    mask_BSS.masked_fill_(~is_seen_BSS, -torch.inf)
-    return Packed(positions_BS=places_S - starts_BS, mask_B1SS=mask_BSS.unsqueeze(1))
+    return mask_BSS.masked_fill_(~is_seen_BSS, -torch.inf).unsqueeze(1)
 
 
 def _rotate(x_BSND: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

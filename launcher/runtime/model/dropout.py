@@ -29,17 +29,19 @@ class BlockMasks(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Dropout:
-    """The dropout of a run on one tp rank."""
+    """The dropout of a run on one rank."""
 
     seed: int
     rate: float
     """On the embedding and both residual branches."""
     attention_rate: float
     """On attention probabilities."""
-    tp_index: int
-    """Keys attention probabilities: ranks hold different heads."""
-    num_pieces: int = 1
-    """Ranks that hold a piece of the sequence each, in order of tp_index; 1: all hold all of it."""
+    core_index: int
+    """Keys attention probabilities: ranks of tp and cp hold different heads."""
+    places_S: Tensor | None
+    """Which tokens of the sequence are here; None: all."""
+    length: int
+    """Of the whole sequence."""
 
     def embedding_mask(self, x_BSH: Tensor, context: ForwardContext) -> Tensor | None:
         """What stays of the embedding; None: all."""
@@ -49,7 +51,7 @@ class Dropout:
         """What stays in one block."""
         core_seed = None
         if self.attention_rate > 0:
-            parts = (self.seed, context.step, context.first_sample, layer, "core", self.tp_index)
+            parts = (self.seed, context.step, context.first_sample, layer, "core", self.core_index)
             core_seed = torch.tensor(hash_key(*parts))
         return BlockMasks(
             attention_BSH=self._mask(x_BSH, context, f"{layer}.attention"),
@@ -62,18 +64,17 @@ class Dropout:
             return None
         mask_BSH = torch.empty(x_BSH.shape, dtype=torch.bool, device=x_BSH.device)
         generator = torch.Generator(device=x_BSH.device)
-        length, features = x_BSH.shape[1:]
         for offset, mask_SH in enumerate(mask_BSH):
             sample = context.first_sample + offset
             generator.manual_seed(hash_key(self.seed, context.step, sample, site))
-            if self.num_pieces == 1:
+            if self.places_S is None:
                 mask_SH.bernoulli_(1.0 - self.rate, generator=generator)
                 continue
-            # Every rank draws the whole sequence's mask and keeps its piece: as one process has it.
+            # Every rank draws the whole sequence's mask and keeps its part: as one process has it.
             whole_SH = torch.empty(
-                (self.num_pieces * length, features), dtype=torch.bool, device=x_BSH.device
+                (self.length, x_BSH.shape[2]), dtype=torch.bool, device=x_BSH.device
             ).bernoulli_(1.0 - self.rate, generator=generator)
-            mask_SH.copy_(whole_SH[self.tp_index * length :][:length])
+            mask_SH.copy_(whole_SH[self.places_S])
         return mask_BSH
 
 

@@ -44,11 +44,10 @@ class Embedding(nn.Module):
         if model.position == "learned":
             self.positions = PositionTable(model, dtype)
 
-    def forward(self, tokens_BS: Tensor, packed: Packed | None = None) -> Tensor:
-        """Token ids in, hidden_BSH out."""
+    def forward(self, tokens_BS: Tensor, positions_BS: Tensor | None = None) -> Tensor:
+        """Token ids in, hidden_BSH out; without positions the first token is the sequence's."""
         hidden_BSH = self.tokens(tokens_BS)
         if hasattr(self, "positions"):
-            positions_BS = None if packed is None else packed.positions_BS
             hidden_BSH = hidden_BSH + self.positions(hidden_BSH.shape[1], positions_BS)
         return hidden_BSH  # type: ignore[no-any-return]
 

@@ -20,6 +20,8 @@ from launcher.runtime.model.dropout import Dropout, drop
 from launcher.runtime.model.initial import materialise
 from launcher.runtime.model.layers import Block, Embedding, Head, build_norm
 from launcher.runtime.parallel.apply import apply_compile, apply_recompute
+from launcher.runtime.parallel.context import apply_context_parallel
+from launcher.runtime.parallel.sequence_cut import SequenceCut, cut_sequence
 from launcher.runtime.parallel.split_backward import WeightQueue, split_backward
 from launcher.runtime.parallel.tensor import apply_tensor_parallel
 
@@ -36,20 +38,23 @@ def build_stage(
     """
     model, dtype = run.model, DTYPES[run.precision.compute]
     # 1. Plain modules on the meta device: names and full shapes, no memory.
-    tables = AttentionTables(model, layout.sequence_length, groups.device, dtype)
-    module = StageModule(model, stage, tables, dtype)
-    # 2. Tensor parallelism changes how they compute.
+    mode, length = run.parallelism.cp_mode, layout.sequence_length
+    cut = cut_sequence(mode, groups.cp, length, groups.device)
+    tables = AttentionTables(model, length, groups.device, dtype, cut)
+    module = StageModule(model, stage, tables, dtype, cut)
+    # 2. Tensor and context parallelism change how they compute.
     specs = _specs_by_local_name(model)
     apply_tensor_parallel(
         module, specs, groups,
         sequence_parallel=layout.sequence_parallel, overlaps=layout.overlap_tp,
     )  # fmt: skip
+    apply_context_parallel(module, mode, cut, model.sliding_window)
     # 3. Every parameter becomes real, one at a time, only this rank's shard.
     module.fill = partial(_fill, module, specs, run, layout, groups)
     if layout.engine != "fsdp2":
         module.fill("")
     # 4. What does not change the numbers.
-    module.dropout = _build_dropout(run, layout, groups)
+    module.dropout = _build_dropout(run, layout, groups, cut)
     apply_recompute(module, layout.recompute)
     if splits_backward:
         module.weight_queue = split_backward(module)
@@ -76,9 +81,16 @@ class StageModule(nn.Module):
     """Consecutive blocks; local parameter names equal the full logical names, tied copy aside."""
 
     def __init__(
-        self, model: Model, stage: Stage, tables: AttentionTables, dtype: torch.dtype
+        self,
+        model: Model,
+        stage: Stage,
+        tables: AttentionTables,
+        dtype: torch.dtype,
+        cut: SequenceCut | None = None,
     ) -> None:
         super().__init__()
+        self.cut = cut
+        """Which part of every sequence is here; None: all of it."""
         self.is_first, self.is_last, self.is_tied = (
             stage.is_first, stage.is_last, model.tie_embeddings,
         )  # fmt: skip
@@ -106,9 +118,16 @@ class StageModule(nn.Module):
             self.head.register_parameter("weight", self.embedding.tokens.weight)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
-        """tokens_BS or hidden_BSH in; hidden_BSH out, at the model's end the mean loss instead."""
+        """tokens_BS or hidden_BSH in; hidden_BSH out, at the model's end the mean loss instead.
+
+        Tokens and labels are those of whole sequences; hidden states and the loss are of the part
+        that is here.
+        """
         piece = self.pieces[context.chunk]
         packed = self.pack(context)
+        if self.cut is not None:
+            context = self.cut.narrow(context)
+            x = self.cut.take(x) if piece.is_first else x
         if piece.is_first:
             x = self._embed(x, context, packed)
         for layer in map(str, range(piece.first_layer, piece.end_layer)):
@@ -122,7 +141,7 @@ class StageModule(nn.Module):
         """What keeps the documents of a microbatch apart, made once for all of its blocks."""
         if context.documents_BS is None:
             return None
-        return pack_documents(context.documents_BS, self.sliding_window, self.dtype)
+        return pack_documents(context.documents_BS, self.sliding_window, self.dtype, self.cut)
 
     def run_block(
         self,
@@ -139,7 +158,8 @@ class StageModule(nn.Module):
         return block(x, masks, packed)  # type: ignore[no-any-return]
 
     def _embed(self, tokens_BS: Tensor, context: ForwardContext, packed: Packed | None) -> Tensor:
-        hidden_BSH = self.embedding(tokens_BS, packed)
+        positions = None if self.cut is None else self.cut.places_s.unsqueeze(0)
+        hidden_BSH = self.embedding(tokens_BS, positions if packed is None else packed.positions_BS)
         if self.dropout is None or not self.training:
             return hidden_BSH  # type: ignore[no-any-return]
         mask_BSH = self.dropout.embedding_mask(hidden_BSH, context)
@@ -178,7 +198,9 @@ def _mark_tied_copy(module: StageModule) -> None:
         weight.shard = replace(weight.shard, owner=False)  # type: ignore[attr-defined]
 
 
-def _build_dropout(run: Run, layout: Layout, groups: Groups) -> Dropout | None:
+def _build_dropout(
+    run: Run, layout: Layout, groups: Groups, cut: SequenceCut | None
+) -> Dropout | None:
     model = run.model
     if model.dropout == 0 and model.attention_dropout == 0:
         return None
@@ -186,6 +208,17 @@ def _build_dropout(run: Run, layout: Layout, groups: Groups) -> Dropout | None:
         seed=run.train.seed,
         rate=model.dropout,
         attention_rate=model.attention_dropout,
-        tp_index=groups.tp.index,
-        num_pieces=groups.tp.size if layout.sequence_parallel else 1,
+        core_index=groups.cp.index * groups.tp.size + groups.tp.index,
+        places_S=_places(layout, groups, cut),
+        length=layout.sequence_length,
     )
+
+
+def _places(layout: Layout, groups: Groups, cut: SequenceCut | None) -> Tensor | None:
+    """Where the tokens stand between whose cut products dropout lies; None: all are here."""
+    if cut is None and not layout.sequence_parallel:
+        return None
+    places = torch.arange(layout.sequence_length) if cut is None else cut.places_s
+    if layout.sequence_parallel:
+        places = places.chunk(groups.tp.size)[groups.tp.index]
+    return places.to(groups.device)

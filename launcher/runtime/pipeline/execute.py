@@ -67,13 +67,13 @@ def run_forward(
 
 
 def average_loss(loss: Tensor | None, groups: Groups) -> Tensor:
-    """The last stages' losses, averaged over dp, on every rank; every rank must call it."""
+    """The last stages' losses, averaged over dp x cp, on every rank; every rank must call it."""
     total = torch.zeros((), device=groups.device) if loss is None else loss.detach().clone()
     if groups.pp.group is not None:
         dist.all_reduce(total, group=groups.pp.group)
-    if groups.dp.group is not None:
-        dist.all_reduce(total, group=groups.dp.group)
-    return total / groups.dp.size
+    if groups.replicas.group is not None:
+        dist.all_reduce(total, group=groups.replicas.group)
+    return total / groups.replicas.size
 
 
 Place = tuple[int, int]

@@ -85,7 +85,7 @@ class Channels:
 
 def boundary_shape(layout: Layout, model: Model) -> tuple[int, int, int]:
     """What passes between stages: micro batch, sequence (a rank's piece of it), hidden."""
-    pieces = layout.tp if layout.sequence_parallel else 1
+    pieces = layout.cp * (layout.tp if layout.sequence_parallel else 1)
     return layout.micro_batch_size, layout.sequence_length // pieces, model.hidden_size
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.submit.processes import descendants, end_tree
+from launcher.node.processes import descendants, end_tree
 
 # A process that ignores every polite signal and starts two more of its kind, in sessions of
 # their own as torchrun's workers are; each notes its id.

@@ -1,0 +1,224 @@
+"""One agent per node: starts torchrun there, passes signals on, and ends what must not go on."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+
+from launcher.config.run_yaml import read_run
+from launcher.errors import RunFailed
+from launcher.failure.causes import find_cause
+from launcher.failure.first import Traces, first_failure
+from launcher.node import torchrun
+from launcher.node.ending import is_final
+from launcher.node.place import Place
+from launcher.node.processes import end_tree
+from launcher.node.records import read_record, write_record
+from launcher.node.rendezvous import (
+    Endpoint,
+    free_port,
+    name_of_this_node,
+    publish,
+    published,
+)
+from launcher.node.steps import last_sign_at
+from launcher.plan.records import layout_from_json
+
+WORKER = "launcher.runtime.worker"
+_POLL_S = 0.1
+_ASK_AGAIN_S = 1.0
+_LOOK_S = 1.0
+_MEET_S = 600.0
+_ROUNDS = 5
+_RESERVE_S = 20.0
+_STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+
+
+def run_agent(place: Place, choose_port: Callable[[], int] = free_port) -> int:
+    """Train on this node; the exit code of torchrun, or 1 where the agent itself ended it."""
+    if read_record(place.start.end) is not None:  # `start` has found nothing to do.
+        return 0
+    plan = json.loads(place.files.plan.read_text(encoding="utf-8"))
+    layout = layout_from_json(plan)
+    launch = read_run(place.files.run).launch
+    workers = torchrun.Workers(
+        module=WORKER,
+        arguments=(str(place.files.root),),
+        nodes=layout.nodes,
+        per_node=layout.gpus_per_node,
+        max_restarts=launch.max_restarts,
+    )
+    agent = Agent(place, workers, choose_port, min(_RESERVE_S, launch.signal_seconds / 3))
+    agent.listen()
+    return agent.run()
+
+
+class Agent:
+    """Looks after the torchrun of one node, from meeting the others to its end."""
+
+    def __init__(
+        self,
+        place: Place,
+        workers: torchrun.Workers,
+        choose_port: Callable[[], int] = free_port,
+        reserve_s: float = 20.0,
+    ) -> None:
+        """`reserve_s` before the time limit the workers are ended, whatever they do."""
+        self._place, self._workers, self._choose_port = place, workers, choose_port
+        self._reserve_s = reserve_s
+        self._node = name_of_this_node(place.node)
+        self._log = place.start.torchrun_log(place.node)
+        self._heard: signal.Signals | None = None
+        self._asked_at = 0.0
+        self._looked_at = 0.0
+        self._started_at = time.time()
+        self._first_step_at: float | None = None
+        self._ended_by: str | None = None
+
+    def listen(self) -> None:
+        """From now on the queue's signals ask the workers to save and end."""
+        for number in _STOP_SIGNALS:
+            signal.signal(number, self._hear)
+
+    def run(self) -> int:
+        """Meet, train, and try another port where one was taken; the exit code."""
+        code, tried = 1, 0
+        self._write()
+        while tried < _ROUNDS:
+            endpoint = self._meet(tried + 1)
+            if endpoint is None:
+                break
+            tried = endpoint.round
+            code, is_port_taken, is_other_round = self._train(endpoint)
+            if not (is_port_taken or is_other_round):
+                break
+        self._write(exit_code=code)
+        return code
+
+    def _meet(self, round_number: int) -> Endpoint | None:
+        """Publish where to meet, or read it; None where there is nothing left to meet for."""
+        path = self._place.start.rendezvous
+        if self._place.index == 0:
+            endpoint = Endpoint(host=self._node, port=self._choose_port(), round=round_number)
+            publish(path, endpoint)
+            return endpoint
+        deadline = time.monotonic() + _MEET_S
+        while time.monotonic() < deadline:
+            endpoint = published(path)
+            if endpoint is not None and endpoint.round >= round_number:
+                return endpoint
+            if self._heard is not None or self._place.is_superseded:
+                return None
+            time.sleep(_POLL_S)
+        raise RunFailed(f"the first node has not said within {_MEET_S:.0f} s where to meet")
+
+    def _train(self, endpoint: Endpoint) -> tuple[int, bool, bool]:
+        """Exit code, whether the port was taken, whether another round has begun."""
+        place = self._place
+        is_host = place.index == 0
+        name = f"{place.job_id}.{place.restart}.{endpoint.round}"
+        command = torchrun.words(self._workers, endpoint, name, self._node, is_host)
+        echo, said = torchrun.Echo(self._log), b""
+        with self._log.open("ab") as log:
+            process = torchrun.start(command, log)
+        try:
+            while process.poll() is None:
+                said = (said + echo.copy())[-65536:]
+                self._pass_on(process)
+                self._look(process, endpoint)
+                time.sleep(_POLL_S)
+        finally:
+            end_tree(process)
+        said = (said + echo.copy())[-65536:]
+        taken = is_host and process.returncode != 0 and _is_port_taken(said)
+        newer = published(place.start.rendezvous)
+        is_other = newer is not None and newer.round > endpoint.round
+        return self._exit_code(process), taken, is_other
+
+    def _exit_code(self, process: subprocess.Popen[bytes]) -> int:
+        code = process.returncode or 0
+        if self._ended_by is not None:
+            print(f"agent on {self._place.node}: {self._ended_by}", file=sys.stderr, flush=True)
+            return 1
+        return 128 - code if code < 0 else code
+
+    def _pass_on(self, process: subprocess.Popen[bytes]) -> None:
+        """A signal reaches the workers again and again: one that starts does not hear it."""
+        if self._heard is not None and time.monotonic() - self._asked_at >= _ASK_AGAIN_S:
+            self._asked_at = time.monotonic()
+            torchrun.ask_to_stop(process.pid, self._workers.module)
+
+    def _look(self, process: subprocess.Popen[bytes], endpoint: Endpoint) -> None:
+        """Now and then: is what runs here still wanted?"""
+        if time.monotonic() - self._looked_at < _LOOK_S:
+            return
+        self._looked_at = time.monotonic()
+        self._note_first_step()
+        newer = published(self._place.start.rendezvous)
+        if self._place.is_superseded:
+            self._ended_by = "the job was started again elsewhere, so its processes here are ended"
+            end_tree(process, patience_s=0.0)
+        elif newer is not None and newer.round > endpoint.round:
+            end_tree(process)
+        elif self._must_end_now():
+            self._ended_by = "the time limit is here, and the workers have not ended"
+            end_tree(process, patience_s=0.0)
+        elif (reason := self._final_error()) is not None:
+            self._ended_by = f"not tried again: {reason}"
+            end_tree(process)
+
+    def _final_error(self) -> str | None:
+        """An error that comes again however often the workers are started."""
+        failure = first_failure(Traces(files=self._place.files, since=self._started_at))
+        if failure is None or failure.is_echo:
+            return None
+        has_trained = (last_sign_at(self._place.files) or 0.0) > self._started_at
+        if not is_final(find_cause(failure.error), has_trained):
+            return None
+        return f"rank {failure.rank}: {failure.error}"
+
+    def _must_end_now(self) -> bool:
+        """The time limit comes before the save does: what is left is needed to requeue the job."""
+        ends_at = (read_record(self._place.start.nodes) or {}).get("ends_at")
+        if self._heard is None or ends_at is None:
+            return False
+        return time.time() > float(ends_at) - self._reserve_s
+
+    def _note_first_step(self) -> None:
+        """When training went on, for the record of how long that took."""
+        if self._place.index == 0 and self._first_step_at is None:
+            at = last_sign_at(self._place.files)
+            if at is not None and at > self._started_at:
+                self._first_step_at = at
+                self._write()
+                self._say_recovery(at)
+
+    def _say_recovery(self, at: float) -> None:
+        before = (read_record(self._place.start.nodes) or {}).get("last_sign_at")
+        if before is not None:
+            print(f"training again {at - before:.1f} s after the last step before", flush=True)
+
+    def _hear(self, number: int, frame: FrameType | None) -> None:
+        self._heard = signal.Signals(number)
+        self._asked_at = 0.0
+
+    def _write(self, exit_code: int | None = None) -> None:
+        document = {
+            "node": self._place.node,
+            "started_at": self._started_at,
+            "first_step_at": self._first_step_at,
+            "exit_code": exit_code,
+            "signal": self._heard.name if self._heard else None,
+            "ended_by": self._ended_by,
+            "ended_at": None if exit_code is None else time.time(),
+        }
+        write_record(self._place.start.agent(self._place.node), document)
+
+
+def _is_port_taken(said: bytes) -> bool:
+    return find_cause(said.decode(errors="replace")).kind == "port_taken"

@@ -1,0 +1,167 @@
+"""Decides how a start of a job has ended and what comes next: a function from facts to a record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from launcher.failure.causes import Cause
+
+Status = Literal["done", "requeued", "stopped", "failed"]
+Reason = Literal[
+    "finished", "time_limit", "preempted", "node_failure", "bad_node", "hang", "worker_failed",
+    "configuration", "no_progress", "cancelled", "port", "unknown",
+]  # fmt: skip
+# An end by notice has saved; what the queue takes for itself is nobody's failure.
+_NO_FAILURES = ("preempted", "cancelled")
+# These come again whenever they come; the other useless ones only before the first step: a file
+# that is gone after an hour of training may be back.
+_ALWAYS_FINAL = ("configuration", "not_a_number", "out_of_memory")
+_SLOW_SIGNAL_S = 60.0
+"""Slurm sends the notice of a time limit up to a minute early."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Past:
+    """How an earlier start ended."""
+
+    reason: str
+    first_step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Of launch.*."""
+
+    max_requeues: int | None
+    max_failures_without_progress: int
+    signal_seconds: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known when a start has ended."""
+
+    exit_code: int
+    """Of srun."""
+    outcome: str | None
+    """What the workers wrote: done, stopped, or nothing."""
+    first_step: int
+    """Steps that were done when it began."""
+    trained_step: int
+    saved_step: int
+    """Steps in the newest checkpoint."""
+    was_asked: bool = False
+    """The queue sent its notice."""
+    is_cancelled: bool = False
+    """Somebody took the job out of the queue."""
+    is_preempted: bool = False
+    left_s: float | None = None
+    """Seconds to the time limit; None: there is none."""
+    bad_nodes: Sequence[str] = ()
+    """Those that did not pass the checks."""
+    hung: bool = False
+    is_cut_off: bool = False
+    """It ended without a word: its first node was lost."""
+    cause: Cause | None = None
+    """Of the first error of a rank; None: no rank told one."""
+    error: str = ""
+    """The same in words."""
+    failed_node: str | None = None
+    past: Sequence[Past] = ()
+    """Earlier starts since the run was submitted, oldest first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """What end.json says."""
+
+    status: Status
+    reason: Reason
+    why: str
+    """A sentence for people."""
+    bad_nodes: tuple[str, ...] = ()
+    """Nodes on which the job must not run again."""
+
+
+def is_final(cause: Cause, has_trained: bool) -> bool:
+    """Whether an error comes again however often the job is started."""
+    if cause.kind == "run_in_use":  # by processes of the start before, which are ending
+        return False
+    return cause.again == "useless" and (cause.kind in _ALWAYS_FINAL or not has_trained)
+
+
+def decide(facts: Facts, limits: Limits) -> Ending:
+    """Done, back to the queue, stopped or failed."""
+    ending = _what_happened(facts, limits)
+    if ending.status != "requeued":
+        return ending
+    failures = failures_without_progress(facts, ending.reason)
+    limit = limits.max_failures_without_progress
+    if failures >= limit:
+        why = f"{ending.why}; {failures} times in a row without a further saved step"
+        return _failed("no_progress", f"{why} (launch.max_failures_without_progress={limit})")
+    if limits.max_requeues is not None and len(facts.past) >= limits.max_requeues:
+        why = f"{ending.why}; started {len(facts.past) + 1} times"
+        stop = f"{why} (launch.max_requeues={limits.max_requeues})"
+        return Ending(status="stopped", reason=ending.reason, why=stop, bad_nodes=ending.bad_nodes)
+    return ending
+
+
+def failures_without_progress(facts: Facts, reason: str) -> int:
+    """How many starts in a row, this one included, have ended and left no newer checkpoint."""
+    count = 0
+    now = Past(reason=reason, first_step=facts.first_step)
+    for past in (now, *reversed(facts.past)):
+        if past.first_step < facts.saved_step:
+            break
+        count += past.reason not in _NO_FAILURES
+    return count
+
+
+def _what_happened(facts: Facts, limits: Limits) -> Ending:
+    has_trained = facts.trained_step > facts.first_step
+    if facts.outcome == "done":
+        return Ending(status="done", reason="finished", why=f"{facts.trained_step} steps are done")
+    if facts.is_cancelled:
+        return Ending(status="stopped", reason="cancelled", why="the job was cancelled")
+    if facts.cause is not None and is_final(facts.cause, has_trained):
+        reason: Reason = "worker_failed" if facts.cause.kind == "not_a_number" else "configuration"
+        return _failed(reason, f"{facts.error}: {facts.cause.meaning}; not tried again")
+    if facts.is_preempted:
+        return _again("preempted", "the queue needed the nodes")
+    if facts.was_asked or facts.outcome == "stopped":
+        if facts.left_s is not None and facts.left_s <= limits.signal_seconds + _SLOW_SIGNAL_S:
+            return _again("time_limit", "the time limit was near")
+        return Ending(status="stopped", reason="cancelled", why="it was asked to save and end")
+    if facts.is_cut_off:
+        return _again("node_failure", "the job ended without a word: a node was lost")
+    if facts.bad_nodes:
+        names = ", ".join(facts.bad_nodes)
+        return _again("bad_node", f"checks before the training failed on {names}", facts.bad_nodes)
+    if facts.hung:
+        return _again("hang", "no step was finished in time; hang_*.txt has all ranks' stacks")
+    return _failure(facts)
+
+
+def _failure(facts: Facts) -> Ending:
+    """A worker or an agent failed of itself."""
+    if facts.cause is None:
+        return _again(
+            "unknown", f"srun ended with exit code {facts.exit_code}, and no rank said why"
+        )
+    if facts.cause.kind == "port_taken":
+        return _again("port", facts.error)
+    bad = ()
+    if facts.cause.again == "elsewhere" and facts.failed_node:
+        bad = (facts.failed_node,)
+    return _again("worker_failed", facts.error, bad)
+
+
+def _again(reason: Reason, why: str, bad_nodes: Sequence[str] = ()) -> Ending:
+    return Ending(status="requeued", reason=reason, why=why, bad_nodes=tuple(bad_nodes))
+
+
+def _failed(reason: Reason, why: str) -> Ending:
+    return Ending(status="failed", reason=reason, why=why)

@@ -1,0 +1,140 @@
+"""Attention over a cut sequence whose keys and values travel: around a ring, or gathered at once.
+
+Both compute with the rank's own keys while the first others are on their way (arXiv:2310.01889;
+Llama 3, arXiv:2407.21783, sec. 3.3.2, gathers). Nothing but the rank's own keys and values is kept
+for backward: they travel again, and gradients of keys travel back in float32.
+"""
+
+# Shapes: B samples, N query heads, K key/value heads, s tokens of this rank, D width of a head.
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from launcher.runtime.collectives import Pending, start_gather, start_pass_on, start_scatter
+from launcher.runtime.parallel.attention_parts import Meeting, Parts
+from launcher.runtime.parallel.block_attention import Part, Whole
+
+
+def ring_attention(q_BNsD: Tensor, k_BKsD: Tensor, v_BKsD: Tensor, parts: Parts) -> Tensor:
+    """Keys and values pass from rank to rank, one rank's at a time, beside the computing."""
+    return _Ring.apply(q_BNsD, k_BKsD, v_BKsD, parts)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def gathered_attention(q_BNsD: Tensor, k_BKsD: Tensor, v_BKsD: Tensor, parts: Parts) -> Tensor:
+    """All keys and values come in one collective, beside the attention to the rank's own."""
+    return _Gathered.apply(q_BNsD, k_BKsD, v_BKsD, parts)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Ring(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, parts: Parts) -> Tensor:
+        mine, whole = torch.stack((k, v)), Whole()
+        for source, (keys, values) in _pass_around(mine, parts):
+            for meeting in _meetings(source, parts):
+                whole.add(parts.forward(meeting, q, keys, values), meeting.rows)
+        return _keep(ctx, q, mine, whole, parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, mine, out, log_sum = ctx.saved_tensors
+        parts: Parts = ctx.parts
+        of_q, of_mine, of_others = _zeros(q), _zeros(mine), _zeros(mine)
+        coming: Pending | None = None
+        for source, (keys, values) in _pass_around(mine, parts):
+            is_mine = source == parts.cut.axis.index
+            found = [
+                (meeting, parts.backward(meeting, grad, q, keys, values, Part(out, log_sum)))
+                for meeting in _meetings(source, parts)
+            ]
+            # The gradients of these keys so far: from the rank that has had them before.
+            of_keys = of_mine if is_mine else of_others if coming is None else coming.wait()
+            for meeting, gradients in found:
+                _add(meeting, gradients, of_q, of_keys)
+            if not is_mine:
+                coming = start_pass_on(of_keys, parts.cut.axis)
+        assert coming is not None
+        of_mine += coming.wait()  # the last step brings them home
+        return of_q.to(q.dtype), of_mine[0].to(q.dtype), of_mine[1].to(q.dtype), None
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, parts: Parts) -> Tensor:
+        mine, whole = torch.stack((k, v)), Whole()
+        coming = start_gather(mine, parts.cut.axis)
+        own = parts.own()
+        whole.add(parts.forward(own, q, *mine), own.rows)
+        keys, values = _in_sequence(coming.wait())
+        for meeting in parts.with_others():
+            whole.add(parts.forward(meeting, q, keys, values), meeting.rows)
+        return _keep(ctx, q, mine, whole, parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, mine, out, log_sum = ctx.saved_tensors
+        parts: Parts = ctx.parts
+        whole = Part(out, log_sum)
+        coming = start_gather(mine, parts.cut.axis)
+        of_q, of_mine, own = _zeros(q), _zeros(mine), parts.own()
+        _add(own, parts.backward(own, grad, q, *mine, whole), of_q, of_mine)
+        everything = _in_sequence(coming.wait())
+        of_all = _zeros(everything)
+        keys, values = everything
+        for meeting in parts.with_others():
+            _add(meeting, parts.backward(meeting, grad, q, keys, values, whole), of_q, of_all)
+        of_mine += start_scatter(_by_rank(of_all, parts.cut.axis.size), parts.cut.axis).wait()
+        return of_q.to(q.dtype), of_mine[0].to(q.dtype), of_mine[1].to(q.dtype), None
+
+
+def _pass_around(mine: Tensor, parts: Parts) -> Iterator[tuple[int, Tensor]]:
+    """Every rank's keys and values, own first; the next are on their way meanwhile."""
+    axis, here = parts.cut.axis, mine
+    for step in range(axis.size):
+        coming = start_pass_on(here, axis) if step < axis.size - 1 else None
+        yield (axis.index - step) % axis.size, here
+        if coming is not None:
+            here = coming.wait()
+
+
+def _meetings(source: int, parts: Parts) -> list[Meeting]:
+    return [parts.own()] if source == parts.cut.axis.index else parts.with_rank(source)
+
+
+def _keep(ctx: Any, q: Tensor, mine: Tensor, whole: Whole, parts: Parts) -> Tensor:
+    out, log_sum = whole.finish(q.dtype)
+    ctx.parts = parts
+    ctx.save_for_backward(q, mine, out, log_sum)
+    return out
+
+
+def _zeros(x: Tensor) -> Tensor:
+    """For sums of gradients: at least in float32."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return torch.zeros(x.shape, dtype=wide, device=x.device)
+
+
+def _add(meeting: Meeting, gradients: Any, of_q: Tensor, of_keys: Tensor) -> None:
+    of_q[:, :, meeting.rows] += gradients.q_BNQD
+    of_keys[0, :, :, meeting.keys] += gradients.k_BKTD
+    of_keys[1, :, :, meeting.keys] += gradients.v_BKTD
+
+
+def _in_sequence(by_rank: Tensor) -> Tensor:
+    """[n, 2, B, K, s, D] of all ranks into [2, B, K, S, D]: rank i has chunks i and 2n - 1 - i."""
+    halves = by_rank.unflatten(4, (2, -1))
+    first, second = halves[:, :, :, :, 0], halves[:, :, :, :, 1]
+    return torch.cat((first, second.flip(0))).movedim(0, 3).flatten(3, 4)
+
+
+def _by_rank(in_sequence: Tensor, size: int) -> Tensor:
+    """The way back."""
+    chunks = in_sequence.unflatten(3, (2 * size, -1)).movedim(3, 0)
+    return torch.stack((chunks[:size], chunks[size:].flip(0)), dim=4).flatten(4, 5)
