@@ -23,7 +23,8 @@ def render_status(status: Status, now: float | None = None) -> str:
         lines.append(_line("queue", f"Slurm cannot be asked: {status.state.problem}"))
     lines.append(_line("progress", _progress(status, now)))
     lines.append(_line("checkpoint", _checkpoint(status)))
-    if len(status.starts) > 1 or any(start.status != "open" for start in status.starts):
+    is_plain = len(status.starts) == 1 and status.starts[0].status == "open" and status.is_live
+    if status.starts and not is_plain:
         requeues = f"{status.num_requeues} requeues" if status.num_requeues != 1 else "1 requeue"
         lines.append(_line("starts", f"{len(status.starts)}, {requeues}"))
         lines += [_line("", _start(start, status.is_live)) for start in status.starts]
