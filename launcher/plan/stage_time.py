@@ -165,6 +165,19 @@ class PartCost:
     wait_s: float
     """Of all three, what is communication: inside blocks, and of sharded weights."""
 
+    def at_speed(self, speed: float) -> PartCost:
+        """On devices of another relative speed; waiting is taken to be shared out as computing."""
+        if speed == 1.0:
+            return self
+        compute_s = self.forward_s + self.input_s + self.weight_s - self.wait_s
+        longer = (compute_s / speed + self.wait_s) / (compute_s + self.wait_s)
+        return PartCost(
+            forward_s=self.forward_s * longer,
+            input_s=self.input_s * longer,
+            weight_s=self.weight_s * longer,
+            wait_s=self.wait_s,
+        )
+
 
 def part_cost(job: Job, piece: Stage, parts: Parts, links: Links) -> PartCost:
     """All blocks of a part and the ends that it has."""

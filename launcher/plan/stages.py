@@ -37,11 +37,16 @@ class PartCosts(Protocol):
 
 
 def split_stages(
-    model: Model, pp: int, costs: PartCosts, chain: Chain | None = None
+    model: Model,
+    pp: int,
+    costs: PartCosts,
+    chain: Chain | None = None,
+    speeds: Sequence[float] | None = None,
 ) -> tuple[Stage, ...]:
     """The stages of a model, split by the time of blocks, embedding and head.
 
-    `chain` says which parts of the model a stage has; without it, stage s has part s.
+    `chain` says which parts of the model a stage has; without it, stage s has part s. `speeds`:
+    relative, of the stages; None: all are equal.
     """
     chain = chain or Chain(num_stages=pp)
     bounds = split_layers(
@@ -50,6 +55,7 @@ def split_stages(
         block_cost=costs.block_s,
         first_cost=costs.embedding_s,
         last_cost=costs.head_s,
+        speeds=[speeds[chain.home(part)[0]] for part in range(chain.num_parts)] if speeds else None,
     )
     return make_stages(model, chain, bounds)
 
@@ -135,25 +141,28 @@ def split_layers(
     block_cost: float = 1.0,
     first_cost: float = 0.0,
     last_cost: float = 0.0,
+    speeds: Sequence[float] | None = None,
 ) -> list[tuple[int, int]]:
     """Contiguous split of equal blocks with the smallest maximum; the ends cost extra.
 
     Every stage gets a block where there are enough. Layer by layer, the stage that stays cheapest
-    takes one more: that is optimal for equal blocks. Ties go to the later stage, which keeps fewer
-    microbatches under 1F1B.
+    takes one more: that is optimal for equal blocks, on stages of unequal speeds, too. Ties go to
+    the later stage, which keeps fewer microbatches under 1F1B.
 
     split_layers(7, 3) -> [(0, 2), (2, 4), (4, 7)]
     """
     least = 1 if num_layers >= num_stages else 0
     counts = [least] * num_stages
+    speeds = speeds or [1.0] * num_stages
     costs = [least * block_cost] * num_stages
     costs[0] += first_cost
     costs[-1] += last_cost
-    cheapest = [(cost, -stage) for stage, cost in enumerate(costs)]
+    # By the time that each would take with one block more.
+    cheapest = [((cost + block_cost) / speeds[stage], -stage) for stage, cost in enumerate(costs)]
     heapify(cheapest)
     for _ in range(num_layers - least * num_stages):
         cost, stage = cheapest[0]
         counts[-stage] += 1
-        heapreplace(cheapest, (cost + block_cost, stage))
+        heapreplace(cheapest, (cost + block_cost / speeds[-stage], stage))
     bounds = list(itertools.accumulate(counts, initial=0))
     return list(itertools.pairwise(bounds))
