@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher import commands, run_commands, search_commands, table_commands
+from launcher import commands, job_commands, run_commands, search_commands, table_commands
 from launcher.config.spelling import closest
 from launcher.errors import (
     EXIT_DONE,
@@ -63,6 +63,24 @@ _VERBS = {
     "checkpoint": Verb(
         action=run_commands.checkpoint,
         flags=frozenset({"timeout"}),
+        takes_overrides=False,
+        operands=("RUN",),
+    ),
+    "status": Verb(
+        action=job_commands.status,
+        flags=frozenset({"json"}),
+        takes_overrides=False,
+        operands=("RUN",),
+    ),
+    "logs": Verb(
+        action=job_commands.logs,
+        flags=frozenset({"json", "rank", "lines", "follow"}),
+        takes_overrides=False,
+        operands=("RUN",),
+    ),
+    "cancel": Verb(
+        action=job_commands.cancel,
+        flags=frozenset({"json", "now", "timeout"}),
         takes_overrides=False,
         operands=("RUN",),
     ),

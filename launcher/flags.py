@@ -17,6 +17,9 @@ verbs
   search   the best layouts for this model on this hardware, by prediction
   verify   train a shrunk model in the same layout on CPU processes and in one process; compare
   convert SRC DST   weights to and from Hugging Face safetensors
+  status RUN        queued, running, requeued, done or failed, and why; what to change
+  logs RUN          the ends of the logs that matter
+  cancel RUN        have the job save and end; it does not start again
   resume RUN        continue a run, with other values where overrides say so
   checkpoints RUN   list, verify or compare the checkpoints of a run
   checkpoint RUN    have a running job save now
@@ -99,7 +102,11 @@ def build_parser() -> Parser:
     add("--from-scratch", action="store_true", help="resume: put the past aside and start again")
     add("--verify", action="store_true", help="checkpoints: read every file and compare checksums")
     add("--diff", nargs=2, metavar="STEP", help="checkpoints: what differs between two of them")
-    add("--timeout", metavar="S", type=float, help="checkpoint: seconds to wait for it (300)")
+    add("--timeout", metavar="S", type=float, help="checkpoint, cancel: seconds to wait (300)")
+    add("--now", action="store_true", help="cancel: end at once, without saving")
+    add("--rank", metavar="N", type=int, help="logs: of this rank alone")
+    add("--lines", metavar="N", type=int, help="logs: last lines of each, 0 for all (20)")
+    add("--follow", "-f", action="store_true", help="logs: and what is written from now on")
     add("--shell-completion", "-sc", metavar="install=SHELL", help="bash, zsh or fish completion")
     add("--version", action="version", version=f"launch {__version__}")
     return parser

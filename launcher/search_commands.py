@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 from launcher.commands import Request
 from launcher.config.load import load_run
-from launcher.errors import EXIT_DOES_NOT_FIT, EXIT_DONE
+from launcher.config.schema import Run
+from launcher.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, ConfigError, Finding
 from launcher.plan.search_auto import fixed_keys, suiting_words
 
 
@@ -20,6 +21,7 @@ def search(request: Request) -> int:
     words = list(request.overrides)
     loaded = load_run([*words, *suiting_words(words)], request.config_dirs)
     run = loaded.run
+    _require_equal_devices(run)
     found = search_layouts(run, fixed_keys(words, run))
     if request.json:
         print(json_module.dumps(found_json(found, run, words), indent=1))
@@ -31,6 +33,15 @@ def search(request: Request) -> int:
         return EXIT_DONE
     print(_too_large(found.nearest), file=sys.stderr)
     return EXIT_DOES_NOT_FIT
+
+
+def _require_equal_devices(run: Run) -> None:
+    if run.hardware.speeds is not None:
+        reason = "the search is for devices of one speed"
+        fix = "hardware.speeds=null, or `launch plan` for the layouts that you have in mind"
+        raise ConfigError(
+            [Finding(field="hardware.speeds", rule="speeds-not-searched", reason=reason, fix=fix)]
+        )
 
 
 def _too_large(nearest: Sequence[object]) -> str:

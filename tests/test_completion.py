@@ -13,10 +13,11 @@ import pytest
 from launcher import cli
 from launcher.completion import SCRIPTS, answer_completion, complete_line
 from launcher.errors import ConfigError
+from launcher.flags import build_parser
 from tests.config.trees import write_tree
 
 ROOT = Path(__file__).resolve().parents[1]
-FLAGS = cli._parser().flags()
+FLAGS = build_parser().flags()
 
 
 def offered(line: str) -> list[str]:

@@ -141,6 +141,9 @@ class Hardware(Record):
     """None (local only): detected."""
     network: Safe[Network | None] = None
     """None: no second node."""
+    speeds: Resharding[Annotated[tuple[PositiveFloat, ...], Field(strict=False)] | None] = None
+    """Unequal devices: relative speed of every node, or of every device, where `gpu` describes one
+    of speed 1; a stage gets layers by its slowest device. None: all are equal."""
     kernels: Safe[str | None] = None
     """Table that `launch calibrate` wrote, used instead of the model where it has values."""
     price_per_gpu_hour: Safe[PositiveFloat | None] = None

@@ -20,6 +20,19 @@ def _network(run: Run) -> str | None:
     return None
 
 
+def _speeds(run: Run) -> str | None:
+    """One node's speeds are those of its devices."""
+    speeds, nodes, per_node = (
+        run.hardware.speeds,
+        run.hardware.num_nodes,
+        run.hardware.gpus_per_node,
+    )
+    if speeds is None or per_node is None or len(speeds) in (nodes, nodes * per_node):
+        return None
+    wanted = f"{nodes} nodes of {per_node} devices" if nodes > 1 else f"{per_node} devices"
+    return f"{len(speeds)} numbers for {wanted}"
+
+
 def _sequence(run: Run) -> str | None:
     length, longest = run.train.sequence_length, run.model.max_sequence_length
     if length and length > longest:
@@ -80,6 +93,28 @@ RUN_RULES = (
         why="Traffic between nodes is part of the predicted step time.",
         broken=_network,
         candidates=lambda run: (1,),
+    ),
+    Rule(
+        id="speeds-count",
+        field="hardware.speeds",
+        says="hardware.speeds has one number per node, or one per device",
+        why="A speed without its device, or a device without its speed, would be guessed.",
+        broken=_speeds,
+        candidates=lambda run: (None,),
+        fix="hardware.speeds=null",
+    ),
+    Rule(
+        id="speeds-not-searched",
+        field="hardware.speeds",
+        says="parallelism=auto is for devices of one speed",
+        why="The search costs a stage like any other of its kind.",
+        broken=lambda run: (
+            "parallelism=auto searches layouts of equal devices"
+            if run.parallelism.name == "auto" and run.hardware.speeds
+            else None
+        ),
+        candidates=lambda run: (None,),
+        fix="hardware.speeds=null",
     ),
     Rule(
         id="sequence-within-positions",

@@ -28,15 +28,15 @@ class Diagnosis:
     """`dp 0, pp 1, tp 1`; empty where the plan cannot be read."""
     remedies: tuple[Remedy, ...]
     log: Path
-    """Of the rank."""
+    """Of the rank, or of the job where no rank failed."""
 
     def __str__(self) -> str:
         """Rank, place and error; then log, cause and remedies, a line each."""
         failure, place = self.failure, f" ({self.place})" if self.place else ""
-        lines = [
-            f"rank {failure.rank} on node {failure.node}{place} failed: {failure.error}",
-            f"  log: {self.log}",
-        ]
+        who = f"rank {failure.rank} on node {failure.node}{place}"
+        if failure.rank < 0:
+            who = "the job"
+        lines = [f"{who} failed: {failure.error}", f"  log: {self.log}"]
         if self.cause.kind != "unknown":
             lines.append(f"  cause: {self.cause.meaning} [{self.cause.kind}]")
         lines += [f"  try {remedy}" for remedy in self.remedies]
@@ -45,7 +45,7 @@ class Diagnosis:
     def to_json(self) -> dict[str, Any]:
         """The object `failure` in `launch status --json`."""
         return {
-            "rank": self.failure.rank,
+            "rank": self.failure.rank if self.failure.rank >= 0 else None,
             "node": self.failure.node,
             "place": self.place or None,
             "error": self.failure.error,
@@ -69,8 +69,10 @@ def diagnose(traces: Traces, with_remedies: bool = True) -> Diagnosis | None:
     return explain(failure, traces.files, with_remedies)
 
 
-def explain(failure: Failure, files: RunFiles, with_remedies: bool = True) -> Diagnosis:
-    """Cause, coordinates and remedies of a known failure."""
+def explain(
+    failure: Failure, files: RunFiles, with_remedies: bool = True, log: Path | None = None
+) -> Diagnosis:
+    """Cause, coordinates and remedies of a known failure; `log` where it is not its rank's."""
     cause = find_cause(failure.error)
     run = _frozen_run(files) if with_remedies else None
     node = "" if failure.node == "unknown" else failure.node
@@ -79,7 +81,7 @@ def explain(failure: Failure, files: RunFiles, with_remedies: bool = True) -> Di
         cause=cause,
         place=_place(files, failure.rank),
         remedies=find_remedies(cause.kind, run, node, failure.error) if run else (),
-        log=files.rank_log(failure.rank),
+        log=log or files.rank_log(failure.rank),
     )
 
 

@@ -24,6 +24,7 @@ class Failure:
     """The end of one rank."""
 
     rank: int
+    """-1: of no rank, the job as a whole."""
     node: str
     error: str
     """First line of the error."""

@@ -118,9 +118,12 @@ def _facts(place: Place, exit_code: int, was_asked: bool) -> Facts:
         saved_step=saved_step(files),
         was_asked=was_asked,
         # A job that is being ended and is neither requeued nor at its limit was cancelled.
-        is_cancelled=job.state in ("CANCELLED", "COMPLETING")
-        and job.restarts in (None, place.restart)
-        and not _is_at_limit(nodes),
+        is_cancelled=files.cancelled.exists()
+        or (
+            job.state in ("CANCELLED", "COMPLETING")
+            and job.restarts in (None, place.restart)
+            and not _is_at_limit(nodes)
+        ),
         is_preempted=job.is_preempted,
         left_s=job.left_s,
         bad_nodes=_failed_checks(place),

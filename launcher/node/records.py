@@ -71,4 +71,6 @@ def list_starts(files: RunFiles) -> list[Start]:
 def _order(start: Start) -> tuple[float, int, int]:
     """By the clock, and where that is missing by number: ids of jobs grow."""
     digits = "".join(letter for letter in start.job_id if letter.isdecimal())
-    return (float(start.nodes.get("started_at", "inf")), int(digits or 0), start.restart)
+    began = start.nodes.get("started_at")
+    moment = float(began) if isinstance(began, (int, float)) else float("inf")
+    return (moment, int(digits or 0), start.restart)

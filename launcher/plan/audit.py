@@ -9,6 +9,7 @@ from dataclasses import replace
 from launcher.config.schema import Run
 from launcher.plan.memory import estimate_memory
 from launcher.plan.records import Layout, Memory, Stage, Warning
+from launcher.plan.speeds import mixed_stages
 from launcher.plan.step_time import StepEstimate
 
 MAX_BUBBLE = 0.25
@@ -35,6 +36,7 @@ def find_warnings(
         _communication(layout, step),
         _idle_memory(run, layout, stages, memory, step),
         _replicated_heads(run, layout),
+        _mixed_speeds(run, layout),
     )
     return tuple(warning for warning in found if warning is not None)
 
@@ -212,3 +214,21 @@ def _largest_divisor(number: int, limit: int) -> int:
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:.1f}"
+
+
+def _mixed_speeds(run: Run, layout: Layout) -> Warning | None:
+    """A stage is as fast as its slowest device."""
+    mixed = mixed_stages(run.hardware, layout)
+    if not mixed:
+        return None
+    outermost = [*(axis for axis in layout.order if axis != "pp"), "pp"]
+    is_outermost = layout.order[-1] == "pp"
+    return Warning(
+        id="stage-of-unequal-devices",
+        message=f"stage{'s' if len(mixed) > 1 else ''} {', '.join(map(str, mixed[:8]))} "
+        f"{'have' if len(mixed) > 1 else 'has'} devices of several speeds and "
+        f"{'wait' if len(mixed) > 1 else 'waits'} for the slowest",
+        fix=f"parallelism.pp={2 * layout.pp}"
+        if is_outermost
+        else f"parallelism.order=[{','.join(outermost)}]",
+    )

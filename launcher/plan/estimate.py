@@ -17,6 +17,7 @@ from launcher.plan.records import Layout, Memory, Stage
 from launcher.plan.schedule_choice import plan_chain, plan_peaks, plan_schedule
 from launcher.plan.schedule_made import is_made, make_schedule
 from launcher.plan.schedule_records import Schedule
+from launcher.plan.speeds import stage_speeds
 from launcher.plan.stage_time import estimate_parts
 from launcher.plan.stages import make_stages, split_stages
 from launcher.plan.step_time import StepEstimate, estimate_job
@@ -61,4 +62,5 @@ def plan_stages(run: Run, layout: Layout) -> tuple[Stage, ...]:
         ends = list(accumulate(run.parallelism.layers_per_stage, initial=0))
         return make_stages(run.model, plan_chain(run, layout), list(pairwise(ends)))
     parts = estimate_parts(runtime_job(run, layout))
-    return split_stages(run.model, layout.pp, parts, plan_chain(run, layout))
+    speeds = stage_speeds(run.hardware, layout)
+    return split_stages(run.model, layout.pp, parts, plan_chain(run, layout), speeds)

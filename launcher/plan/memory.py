@@ -25,7 +25,7 @@ USABLE_SHARE = 0.94
 """Of a device's memory. The rest is for what no formula sees: libraries' workspaces, communicators
 that appear late, and the estimate's own error (Megatron-LM's formula is 4.4 % low on average)."""
 
-ERROR_SHARE = 0.1
+ERROR_SHARE = 0.105
 """The error bar: it covers every measured run of docs/backtest.md, of which one was as far off. Of
 those with every layout field published memory was at most 2 % above the prediction."""
 
@@ -119,12 +119,10 @@ def zero_model_state_bytes(num_parameters: float, zero_stage: int, dp: int) -> f
 
 def stage_memory(job: Job, stage: Stage, in_flight: int, gpu: Gpu) -> StageMemory:
     """Of one rank that keeps so many microbatches (or chunks of them)."""
-    layout, execution = job.layout, job.execution
-    num_layers = stage.num_layers
-    size = count_stage_parameters(
-        job.model, num_layers, stage.is_first, stage.is_last, layout.tp, layout.ep
-    )
+    execution = job.execution
+    size = _rank_parameters(job, stage)
     share = _share(job, stage, size)
+    parameters, gradients, optimizer = _kept_state(job, size, share)
     activations = in_flight_bytes(job, stage, in_flight)
     # The reduction's buckets come when the activations are gone: only what is beyond them counts.
     passing = _pass_buffers(job, stage) + transfer_bytes(job, stage, in_flight)
@@ -135,15 +133,9 @@ def stage_memory(job: Job, stage: Stage, in_flight: int, gpu: Gpu) -> StageMemor
         context += _snapshot_bytes(job, stage)
     return StageMemory(
         stage=stage.stage,
-        parameters_bytes=_resident_weights(
-            job, execution.weight_bytes * (share if layout.zero_stage == 3 else size)
-        ),
-        gradients_bytes=execution.gradient_bytes * _gradients(job, size, share),
-        optimizer_bytes=(
-            execution.state_bytes * (share if layout.zero_stage >= 1 else size)
-            if execution.offload == "none"
-            else 0
-        ),
+        parameters_bytes=parameters,
+        gradients_bytes=gradients,
+        optimizer_bytes=optimizer,
         activations_bytes=activations,
         buffers_bytes=buffers,
         overhead_bytes=context + reserve,
@@ -172,12 +164,33 @@ def _gradients(job: Job, size: int, share: int) -> int:
     return share + (size // job.layout.vpp if gradients_of_one_chunk(job.layout) else size)
 
 
-def _snapshot_bytes(job: Job, stage: Stage) -> int:
-    """The copy of its part of a checkpoint, which a rank of the stage keeps from save to save."""
+def state_bytes(job: Job, stage: Stage) -> int:
+    """Of one rank: weights, gradients and optimizer state, there whatever is computed."""
+    size = _rank_parameters(job, stage)
+    return sum(_kept_state(job, size, _share(job, stage, size)))
+
+
+def _rank_parameters(job: Job, stage: Stage) -> int:
     layout = job.layout
-    size = count_stage_parameters(
+    return count_stage_parameters(
         job.model, stage.num_layers, stage.is_first, stage.is_last, layout.tp, layout.ep
     )
+
+
+def _kept_state(job: Job, size: int, share: int) -> tuple[int, int, int]:
+    """Weights, gradients and optimizer state on the device, from a rank's part and its share."""
+    layout, execution = job.layout, job.execution
+    weights = execution.weight_bytes * (share if layout.zero_stage == 3 else size)
+    gradients = execution.gradient_bytes * _gradients(job, size, share)
+    optimizer = execution.state_bytes * (share if layout.zero_stage >= 1 else size)
+    if execution.offload != "none":
+        optimizer = 0
+    return _resident_weights(job, weights), gradients, optimizer
+
+
+def _snapshot_bytes(job: Job, stage: Stage) -> int:
+    """The copy of its part of a checkpoint, which a rank of the stage keeps from save to save."""
+    size = _rank_parameters(job, stage)
     return job.execution.snapshot_bytes * _share(job, stage, size)
 
 
@@ -186,9 +199,7 @@ def _offloaded_bytes(job: Job, stage: Stage) -> int:
     layout, execution = job.layout, job.execution
     if execution.offload == "none":
         return 0
-    size = count_stage_parameters(
-        job.model, stage.num_layers, stage.is_first, stage.is_last, layout.tp, layout.ep
-    )
+    size = _rank_parameters(job, stage)
     owned = _share(job, stage, size) if layout.zero_stage >= 1 else size
     state = (execution.state_bytes + execution.gradient_bytes) * owned
     if execution.offload == "optimizer":

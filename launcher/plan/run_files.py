@@ -126,6 +126,11 @@ class RunFiles:
         return self.root / "job.json"
 
     @property
+    def cancelled(self) -> Path:
+        """Who asked for the end of the job, and when: it is not to start again by itself."""
+        return self.root / "cancelled.json"
+
+    @property
     def code(self) -> Path:
         """Commit of the code that was planned, and whether files were changed."""
         return self.root / "code.json"

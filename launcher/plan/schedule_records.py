@@ -60,6 +60,10 @@ class Chain:
         turns_back = self.placement == "v" and chunk % 2 == 1
         return chunk * self.num_stages + (self.num_stages - 1 - stage if turns_back else stage)
 
+    def parts_of(self, stage: int) -> list[int]:
+        """Places of all chunks of a stage."""
+        return [self.part(stage, chunk) for chunk in range(self.num_chunks)]
+
     def home(self, part: int) -> tuple[int, int]:
         """Stage and chunk of a part."""
         chunk, offset = divmod(part, self.num_stages)

@@ -1,23 +1,30 @@
 """The fastest layouts that fit, out of all legal ones: best first, nothing lost, always the same.
 
-A layout is decided in steps: degrees of a block and microbatch, stages, sharding, schedule and
-chunks, rank order. After each step a bound says how fast anything below it can be at best. The most
-promising is taken further first, and what is left when enough layouts are known exactly cannot be
-faster. Memory is judged as soon as it can be. Only what survives is simulated, by the functions
-that `launch plan` uses.
+A layout is decided in steps: degrees and microbatch, recomputation, stages, sharding, schedule and
+chunks, rank order. Memory is judged first: what no later step can make fit is never timed. Of the
+rest a bound says after each step how fast anything below it can be at best. The most promising is
+taken further first, and what is left when enough layouts are known exactly cannot be faster. Only
+what survives is simulated, by the functions that `launch plan` uses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
+from typing import NamedTuple
 
 from launcher.config.rules import obeys_rules
 from launcher.config.schema import is_schedule_file
 from launcher.plan.collectives import Links
-from launcher.plan.search_cost import Coster, Floor, MeshKey
-from launcher.plan.search_space import ORDER, Choice, Space, changed, run_of
+from launcher.plan.search_choice import ORDER, PLAIN, Choice, changed, run_of
+from launcher.plan.search_cost import Coster, Mesh
+from launcher.plan.search_floors import Floor, Floors
+from launcher.plan.search_memory import Memory, Sharding
+from launcher.plan.search_space import Space
+
+NO_LIMIT = 2**80
+"""Bytes that everything fits into."""
 
 SLACK = 1 - 1e-9
 """Bounds and simulations add up the same numbers in different orders."""
@@ -28,7 +35,7 @@ class Counts:
     """What became of the layouts; a decided step of many layouts counts as one."""
 
     examined: int = 0
-    """Partial and whole layouts that were given a bound."""
+    """Partial and whole layouts that were given a bound of memory or time."""
     over_memory: int = 0
     """Of these, dropped because nothing below them fits."""
     illegal: int = 0
@@ -49,337 +56,302 @@ class Ranked:
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """The best layouts, fastest first; of rank orders that make no other layout, the best one."""
+    """The best layout of each of the best kinds (`Choice.kind`), fastest first."""
 
     best: tuple[Ranked, ...]
     counts: Counts
 
 
-@dataclass(frozen=True)
-class _Mesh:
-    """First step: what decides the time of a block."""
+class Stages(NamedTuple):
+    """Degrees, batch and recomputation are decided; these shardings may fit."""
 
-    key: MeshKey
-
-
-@dataclass(frozen=True)
-class _Stages:
-    """Second step: all degrees, and the batch."""
-
-    key: MeshKey
+    mesh: Mesh
     pp: int
     dp: int
-    count: int
+    num_microbatches: int
+    shardings: tuple[Sharding, ...]
 
 
-@dataclass(frozen=True)
-class _Sharded:
+class _Recomputed(NamedTuple):
+    """First step: the layouts of one way to recompute, and the ways that recompute more."""
+
+    mesh: Mesh
+    stages: tuple[Stages, ...]
+    later: tuple[tuple[Mesh, tuple[Stages, ...]], ...]
+
+
+class _Sharded(NamedTuple):
     """Third step."""
 
-    stages: _Stages
-    engine: str
-    zero_stage: int
+    stages: Stages
+    sharding: Sharding
+    floor: Floor
 
 
-@dataclass(frozen=True)
-class _Pipeline:
+class _Pipeline(NamedTuple):
     """Fourth step; what is missing is the order of ranks."""
 
     sharded: _Sharded
-    schedule: str
-    vpp: int
-    rank: int = 0
+    choice: Choice
+    rank: int
     """Among the pipelines of these stages, by their bounds."""
 
 
-_Node = _Mesh | _Stages | _Sharded | _Pipeline | Choice
-_Entry = tuple[float, bool, tuple[object, ...], int, _Node, Floor | None]
+_Node = _Recomputed | Stages | _Sharded | _Pipeline | Choice
 
 
-def rank_layouts(space: Space, limit: int) -> Ranking:
-    """The `limit` fastest layouts that fit, by predicted tokens/s; ties as `Choice.tie` says."""
-    return _Search(space, Coster(space.run, space.devices)).rank(limit)
+def rank_layouts(space: Space, limit: int, coster: Coster | None = None) -> Ranking:
+    """The `limit` fastest kinds of layouts that fit, by predicted tokens/s; ties as `Choice.tie`
+    says. Searches of one run may share what they have learned of its costs.
+    """
+    return Search(space, coster or Coster(space.run, space.devices)).rank(limit)
 
 
-def enumerate_choices(space: Space) -> Iterator[Choice]:
-    """Every legal layout in every order of ranks, whether it fits or not."""
-    search = _Search(space, Coster(space.run, space.devices))
-    for mesh in search.meshes():
-        for recompute in space.recomputes:
-            for stages in search.stages(_Mesh((*mesh.key[:5], recompute))):
-                for sharded in search.shardings(stages):
-                    for pipeline in search.pipelines(sharded):
-                        for order in search.orders(stages):
-                            choice = _choice(pipeline, order)
-                            if obeys_rules(run_of(space.run, choice)):
-                                yield choice
-
-
-@dataclass
-class _Search:
+class Search:
     """The queue of one search, and what it has learned of the rules."""
 
-    space: Space
-    coster: Coster
-    counts: Counts = field(default_factory=Counts)
-    queue: list[_Entry] = field(default_factory=list)
-    num_pushed: int = 0
-    allowed: dict[object, bool] = field(default_factory=dict)
-    known_pipelines: dict[_Stages, list[tuple[float, str, int]]] = field(default_factory=dict)
-    known_orders: dict[object, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    def __init__(self, space: Space, coster: Coster) -> None:
+        self.space, self.coster = space, coster
+        self.memory, self.floors = Memory(coster), Floors(coster)
+        self.counts = Counts()
+        self._queue: list[tuple[float, bool, tuple[object, ...], int, _Node]] = []
+        self._num_pushed = 0
+        self._allowed: dict[object, bool] = {}
+        self._pipelines: dict[object, list[tuple[float, int, Choice]]] = {}
+        self._orders: dict[object, tuple[tuple[str, ...], ...]] = {}
 
     def rank(self, limit: int) -> Ranking:
         """Take the most promising further until enough are known exactly."""
-        for mesh in self.meshes():
-            self.push(self.coster.mesh_s(mesh.key), mesh)
+        for first, *later in self.recomputed():
+            self._push_recomputed(_Recomputed(*first, tuple(later)), 0.0)
         best: list[Ranked] = []
-        seen: set[Choice] = set()
-        while self.queue and len(best) < limit:
-            bound, is_known, _, _, node, floor = heappop(self.queue)
-            if isinstance(node, _Mesh):
-                self.expand_mesh(node, bound)
-            elif isinstance(node, _Stages):
-                self.expand_stages(node, bound)
+        kinds: set[object] = set()
+        while self._queue and len(best) < limit:
+            bound, is_known, _, _, node = heappop(self._queue)
+            if isinstance(node, _Recomputed):
+                self._expand_recomputed(node, bound)
+            elif isinstance(node, Stages):
+                self._expand_stages(node, bound)
             elif isinstance(node, _Sharded):
-                assert floor is not None
-                self.expand_sharded(node, bound, floor)
+                self._push_pipeline(node, 0, bound)
             elif isinstance(node, _Pipeline):
-                assert floor is not None
-                self.expand_pipeline(node, bound, floor)
-            elif (unordered := replace(node, order=())) not in seen:
+                self._expand_pipeline(node, bound, node.choice.kind in kinds)
+            elif node.kind not in kinds:
                 if is_known:
-                    seen.add(unordered)
-                    samples = node.micro_batch_size * node.num_microbatches * node.dp
-                    best.append(Ranked(choice=node, step_s=bound * samples))
+                    kinds.add(node.kind)
+                    best.append(Ranked(choice=node, step_s=bound * _samples(node)))
                 else:
-                    self.simulate(node)
-        self.counts.too_slow = len(self.queue)
+                    self._simulate(node)
+        self.counts.too_slow = len(self._queue)
         return Ranking(best=tuple(best), counts=self.counts)
 
-    def push(
-        self, seconds: float, node: _Node, floor: Floor | None = None, known: bool = False
-    ) -> None:
+    def _push(self, seconds: float, node: _Node, known: bool = False) -> None:
         """`seconds` per sample; of equal ones, those that are not known exactly go first."""
         self.counts.examined += not known
         tie = node.tie if isinstance(node, Choice) else ()
         bound = seconds if known else seconds * SLACK
-        self.num_pushed += 1
-        heappush(self.queue, (bound, known, tie, self.num_pushed, node, floor))
+        self._num_pushed += 1
+        heappush(self._queue, (bound, known, tie, self._num_pushed, node))
 
-    # 1. Degrees of a block, and the microbatch; cheapest recomputation, which is the fastest.
-    def meshes(self) -> Iterator[_Mesh]:
-        """Legal ones."""
+    # 1. Degrees of a block, microbatch and recomputation, as far as memory allows.
+    def recomputed(self) -> Iterator[list[tuple[Mesh, tuple[Stages, ...]]]]:
+        """Of every mesh and microbatch the ways to recompute, quickest first, with what may fit."""
         space = self.space
         for tp in space.tps:
             for cp in space.cps:
-                micros = self.micros(tp * cp)
-                for ep in space.eps if micros else ():
-                    for split in space.sequence_parallels:
-                        if self.is_legal(tp=tp, cp=cp, ep=ep, sequence_parallel=split):
-                            for micro in micros:
-                                yield _Mesh((tp, cp, ep, split, micro, space.recomputes[0]))
+                for ep in space.eps:
+                    batches = list(self._batches(tp, cp, ep))
+                    for split in space.sequence_parallels if batches else ():
+                        if self._is_legal(tp=tp, cp=cp, ep=ep, sequence_parallel=split):
+                            yield from self._fitting(Mesh(tp, cp, ep, split, 1, ""), batches)
 
-    def micros(self, ranks: int) -> list[int]:
-        """Microbatches that some dp allows."""
-        found: set[int] = set()
+    def _batches(self, tp: int, cp: int, ep: int) -> Iterator[tuple[int, int, int, int]]:
+        """(microbatch, pp, dp, number of microbatches) that use all devices."""
         for pp in self.space.pps:
-            dp, rest = divmod(self.space.devices, ranks * pp)
-            if not rest and self.space.dp in (None, dp):
-                found |= {micro for micro, _ in self.space.batches(dp)}
-        return sorted(found)
+            dp, rest = divmod(self.space.devices, tp * cp * pp)
+            if not rest and self.space.dp in (None, dp) and dp * cp % ep == 0:
+                for micro, count in self.space.batches(dp):
+                    yield micro, pp, dp, count
 
-    def expand_mesh(self, mesh: _Mesh, bound: float) -> None:
-        """Stages, and the same with more recomputation, which never is faster."""
-        for stages in self.stages(mesh):
-            seconds = self.coster.stages_s(mesh.key, stages.pp, stages.dp)
-            self.push(max(bound, seconds), stages)
+    def _fitting(
+        self, mesh: Mesh, batches: list[tuple[int, int, int, int]]
+    ) -> Iterator[list[tuple[Mesh, tuple[Stages, ...]]]]:
+        """Larger microbatches and less recomputation only take more: what is over stays out."""
         modes = self.space.recomputes
-        later = modes.index(mesh.key[5]) + 1
-        if later < len(modes):
-            self.expand_later(_Mesh((*mesh.key[:5], modes[later])), bound)
+        fitting = {(pp, mode): self.space.sharding for _, pp, _, _ in batches for mode in modes}
+        for micro in sorted({batch[0] for batch in batches}):
+            ways = []
+            for mode in modes:
+                one = mesh._replace(micro=micro, recompute=mode)
+                found = []
+                for size, pp, dp, count in batches:
+                    if size == micro and fitting[pp, mode]:
+                        left = self._may_fit(one, pp, dp, fitting[pp, mode])
+                        fitting[pp, mode] = left
+                        if left:
+                            found.append(Stages(one, pp, dp, count, left))
+                if found:
+                    ways.append((one, tuple(found)))
+            if ways:
+                yield ways
 
-    def expand_later(self, mesh: _Mesh, bound: float) -> None:
-        self.push(max(bound, self.coster.mesh_s(mesh.key)), mesh)
+    def _may_fit(
+        self, mesh: Mesh, pp: int, dp: int, shardings: tuple[Sharding, ...]
+    ) -> tuple[Sharding, ...]:
+        memory, usable = self.memory, self.memory.usable_bytes
+        left = tuple(
+            one for one in shardings if memory.least_bytes(mesh, pp, dp, one) <= usable
+        )  # fmt: skip
+        self.counts.examined += len(shardings)
+        self.counts.over_memory += len(shardings) - len(left)
+        return left
 
-    # 2. Stages and replicas.
-    def stages(self, mesh: _Mesh) -> Iterator[_Stages]:
-        """Those that leave a dp which makes the batch."""
-        space = self.space
-        tp, cp, ep, _, micro, _ = mesh.key
-        for pp in space.pps:
-            dp, rest = divmod(space.devices, tp * cp * pp)
-            if rest or space.dp not in (None, dp) or dp * cp % ep:
-                continue
-            for size, count in space.batches(dp):
-                if size == micro:
-                    yield _Stages(mesh.key, pp, dp, count)
+    def _push_recomputed(self, node: _Recomputed, bound: float) -> None:
+        self._push(max(bound, self.floors.mesh_s(node.mesh)), node)
 
-    def expand_stages(self, stages: _Stages, bound: float) -> None:
-        """Push the shardings that may fit."""
-        for sharded in self.shardings(stages):
-            layout = self.coster.layout(_choice(_Pipeline(sharded, "1f1b", 1), ORDER))
-            if not self.coster.may_fit(layout):
-                self.counts.over_memory += 1
-                continue
-            floor = self.coster.sharding_s(layout)
-            self.push(max(bound, floor.busy_s) + floor.end_s, sharded, floor)
+    def _expand_recomputed(self, node: _Recomputed, bound: float) -> None:
+        """Stages, and the same with more recomputation, which never is faster."""
+        for stages in node.stages:
+            self._push(max(bound, self.floors.stages_s(node.mesh, stages.pp, stages.dp)), stages)
+        if node.later:
+            (mesh, those), *later = node.later
+            self._push_recomputed(_Recomputed(mesh, those, tuple(later)), bound)
 
-    # 3. Sharding.
-    def shardings(self, stages: _Stages) -> Iterator[_Sharded]:
-        """Those that the rules allow with some schedule of the space."""
-        for engine, stage in self.space.sharding:
-            yield _Sharded(stages, engine, stage)
+    def by_least_bytes(self) -> list[tuple[int, Stages]]:
+        """Every layout up to its sharding, whether it fits or not, with a bound of its memory."""
+        self.memory.usable_bytes = NO_LIMIT
+        found = []
+        for ways in self.recomputed():
+            for mesh, those in ways:
+                for stages in those:
+                    for one in stages.shardings:
+                        least = self.memory.least_bytes(mesh, stages.pp, stages.dp, one)
+                        found.append((least, stages._replace(shardings=(one,))))
+        return sorted(found, key=lambda entry: entry[0])
 
-    def expand_sharded(self, sharded: _Sharded, bound: float, floor: Floor) -> None:
-        """Push the first of its pipelines; each brings the next one when it is taken further."""
-        self.push_pipeline(sharded, 0, bound, floor)
+    def whole(self, stages: Stages) -> Iterator[Choice]:
+        """Legal layouts of one sharding, in one order of ranks: no other changes their memory."""
+        (engine, stage, offload), *_ = stages.shardings
+        for name, vpp in self.space.pipelines(stages.pp, stages.num_microbatches):
+            plain = _choice(stages, name, vpp)
+            choice = replace(plain, engine=engine, zero_stage=stage, offload=offload)
+            if self.space.order is not None:
+                choice = replace(choice, order=self.space.order)
+            if self._is_pipeline_legal(choice) and obeys_rules(run_of(self.space.run, choice)):
+                yield choice
 
-    def push_pipeline(self, sharded: _Sharded, rank: int, bound: float, floor: Floor) -> None:
-        """The legal pipeline of this rank, or the next one."""
-        ranked = self.ranked_pipelines(sharded.stages)
-        for position in range(rank, len(ranked)):
-            seconds, schedule, vpp = ranked[position]
-            if self.is_pipeline_legal(sharded, schedule, vpp):
-                pipeline = _Pipeline(sharded, schedule, vpp, position)
-                self.push(max(bound, max(seconds, floor.busy_s) + floor.end_s), pipeline, floor)
-                return
+    # 2. Sharding.
+    def _expand_stages(self, node: Stages, bound: float) -> None:
+        """Push what a rule allows with some schedule."""
+        mesh, pp, dp, count, shardings = node
+        for sharding in shardings:
+            engine, stage, offload = sharding
+            if self._is_legal(engine=engine, zero_stage=stage, offload=offload, pp=pp):
+                floor = self.floors.sharding_s(mesh, pp, dp, count, sharding)
+                self._push(max(bound, floor.busy_s) + floor.end_s, _Sharded(node, sharding, floor))
 
-    def ranked_pipelines(self, stages: _Stages) -> list[tuple[float, str, int]]:
+    # 3. Schedule and chunks: the first of them; each brings the next one when it is taken further.
+    def _push_pipeline(self, sharded: _Sharded, rank: int, bound: float) -> None:
+        ranked = self._ranked_pipelines(sharded.stages)
+        if rank < len(ranked):
+            seconds, _, plain = ranked[rank]
+            engine, stage, offload = sharded.sharding
+            choice = replace(plain, engine=engine, zero_stage=stage, offload=offload)
+            floor = sharded.floor
+            seconds = max(bound, max(seconds, floor.busy_s) + floor.end_s)
+            self._push(seconds, _Pipeline(sharded, choice, rank))
+
+    def _ranked_pipelines(self, stages: Stages) -> list[tuple[float, int, Choice]]:
         """By their bounds, whatever the sharding."""
-        if stages not in self.known_pipelines:
-            sharded = _Sharded(stages, "deepspeed", 0)
-            found = []
-            for position, (schedule, vpp) in enumerate(self.schedules(stages.pp)):
-                layout = self.coster.layout(_choice(_Pipeline(sharded, schedule, vpp), ORDER))
-                if not self.is_schedule_legal(stages, schedule, vpp):
-                    continue
-                if not self.coster.activations_fit(layout):
+        if stages not in self._pipelines:
+            self._pipelines[stages] = found = []
+            for position, (name, vpp) in enumerate(
+                self.space.pipelines(stages.pp, stages.num_microbatches)
+            ):
+                choice = _choice(stages, name, vpp)
+                if any(self._may_hold(choice, one, stages) for one in stages.shardings):
+                    found.append((self.floors.pipeline_s(choice), position, choice))
+                else:
                     self.counts.over_memory += 1
-                    continue
-                found.append((self.coster.pipeline_s(layout), position, schedule, vpp))
-            self.known_pipelines[stages] = [(s, name, vpp) for s, _, name, vpp in sorted(found)]
-        return self.known_pipelines[stages]
+            found.sort(key=lambda entry: entry[:2])
+        return self._pipelines[stages]
 
-    # 4. Schedule and chunks.
-    def schedules(self, pp: int) -> Iterator[tuple[str, int]]:
-        """Names and chunks."""
-        layers, names = self.space.run.model.num_layers, self.space.schedules
-        # One stage works through its microbatches in any order alike.
-        for schedule in names[:1] if pp == 1 else names:
-            for vpp in self.space.chunks(schedule, pp):
-                if vpp == 1 or pp * vpp <= layers:
-                    yield schedule, vpp
+    def _may_hold(self, choice: Choice, sharding: Sharding, stages: Stages) -> bool:
+        """Whether the first stage may have room for what the schedule keeps alive there."""
+        if is_schedule_file(choice.schedule):
+            return True
+        cut = self.coster.cut(stages.mesh, self.coster.chain(choice))
+        least = self.memory.least_bytes_of(
+            stages.mesh, stages.dp, sharding, choice.schedule, stages.num_microbatches, cut
+        )
+        return least <= self.memory.usable_bytes
 
-    def is_schedule_legal(self, stages: _Stages, schedule: str, vpp: int) -> bool:
-        """With some sharding."""
-        return any(
-            self.is_legal(
-                pp=stages.pp, schedule=schedule, vpp=vpp, engine=engine, zero_stage=stage,
-                num_microbatches=stages.count,
-            )
-            for engine, stage in self.space.sharding
-        )  # fmt: skip
-
-    def is_pipeline_legal(self, sharded: _Sharded, schedule: str, vpp: int) -> bool:
-        """With this sharding."""
-        stages = sharded.stages
-        return self.is_legal(
-            pp=stages.pp, schedule=schedule, vpp=vpp, engine=sharded.engine,
-            zero_stage=sharded.zero_stage, num_microbatches=stages.count,
-        )  # fmt: skip
-
-    def pipelines(self, sharded: _Sharded) -> Iterator[_Pipeline]:
-        """Legal ones."""
-        for schedule, vpp in self.schedules(sharded.stages.pp):
-            if self.is_pipeline_legal(sharded, schedule, vpp):
-                yield _Pipeline(sharded, schedule, vpp)
-
-    def expand_pipeline(self, pipeline: _Pipeline, bound: float, floor: Floor) -> None:
-        """Push every order, if it fits."""
-        self.push_pipeline(pipeline.sharded, pipeline.rank + 1, 0.0, floor)
-        if not self.coster.fits(self.coster.layout(_choice(pipeline, ORDER))):
+    def _expand_pipeline(self, node: _Pipeline, bound: float, is_known_kind: bool) -> None:
+        """Push every order of it, if it fits, and the next pipeline."""
+        sharded, choice, rank = node
+        self._push_pipeline(sharded, rank + 1, 0.0)
+        if is_known_kind or not self._is_pipeline_legal(choice):
+            return
+        is_over = not self._may_hold(choice, sharded.sharding, sharded.stages)
+        if is_over or not self.memory.fits(choice):
             self.counts.over_memory += 1
             return
-        for order in self.orders(pipeline.sharded.stages):
-            choice = _choice(pipeline, order)
-            self.push(max(bound, self.coster.layout_s(self.coster.layout(choice))), choice)
+        for order in self._orders_of(choice):
+            ordered = replace(choice, order=order)
+            seconds = self.coster.shortest_s(ordered) / _samples(choice)
+            self._push(max(bound, seconds), ordered)
 
-    # 5. Order of ranks.
-    def orders(self, stages: _Stages) -> tuple[tuple[str, ...], ...]:
+    def _is_pipeline_legal(self, choice: Choice) -> bool:
+        return self._is_legal(
+            pp=choice.pp, schedule=choice.schedule, vpp=choice.vpp, engine=choice.engine,
+            zero_stage=choice.zero_stage, num_microbatches=choice.num_microbatches,
+        )  # fmt: skip
+
+    # 4. Order of ranks.
+    def _orders_of(self, choice: Choice) -> tuple[tuple[str, ...], ...]:
         """One of those that put every axis on the same links."""
-        tp, cp, ep, *_ = stages.key
-        key = (tp, cp, ep, stages.dp, stages.pp)
-        if key not in self.known_orders:
-            plain = _Pipeline(_Sharded(stages, "deepspeed", 1), "1f1b", 1)
+        key = (choice.tp, choice.cp, choice.ep, choice.dp, choice.pp)
+        if key not in self._orders:
             found: dict[Links, tuple[str, ...]] = {}
-            for order in self.space.orders(tp, cp, stages.dp, stages.pp):
-                layout = self.coster.layout(_choice(plain, order))
-                found.setdefault(self.coster.links(self.coster.job_of(layout)), order)
-            self.known_orders[key] = tuple(found.values())
-        return self.known_orders[key]
+            for order in self.space.orders(choice.tp, choice.cp, choice.dp, choice.pp):
+                links = self.coster.links(self.coster.job(replace(choice, order=order)))
+                found.setdefault(links, order)
+            self._orders[key] = tuple(found.values())
+        return self._orders[key]
 
-    def simulate(self, choice: Choice) -> None:
+    def _simulate(self, choice: Choice) -> None:
         """Know it exactly, if it is legal after all."""
         if not obeys_rules(run_of(self.space.run, choice)):
             self.counts.illegal += 1
             return
         self.counts.simulated += 1
-        self.push(self.coster.exact_s(self.coster.layout(choice)), choice, known=True)
+        self._push(self.coster.exact_s(choice) / _samples(choice), choice, known=True)
 
-    def is_legal(self, **values: object) -> bool:
+    def _is_legal(self, **values: object) -> bool:
         """Whether no rule refuses these values with all others open."""
         key = tuple(values.items())
-        if key not in self.allowed:
-            degrees = _OPEN | values
-            if not is_schedule_file(degrees["schedule"]):
-                degrees["schedule_lines"] = None
+        if key not in self._allowed:
+            degrees = PLAIN | values
+            if is_schedule_file(str(degrees["schedule"])):
+                degrees.pop("schedule_lines")
             count = degrees.pop("num_microbatches", None)
             batch = {"micro_batch_size": None, "num_microbatches": count, "global_batch_size": None}
             run = changed(self.space.run, parallelism=degrees, train=batch)
-            self.allowed[key] = obeys_rules(run)
-            self.counts.illegal += not self.allowed[key]
-        return self.allowed[key]
+            self._allowed[key] = obeys_rules(run)
+            self.counts.illegal += not self._allowed[key]
+        return self._allowed[key]
 
 
-_OPEN: dict[str, object] = {
-    "tp": None, "cp": 1, "ep": 1, "pp": None, "dp": None, "vpp": 1, "schedule": "1f1b",
-    "recompute": None, "engine": "deepspeed", "zero_stage": 1, "sequence_parallel": False,
-    "order": ORDER,
-}  # fmt: skip
-
-
-def _choice(pipeline: _Pipeline, order: tuple[str, ...]) -> Choice:
-    """All steps together."""
-    sharded, stages = pipeline.sharded, pipeline.sharded.stages
-    tp, cp, ep, split, micro, recompute = stages.key
+def _choice(stages: Stages, schedule: str, vpp: int) -> Choice:
+    """In the plain order of ranks, without sharding."""
+    tp, cp, ep, split, micro, recompute = stages.mesh
     return Choice(
-        tp=tp, cp=cp, ep=ep, pp=stages.pp, vpp=pipeline.vpp, schedule=pipeline.schedule,
-        recompute=recompute, engine=sharded.engine, zero_stage=sharded.zero_stage,
-        sequence_parallel=split, order=order, micro_batch_size=micro,
-        num_microbatches=stages.count, dp=stages.dp,
+        tp=tp, cp=cp, ep=ep, pp=stages.pp, vpp=vpp, schedule=schedule, recompute=recompute,
+        engine="deepspeed", zero_stage=0, offload="none", sequence_parallel=split, order=ORDER,
+        micro_batch_size=micro, num_microbatches=stages.num_microbatches, dp=stages.dp,
     )  # fmt: skip
 
 
-def enumerate_lean(space: Space) -> Choice | None:
-    """The layout that takes least memory: of every mesh and sharding those that keep least."""
-    search = _Search(space, Coster(space.run, space.devices))
-    best: tuple[int, tuple[object, ...], Choice] | None = None
-    smallest: dict[object, int] = {}
-    for mesh in search.meshes():
-        tp, cp, ep, split, micro, _ = mesh.key
-        smallest[tp, cp, ep, split] = min(micro, smallest.get((tp, cp, ep, split), micro))
-    for mesh in search.meshes():
-        tp, cp, ep, split, micro, _ = mesh.key
-        if micro > 4 * smallest[tp, cp, ep, split]:
-            continue
-        for stages in search.stages(_Mesh((*mesh.key[:5], space.recomputes[-1]))):
-            for sharded in search.shardings(stages):
-                for pipeline in search.pipelines(sharded):
-                    choice = _choice(pipeline, space.order or ORDER)
-                    layout = search.coster.layout(choice)
-                    if best is not None and not search.coster.activations_fit(layout, best[0]):
-                        continue
-                    found = (search.coster.peak_bytes(layout), choice.tie, choice)
-                    if best is None or found[:2] < best[:2]:
-                        best = found
-    return best[2] if best else None
+def _samples(choice: Choice) -> int:
+    """Of one step."""
+    return choice.micro_batch_size * choice.num_microbatches * choice.dp

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from launcher.config.schema import Run, is_schedule_file
-from launcher.plan.search_space import CHOICE_KEYS, TRAIN_KEYS, dotted
+from launcher.plan.search_choice import CHOICE_KEYS, TRAIN_KEYS, dotted
 
 OPEN_GROUPS = ("auto", "3d")
 """Options of `parallelism` that leave the layout to others."""

@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-from launcher.config.schema import Run
-from launcher.plan.records import Layout
-from launcher.plan.schedule_choice import plan_peaks
 from launcher.plan.schedule_orders import round_sizes
 from launcher.plan.schedule_records import Chain, StageTimes
+from launcher.plan.search_cuts import Cut, Kinds
 from launcher.plan.simulate import peak_in_flight
 
-V_SHAPED = ("zb_v", "dualpipev")
 WITH_ROUNDS = ("interleaved_1f1b", "zb_h1")
 """Whose last stage runs a round of every chunk but one before its first backward."""
 
@@ -85,7 +82,56 @@ def _one_f_one_b_s(
     return first_s + most_s + back_s
 
 
-@lru_cache(maxsize=4096)
+def quick_s(name: str, cut: Cut, count: int, kinds: Sequence[StageTimes], p2p_s: float) -> float:
+    """A bound like `shortest_s` from a few stages only; `kinds` are the times of cut.pieces."""
+    stages, chunks, parts = cut.chain.num_stages, cut.chain.num_chunks, cut.chain.num_parts
+    hops = 0 if stages == 1 else parts - 1 - (chunks - 1 if cut.chain.placement == "v" else 0)
+    there_s, back_s, late_s = _sums(cut.all_kinds, kinds)
+    there_s += hops * p2p_s
+    alone_s = there_s + back_s + hops * p2p_s
+    if name == "naive":
+        return count * alone_s
+    found = alone_s
+    for probe in cut.probes:
+        forward_s, backward_s, weight_s = _sums(probe.own, kinds)
+        arrival_s, drain_s, _ = _sums(probe.before, kinds)
+        hops_s = probe.stage * p2p_s
+        passes_s = arrival_s + hops_s + count * (forward_s + backward_s)
+        last_s = 0.0
+        if late_s:
+            last_s = kinds[cut.kinds[0]].weight_s if probe.stage else count * weight_s
+        found = max(found, passes_s + count * weight_s, passes_s + drain_s + hops_s + last_s)
+    if stages == 1:
+        return found
+    probe = cut.probes[-1]
+    if name in WITH_ROUNDS:
+        forward_s, backward_s, weight_s = _sums(probe.own, kinds)
+        before_s = round_sizes(stages, count)[0] * _sums(probe.own_but_last, kinds)[0]
+        before_s += kinds[probe.last].forward_s
+        drain_s = 0.0 if late_s else _sums(probe.before, kinds)[1] + probe.stage * p2p_s
+        work_s = count * (forward_s + backward_s + weight_s)
+        found = max(found, there_s + work_s - before_s + drain_s)
+    if name == "1f1b" and count >= stages:
+        # One round trip per `stages` microbatches, as in `_one_f_one_b_s`.
+        end = kinds[probe.last]
+        cycles, rest = divmod(count - 1, stages)
+        trip_s = alone_s if cycles else 0.0
+        steady_s = cycles * trip_s + rest * (end.forward_s + end.backward_s)
+        drain_s = _sums(probe.before, kinds)[1] + probe.stage * p2p_s
+        found = max(found, there_s + end.backward_s + steady_s + drain_s)
+    return found
+
+
+def _sums(of: Kinds, kinds: Sequence[StageTimes]) -> tuple[float, float, float]:
+    forward_s = backward_s = weight_s = 0.0
+    for kind, number in of:
+        times = kinds[kind]
+        forward_s += number * times.forward_s
+        backward_s += number * times.backward_s
+        weight_s += number * times.weight_s
+    return forward_s, backward_s, weight_s
+
+
 def _peaks(name: str, stages: int, count: int, chunks: int) -> tuple[int, ...] | None:
     """Of the schedules that have a closed form."""
     total = count * chunks
@@ -102,47 +148,14 @@ def _peaks(name: str, stages: int, count: int, chunks: int) -> tuple[int, ...] |
             min(total, ahead + steps * (stages - 1 - stage) + late * stage)
             for stage in range(stages)
         )
+    if stages > 1 and name == "zb_v":
+        return tuple(min(total, count + 1 + stage, 2 * stages) for stage in range(stages))
+    if stages > 1 and name == "dualpipev":
+        return (2 * stages + 1,) * stages
     return None
 
 
-def peaks_of(run: Run, layout: Layout) -> tuple[int, ...]:
-    """`plan_peaks`, at once where there is a closed form."""
-    known = None
-    if run.parallelism.schedule_lines is None:
-        known = _peaks(layout.schedule, layout.pp, layout.num_microbatches, layout.vpp)
-    if known is not None:
-        return known
-    if layout.schedule in V_SHAPED:  # what more microbatches repeat, keeps no more of them
-        count = min(layout.num_microbatches, 4 * layout.pp)
-        return _walked_peaks(layout.schedule, layout.pp, count, layout.vpp)
-    return plan_peaks(run, layout)
-
-
 @lru_cache(maxsize=4096)
-def _walked_peaks(name: str, stages: int, count: int, chunks: int) -> tuple[int, ...]:
-    return peak_in_flight(name, stages, count, chunks)
-
-
-def split_times(
-    bounds: Sequence[tuple[int, int]], block: StageTimes, first: StageTimes, last: StageTimes
-) -> list[StageTimes]:
-    """Times of every part, from those of a block and of the model's two ends."""
-    times = [
-        StageTimes(
-            forward_s=(end - start) * block.forward_s,
-            backward_s=(end - start) * block.backward_s,
-            weight_s=(end - start) * block.weight_s,
-        )
-        for start, end in bounds
-    ]
-    times[0] = _plus(times[0], first)
-    times[-1] = _plus(times[-1], last)
-    return times
-
-
-def _plus(one: StageTimes, other: StageTimes) -> StageTimes:
-    return StageTimes(
-        forward_s=one.forward_s + other.forward_s,
-        backward_s=one.backward_s + other.backward_s,
-        weight_s=one.weight_s + other.weight_s,
-    )
+def peaks_of(name: str, stages: int, count: int, chunks: int) -> tuple[int, ...]:
+    """`peak_in_flight`, at once where there is a closed form."""
+    return _peaks(name, stages, count, chunks) or peak_in_flight(name, stages, count, chunks)

@@ -9,8 +9,9 @@ from typing import Any
 
 from launcher.config.schema import Run
 from launcher.plan.records import Time
-from launcher.plan.search_advice import Found, Predicted
-from launcher.plan.search_space import CHOICE_KEYS, TRAIN_KEYS, dotted
+from launcher.plan.search_advice import Found
+from launcher.plan.search_choice import CHOICE_KEYS, TRAIN_KEYS, dotted
+from launcher.plan.search_predict import Predicted
 from launcher.plan.units import plural
 
 WIDTH = 100

@@ -1,77 +1,34 @@
-"""Which layouts a search looks at: the values of every axis, and what a choice of them makes."""
+"""Which layouts a search looks at: the values of every axis, and how they go together."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
-from itertools import permutations
+from dataclasses import dataclass
+from itertools import permutations, product
 from typing import Any
 
 from launcher.config.rule import divisors
 from launcher.config.rules import obeys_rules
 from launcher.config.rules_pipeline import SCHEDULE_FACTS
-from launcher.config.schema import Run, is_schedule_file
-from launcher.plan.fill import build_layout
-from launcher.plan.records import Layout
-
-SCHEDULES = ("1f1b", "interleaved_1f1b", "zb_h1", "zb_v", "dualpipev", "zb_h2", "gpipe", "naive")
-"""In the order of preference where predictions are equal."""
+from launcher.config.schema import Run
+from launcher.plan.search_choice import (
+    OFFLOAD,
+    ORDER,
+    PLAIN,
+    RECOMPUTE,
+    SCHEDULES,
+    SHARDING,
+    TRAIN_KEYS,
+    Choice,
+    changed,
+    run_of,
+)
 
 OPEN_SCHEDULES = SCHEDULES[:-2]
-"""Those that an open search looks at: naive never is the fastest, and gpipe only keeps more."""
+"""Those that an open search looks at; naive and gpipe are there to compare with, where typed."""
 
 CHUNKS = (1, 2, 3, 4, 6, 8, 12, 16)
 """Model chunks per stage that an open search looks at: beyond, hops cost what the bubble gains."""
-
-RECOMPUTE = ("none", "selective", "full")
-SHARDING = tuple(
-    (engine, stage) for engine in ("deepspeed", "fsdp2") for stage in (0, 1, 2, 3)
-)  # fmt: skip
-ORDER = ("tp", "cp", "dp", "pp")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """One layout, as the keys that make it; in the order in which ties are broken.
-
-    Of two layouts that are predicted to be equally fast, the one with the smaller value in the
-    first field that differs comes first; words are in the order of the tables above.
-    """
-
-    tp: int
-    cp: int
-    ep: int
-    pp: int
-    vpp: int
-    schedule: str
-    recompute: str
-    engine: str
-    zero_stage: int
-    sequence_parallel: bool
-    order: tuple[str, ...]
-    micro_batch_size: int
-    num_microbatches: int
-    dp: int
-
-    @property
-    def tie(self) -> tuple[Any, ...]:
-        """What equal predictions are sorted by."""
-        schedule = SCHEDULES.index(self.schedule) if self.schedule in SCHEDULES else -1
-        return (
-            self.tp, self.cp, self.ep, self.pp, self.vpp, schedule,
-            RECOMPUTE.index(self.recompute), self.engine, self.zero_stage, self.sequence_parallel,
-            tuple(ORDER.index(axis) for axis in self.order), self.micro_batch_size,
-        )  # fmt: skip
-
-
-TRAIN_KEYS = ("micro_batch_size", "num_microbatches")
-CHOICE_KEYS = tuple(field.name for field in fields(Choice))
-"""Keys that a search decides, under `parallelism` or, for those of TRAIN_KEYS, under `train`."""
-
-
-def dotted(key: str) -> str:
-    """parallelism.tp, train.micro_batch_size"""
-    return f"{'train' if key in TRAIN_KEYS else 'parallelism'}.{key}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +47,8 @@ class Space:
     """Fixed, or open."""
     schedules: tuple[str, ...]
     recomputes: tuple[str, ...]
-    sharding: tuple[tuple[str, int], ...]
-    """(engine, zero_stage)"""
+    sharding: tuple[tuple[str, int, str], ...]
+    """(engine, zero_stage, offload)"""
     sequence_parallels: tuple[bool, ...]
     order: tuple[str, ...] | None
     """Fixed, or open."""
@@ -114,8 +71,18 @@ class Space:
             if size and share % size == 0 and count in (None, share // size):
                 yield size, share // size
 
-    def chunks(self, schedule: str, pp: int) -> Iterator[int]:
-        """Legal numbers of model chunks per stage."""
+    def pipelines(self, pp: int, count: int) -> Iterator[tuple[str, int]]:
+        """Schedules, with model chunks per stage, for `count` microbatches."""
+        # One stage works through its microbatches in any order alike.
+        for schedule in self.schedules[:1] if pp == 1 else self.schedules:
+            facts = SCHEDULE_FACTS.get(schedule)
+            if facts is not None and count < facts.microbatches_per_stage * pp:
+                continue
+            for vpp in self._chunks(schedule, pp):
+                if vpp == 1 or pp * vpp <= self.run.model.num_layers:
+                    yield schedule, vpp
+
+    def _chunks(self, schedule: str, pp: int) -> Iterator[int]:
         facts = SCHEDULE_FACTS.get(schedule)
         if facts is None or self.vpp is not None:
             yield self.vpp or 1
@@ -140,14 +107,15 @@ class Space:
             yield tuple(next(waiting) if sizes[axis] > 1 else axis for axis in ORDER)
 
 
-def build_space(run: Run, fixed: frozenset[str]) -> Space:
+def build_space(run: Run, fixed: frozenset[str], has_planned: bool = False) -> Space:
     """The space around a run whose devices, batch and sequence length are closed.
 
-    `fixed` are the keys of Choice that keep the run's value.
+    `fixed` are the keys of Choice that keep the run's value. `has_planned`: also what can be
+    planned, but not be run yet.
     """
     degrees, train = run.parallelism, run.train
     devices = run.hardware.num_nodes * (run.hardware.gpus_per_node or 1)
-    bare = _open(run)
+    bare = changed(run, parallelism=PLAIN, train=dict.fromkeys(TRAIN_KEYS))
 
     def legal(key: str, candidates: Sequence[Any]) -> tuple[Any, ...]:
         section = train if key in TRAIN_KEYS else degrees
@@ -164,6 +132,7 @@ def build_space(run: Run, fixed: frozenset[str]) -> Space:
     experts = model.experts.num_experts if model.experts else 1
     engines = legal("engine", ("deepspeed", "fsdp2"))
     stages = (degrees.zero_stage,) if "zero_stage" in fixed else (0, 1, 2, 3)
+    offloads = legal("offload", OFFLOAD if has_planned else OFFLOAD[:1])
     return Space(
         run=run,
         devices=devices,
@@ -175,7 +144,9 @@ def build_space(run: Run, fixed: frozenset[str]) -> Space:
         vpp=degrees.vpp if "vpp" in fixed else None,
         schedules=(degrees.schedule,) if "schedule" in fixed else OPEN_SCHEDULES,
         recomputes=legal("recompute", RECOMPUTE),
-        sharding=tuple(pair for pair in SHARDING if pair[0] in engines and pair[1] in stages),
+        sharding=tuple(
+            one for one in SHARDING if one[0] in engines and one[1] in stages and one[2] in offloads
+        ),
         sequence_parallels=legal("sequence_parallel", (False, True)),
         order=degrees.order if "order" in fixed else None,
         micro_batch_size=train.micro_batch_size if "micro_batch_size" in fixed else None,
@@ -183,51 +154,21 @@ def build_space(run: Run, fixed: frozenset[str]) -> Space:
     )
 
 
-def _open(run: Run) -> Run:
-    """The run with every axis open, or plain where it cannot be open."""
-    return changed(
-        run,
-        parallelism={
-            "tp": None, "cp": 1, "ep": 1, "pp": None, "dp": None, "vpp": 1, "schedule": "1f1b",
-            "schedule_lines": None, "recompute": None, "engine": "deepspeed", "zero_stage": 1,
-            "sequence_parallel": False, "order": ORDER,
-        },
-        train={"micro_batch_size": None, "num_microbatches": None},
-    )  # fmt: skip
-
-
-def changed(run: Run, **sections: dict[str, Any]) -> Run:
-    """A copy with some keys of some sections replaced, unvalidated."""
-    return run.model_copy(
-        update={
-            name: getattr(run, name).model_copy(update=values) for name, values in sections.items()
-        }
-    )
-
-
-def run_of(run: Run, choice: Choice) -> Run:
-    """The run in this layout, nothing open."""
-    values = {key: getattr(choice, key) for key in CHOICE_KEYS}
-    count, micro = values.pop("num_microbatches"), values.pop("micro_batch_size")
-    if not is_schedule_file(choice.schedule):
-        values["schedule_lines"] = None
-    batch = {
-        "micro_batch_size": micro,
-        "num_microbatches": count,
-        "global_batch_size": micro * count * choice.dp,
-    }
-    return changed(run, parallelism=values, train=batch)
-
-
-def layout_of(run: Run, choice: Choice) -> tuple[Run, Layout]:
-    """The run in this layout, and the layout."""
-    filled = run_of(run, choice)
-    return filled, build_layout(filled)
-
-
-def choice_of(run: Run) -> Choice:
-    """The layout of a run in which nothing is open."""
-    degrees, train = run.parallelism, run.train
-    return Choice(**{
-        key: getattr(train if key in TRAIN_KEYS else degrees, key) for key in CHOICE_KEYS
-    })  # fmt: skip
+def enumerate_choices(space: Space) -> Iterator[Choice]:
+    """Every legal layout in every order of ranks, whether it fits or not; what searches prune."""
+    for tp, cp, ep, pp in product(space.tps, space.cps, space.eps, space.pps):
+        dp, rest = divmod(space.devices, tp * cp * pp)
+        if rest or space.dp not in (None, dp):
+            continue
+        for micro, count in space.batches(dp):
+            for (schedule, vpp), recompute, (engine, stage, offload), split, order in product(
+                space.pipelines(pp, count), space.recomputes, space.sharding,
+                space.sequence_parallels, space.orders(tp, cp, dp, pp),
+            ):  # fmt: skip
+                choice = Choice(
+                    tp=tp, cp=cp, ep=ep, pp=pp, vpp=vpp, schedule=schedule, recompute=recompute,
+                    engine=engine, zero_stage=stage, offload=offload, sequence_parallel=split,
+                    order=order, micro_batch_size=micro, num_microbatches=count, dp=dp,
+                )  # fmt: skip
+                if obeys_rules(run_of(space.run, choice)):
+                    yield choice

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from launcher.config.schema import Data, Model, Run, is_schedule_file
+from launcher.plan.estimate import plan_stages
 from launcher.plan.records import Layout
+from launcher.plan.schedule_choice import plan_chain
 
 VERIFY_STEPS = 5
 # Adam divides by |gradient| + eps: with a tiny eps the rounding noise of gradients near zero, which
@@ -24,7 +26,7 @@ def shrink_run(run: Run, layout: Layout) -> Run:
     """
     tp, cp, pp, dp = _small_degrees(run, layout)
     model = _small_model(run.model, layout, tp, pp)
-    by_hand = _small_layers_per_stage(run.parallelism.layers_per_stage, pp * layout.vpp)
+    by_hand = _small_layers_per_stage(_layers_per_part(run, layout), pp * layout.vpp)
     if by_hand is not None:
         model = model.model_copy(update={"num_layers": sum(by_hand)})
     microbatches = layout.num_microbatches
@@ -35,7 +37,12 @@ def shrink_run(run: Run, layout: Layout) -> Run:
         update={
             "model": model,
             "hardware": run.hardware.model_copy(
-                update={"device": "cpu", "num_nodes": 1, "gpus_per_node": tp * cp * pp * dp}
+                update={
+                    "device": "cpu",
+                    "num_nodes": 1,
+                    "gpus_per_node": tp * cp * pp * dp,
+                    "speeds": None,
+                }
             ),
             "parallelism": run.parallelism.model_copy(
                 update={
@@ -93,6 +100,15 @@ def _small_degrees(run: Run, layout: Layout) -> tuple[int, int, int, int]:
     if is_schedule_file(run.parallelism.schedule):
         pp = layout.pp
     return (2 if tp == 3 else tp), (2 if cp == 3 else cp), pp, dp
+
+
+def _layers_per_part(run: Run, layout: Layout) -> tuple[int, ...] | None:
+    """Where they are not even: written by hand, or by the speed of the devices."""
+    if run.hardware.speeds is None or run.parallelism.layers_per_stage is not None:
+        return run.parallelism.layers_per_stage
+    stages, chain = plan_stages(run, layout), plan_chain(run, layout)
+    homes = [chain.home(part) for part in range(chain.num_parts)]
+    return tuple(stages[stage].pieces[chunk].num_layers for stage, chunk in homes)
 
 
 def _small_layers_per_stage(

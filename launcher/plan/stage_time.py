@@ -92,16 +92,52 @@ class Parts:
         return self.embedding.total_s
 
 
-def estimate_parts(job: Job, links: Links | None = None) -> Parts:
-    """Times of blocks, embedding and head; without links, communication is left out."""
-    block = _block_times(job, links, block_work(job))
-    experts = job.model.experts
-    has_dense = experts is not None and experts.num_dense_layers > 0
-    return Parts(
+@dataclass(frozen=True, kw_only=True)
+class Kernels:
+    """What the parts compute, timed once for all links and ways to recompute."""
+
+    block: Timed
+    dense: Timed
+    embedding: BlockTimes
+    head: BlockTimes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """Kernels of a block with their times."""
+
+    work: Work
+    times: WorkTimes
+
+
+def list_kernels(job: Job) -> Kernels:
+    """Of a job's degrees, sequence and microbatch; its pipeline and sharding have no part in it."""
+    experts, work = job.model.experts, block_work(job)
+    block = dense = Timed(work=work, times=time_work(job, work))
+    if experts is not None and experts.num_dense_layers > 0:
+        work = block_work(job, 0)
+        dense = Timed(work=work, times=time_work(job, work))
+    return Kernels(
         block=block,
-        dense=_block_times(job, links, block_work(job, 0)) if has_dense else block,
+        dense=dense,
         embedding=_end_times(time_work(job, embedding_work(job))),
         head=_end_times(time_work(job, head_work(job))),
+    )
+
+
+def estimate_parts(job: Job, links: Links | None = None, kernels: Kernels | None = None) -> Parts:
+    """Times of blocks, embedding and head; without links, communication is left out.
+
+    Who asks for the same kernels over several links has listed them before.
+    """
+    kernels = kernels or list_kernels(job)
+    block = _block_times(job, links, kernels.block)
+    has_dense = kernels.dense is not kernels.block
+    return Parts(
+        block=block,
+        dense=_block_times(job, links, kernels.dense) if has_dense else block,
+        embedding=kernels.embedding,
+        head=kernels.head,
     )
 
 
@@ -113,24 +149,28 @@ def _end_times(times: WorkTimes) -> BlockTimes:
     )
 
 
-def _block_times(job: Job, links: Links | None, work: Work) -> BlockTimes:
+def _block_times(job: Job, links: Links | None, timed: Timed) -> BlockTimes:
     """The mean of blocks that recompute and blocks that do not: each stage has both alike."""
     mode, again = job.execution.recompute, job.execution.recompute_share
-    found = BlockTimes()
-    for share, recompute in ((again, mode), (1 - again, "none")):
-        if share <= 0:
-            continue
-        times = time_work(job, work, recompute)
-        waits = _waits(job, links, work, recompute) if links else PassTimes()
-        kind = BlockTimes(
-            forward_s=times.forward_s,
-            input_s=times.input_gradient_s + times.again_s,
-            weight_s=times.weight_gradient_s,
-            wait_forward_s=waits.forward_s,
-            wait_backward_s=waits.backward_s,
-        )
-        found += kind.times(share)
-    return found
+    kinds = ((again, mode), (1 - again, "none"))
+    found = [
+        _recomputed(job, links, timed, recompute).times(share)
+        for share, recompute in kinds
+        if share > 0
+    ]
+    return found[0] if len(found) == 1 else found[0] + found[1]
+
+
+def _recomputed(job: Job, links: Links | None, timed: Timed, recompute: str) -> BlockTimes:
+    times = timed.times
+    waits = _waits(job, links, timed, recompute) if links else PassTimes()
+    return BlockTimes(
+        forward_s=times.forward_s,
+        input_s=times.input_gradient_s + times.again_s(recompute),
+        weight_s=times.weight_gradient_s,
+        wait_forward_s=waits.forward_s,
+        wait_backward_s=waits.backward_s,
+    )
 
 
 def _tp_times(job: Job, links: Links, blocks: int, ends: int, again: float) -> PassTimes:
@@ -139,13 +179,14 @@ def _tp_times(job: Job, links: Links, blocks: int, ends: int, again: float) -> P
     return times(job, links, blocks, ends, again)
 
 
-def _waits(job: Job, links: Links, work: Work, recompute: str) -> PassTimes:
+def _waits(job: Job, links: Links, timed: Timed, recompute: str) -> PassTimes:
     repeats = 1.0 if recompute == "full" else 0.0
-    core = time_work(job, Work(attention=work.attention))
-    tp = _tp_times(job, links, 1, 0, repeats)
-    attention = PassTimes(forward_s=core.forward_s, backward_s=core.input_gradient_s)
-    cp = cp_times(job, links, attention)
-    ep = ep_times(work, job, links)
+    tp, cp = _tp_times(job, links, 1, 0, repeats), PassTimes()
+    if job.layout.cp > 1:  # what hides it
+        core = time_work(job, Work(attention=timed.work.attention))
+        attention = PassTimes(forward_s=core.forward_s, backward_s=core.input_gradient_s)
+        cp = cp_times(job, links, attention)
+    ep = ep_times(timed.work, job, links)
     # What computes the attention core again needs the keys of other ranks again.
     cores = 1.0 if recompute == "selective" and job.execution.row_chunks is not None else repeats
     again = cores * cp.forward_s + repeats * ep.forward_s
@@ -164,6 +205,19 @@ class PartCost:
     weight_s: float
     wait_s: float
     """Of all three, what is communication: inside blocks, and of sharded weights."""
+
+    def at_speed(self, speed: float) -> PartCost:
+        """On devices of another relative speed; waiting is taken to be shared out as computing."""
+        if speed == 1.0:
+            return self
+        compute_s = self.forward_s + self.input_s + self.weight_s - self.wait_s
+        longer = (compute_s / speed + self.wait_s) / (compute_s + self.wait_s)
+        return PartCost(
+            forward_s=self.forward_s * longer,
+            input_s=self.input_s * longer,
+            weight_s=self.weight_s * longer,
+            wait_s=self.wait_s,
+        )
 
 
 def part_cost(job: Job, piece: Stage, parts: Parts, links: Links) -> PartCost:

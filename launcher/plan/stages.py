@@ -37,11 +37,16 @@ class PartCosts(Protocol):
 
 
 def split_stages(
-    model: Model, pp: int, costs: PartCosts, chain: Chain | None = None
+    model: Model,
+    pp: int,
+    costs: PartCosts,
+    chain: Chain | None = None,
+    speeds: Sequence[float] | None = None,
 ) -> tuple[Stage, ...]:
     """The stages of a model, split by the time of blocks, embedding and head.
 
-    `chain` says which parts of the model a stage has; without it, stage s has part s.
+    `chain` says which parts of the model a stage has; without it, stage s has part s. `speeds`:
+    relative, of the stages; None: all are equal.
     """
     chain = chain or Chain(num_stages=pp)
     bounds = split_layers(
@@ -50,6 +55,7 @@ def split_stages(
         block_cost=costs.block_s,
         first_cost=costs.embedding_s,
         last_cost=costs.head_s,
+        speeds=[speeds[chain.home(part)[0]] for part in range(chain.num_parts)] if speeds else None,
     )
     return make_stages(model, chain, bounds)
 
@@ -135,25 +141,80 @@ def split_layers(
     block_cost: float = 1.0,
     first_cost: float = 0.0,
     last_cost: float = 0.0,
+    speeds: Sequence[float] | None = None,
 ) -> list[tuple[int, int]]:
     """Contiguous split of equal blocks with the smallest maximum; the ends cost extra.
 
     Every stage gets a block where there are enough. Layer by layer, the stage that stays cheapest
-    takes one more: that is optimal for equal blocks. Ties go to the later stage, which keeps fewer
-    microbatches under 1F1B.
+    takes one more: that is optimal for equal blocks, on stages of unequal speeds, too. Ties go to
+    the later stage, which keeps fewer microbatches under 1F1B.
 
     split_layers(7, 3) -> [(0, 2), (2, 4), (4, 7)]
     """
+    if num_stages == 1:
+        return [(0, num_layers)]
     least = 1 if num_layers >= num_stages else 0
-    counts = [least] * num_stages
-    costs = [least * block_cost] * num_stages
-    costs[0] += first_cost
-    costs[-1] += last_cost
-    cheapest = [(cost, -stage) for stage, cost in enumerate(costs)]
-    heapify(cheapest)
-    for _ in range(num_layers - least * num_stages):
-        cost, stage = cheapest[0]
-        counts[-stage] += 1
-        heapreplace(cheapest, (cost + block_cost, stage))
+    unequal = speeds is not None and len(set(speeds)) > 1
+    counts = (
+        _by_speed(num_layers, least, block_cost, first_cost, last_cost, speeds or ())
+        if unequal
+        else _by_rounds(num_layers, num_stages, least, block_cost, first_cost, last_cost)
+    )
     bounds = list(itertools.accumulate(counts, initial=0))
     return list(itertools.pairwise(bounds))
+
+
+def _by_rounds(
+    num_layers: int, num_stages: int, least: int, block_cost: float, first_cost: float,
+    last_cost: float,
+) -> list[int]:  # fmt: skip
+    """Blocks of equally fast stages."""
+    first, last = _Pile(first_cost, block_cost, least), _Pile(last_cost, block_cost, least)
+    rest, late = _Pile(0.0, block_cost, least), 0
+    middle, waiting = num_stages - 2, num_layers - least * num_stages
+    while waiting:
+        # Middle stages are alike: in one round each of them takes one, the last of them first.
+        if last.cost <= first.cost and (not middle or last.cost <= rest.cost):
+            last.add()
+            waiting -= 1
+        elif middle and rest.cost <= first.cost:
+            late = min(middle, waiting)
+            waiting -= late
+            if late == middle:
+                rest.add()
+                late = 0
+        else:
+            first.add()
+            waiting -= 1
+    return [first.count, *[rest.count] * (middle - late), *[rest.count + 1] * late, last.count]
+
+
+def _by_speed(
+    num_layers: int, least: int, block_cost: float, first_cost: float, last_cost: float,
+    speeds: Sequence[float],
+) -> list[int]:  # fmt: skip
+    """Blocks of stages that are not equally fast."""
+    counts = [least] * len(speeds)
+    costs = [least * block_cost] * len(speeds)
+    costs[0] += first_cost
+    costs[-1] += last_cost
+    # By the time that each would take with one block more.
+    cheapest = [((cost + block_cost) / speeds[stage], -stage) for stage, cost in enumerate(costs)]
+    heapify(cheapest)
+    for _ in range(num_layers - least * len(speeds)):
+        cost, stage = cheapest[0]
+        counts[-stage] += 1
+        heapreplace(cheapest, (cost + block_cost / speeds[-stage], stage))
+    return counts
+
+
+class _Pile:
+    """Blocks of one stage, and what they cost."""
+
+    def __init__(self, own: float, block: float, count: int) -> None:
+        self.cost, self.block, self.count = count * block + own, block, count
+
+    def add(self) -> None:
+        """One more block."""
+        self.cost += self.block
+        self.count += 1

@@ -13,6 +13,7 @@ from launcher.plan.links import Link, make_link, stride_link, transfer_s
 from launcher.plan.records import Communication, Stage, Time
 from launcher.plan.schedule_records import Chain, Schedule, StageTimes, has_weight_actions
 from launcher.plan.simulate import Simulation, simulate
+from launcher.plan.speeds import stage_speeds
 from launcher.plan.stage_time import (
     PartCost,
     StageState,
@@ -62,7 +63,11 @@ def cost_parts(
         key: part_cost(job, piece, parts, links)
         for key, piece in {_kind(job, piece): piece for piece in pieces}.items()
     }
-    return tuple(costs[_kind(job, piece)] for piece in pieces)
+    speeds = stage_speeds(job.hardware, job.layout)
+    return tuple(
+        costs[_kind(job, piece)].at_speed(speeds[chain.home(part)[0]])
+        for part, piece in enumerate(pieces)
+    )
 
 
 def _kind(job: Job, piece: Stage) -> tuple[int, int, bool, bool]:
@@ -137,6 +142,8 @@ def summarise(
     kinds = {_kind(job, stage): (index, stage) for index, stage in enumerate(stages)}
     ends = [(stage, _costs_of(index, chain, costs)) for index, stage in kinds.values()]
     tail_s, optimizer_s = end_of_step(job, ends, links)
+    speeds = stage_speeds(job.hardware, layout)
+    optimizer_s /= min(speeds)
     exposed = wait_s + tail_s
     step_s = simulation.makespan_s + tail_s + optimizer_s
     tokens_per_s = layout.global_batch_size * layout.sequence_length / step_s
@@ -154,7 +161,7 @@ def summarise(
         tokens_per_s=tokens_per_s,
         tokens_per_s_per_gpu=per_gpu,
         tflops_per_gpu=flops / 1e12,
-        mfu=flops / peak_flops(gpu, job.execution.matmul),
+        mfu=flops / (peak_flops(gpu, job.execution.matmul) * sum(speeds) / len(speeds)),
         gpu_hours=gpu_hours,
         cost=None if price is None else price * gpu_hours,
     )

@@ -18,39 +18,38 @@ class WorkTimes:
     forward_s: float = 0.0
     input_gradient_s: float = 0.0
     weight_gradient_s: float = 0.0
-    again_s: float = 0.0
-    """Recomputed in backward."""
+    core_s: float = 0.0
+    """Of forward, the attention core."""
+    unsaved_s: float = 0.0
+    """Of forward, what recomputation by operator does again."""
 
-    @property
-    def backward_s(self) -> float:
-        """Both gradients and what is recomputed."""
-        return self.input_gradient_s + self.weight_gradient_s + self.again_s
+    def again_s(self, recompute: str) -> float:
+        """What is computed again in backward."""
+        if recompute == "selective":
+            return self.core_s
+        if recompute == "operators":
+            return self.unsaved_s
+        return self.forward_s if recompute == "full" else 0.0
 
 
-def time_work(job: Job, work: Work, recompute: str = "none") -> WorkTimes:
+def time_work(job: Job, work: Work) -> WorkTimes:
     """All kernels in a row: a training step keeps one stream busy."""
     gpu = job.hardware.gpu
     assert gpu is not None
     execution = job.execution
     matmuls = (*work.matmuls, *work.grouped)
-    products_s = sum(_forward_s(product, execution, gpu) for product in matmuls)
+    products = [_forward_s(product, execution, gpu) for product in matmuls]
     traffic_forward_s = sum(_moved_s(entry, gpu, "forward") for entry in work.traffic)
     core_s = sum(_attention_s(core, execution, gpu, "forward") for core in work.attention)
-    forward_s = products_s + traffic_forward_s + core_s
-    again_s = {
-        "none": 0.0,
-        "selective": core_s,
-        "operators": traffic_forward_s
-        + sum(_forward_s(product, execution, gpu) for product in matmuls if not product.saved),
-        "full": forward_s,
-    }[recompute]
+    unsaved = [seconds for seconds, one in zip(products, matmuls, strict=True) if not one.saved]
     return WorkTimes(
-        forward_s=forward_s,
+        forward_s=sum(products) + traffic_forward_s + core_s,
         input_gradient_s=sum(_input_gradient_s(product, execution, gpu) for product in matmuls)
         + sum(_moved_s(entry, gpu, "backward") for entry in work.traffic)
         + sum(_attention_s(core, execution, gpu, "backward") for core in work.attention),
         weight_gradient_s=sum(_weight_gradient_s(product, execution, gpu) for product in matmuls),
-        again_s=again_s,
+        core_s=core_s,
+        unsaved_s=traffic_forward_s + sum(unsaved),
     )
 
 

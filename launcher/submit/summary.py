@@ -20,10 +20,10 @@ def write_failure(files: RunFiles, status: str, error: str) -> None:
 def read_outcome(files: RunFiles) -> dict[str, Any]:
     """How summary.json says that the run ended; empty where there is none."""
     try:
-        outcome: dict[str, Any] = json.loads(files.summary.read_text())["outcome"]
-    except (OSError, ValueError, KeyError):
+        outcome = json.loads(files.summary.read_text())["outcome"]
+    except (OSError, ValueError, KeyError, TypeError):
         return {}
-    return outcome
+    return outcome if isinstance(outcome, dict) else {}
 
 
 def render_summary(files: RunFiles) -> str:

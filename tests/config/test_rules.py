@@ -179,6 +179,12 @@ EXAMPLES: dict[str, list[Callable[[], Run]]] = {
     "network-between-nodes": [
         lambda: make_run(hardware=h100(2) | {"network": None}, parallelism=OPEN)
     ],
+    "speeds-count": [lambda: make_run(hardware=h100(2), **{"hardware.speeds": (1.0, 1.0, 1.0)})],
+    "speeds-not-searched": [
+        lambda: make_run(
+            hardware=h100(2), **{"hardware.speeds": (1.0, 0.5), "parallelism.name": "auto"}
+        )
+    ],
     "sequence-within-positions": [lambda: make_run(**{"train.sequence_length": 65})],
     "batch-triangle": [
         lambda: make_run(**{"train.global_batch_size": 5}),

@@ -196,3 +196,9 @@ def test_without_a_word_from_anybody_the_end_of_torchruns_log_is_shown(files):
 
 def test_without_any_log_the_exit_code_is_shown(files):
     assert explain_failure(files, 7).startswith("the run failed with exit code 7")
+
+
+def test_every_cause_stands_in_the_docs():
+    page = (Path(__file__).parents[2] / "docs" / "troubleshooting.md").read_text()
+    rows = {row.split("|")[1].strip() for row in page.splitlines() if row.startswith("| ")}
+    assert {cause.kind for cause in CAUSES} <= rows

@@ -1,0 +1,139 @@
+"""The model cut into parts, as a search keeps it: which parts are alike, and where they are."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, pairwise
+
+from launcher.config.schema import Model, Run
+from launcher.plan.records import Stage
+from launcher.plan.schedule_records import Chain
+from launcher.plan.stage_time import Parts
+from launcher.plan.stages import count_dense_layers, make_stages, split_layers
+
+Kinds = tuple[tuple[int, int], ...]
+"""(index of a kind of parts, how many of it)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """A stage that a bound looks at."""
+
+    stage: int
+    own: Kinds
+    """Its parts."""
+    before: Kinds
+    """First parts of the stages before it."""
+    own_but_last: Kinds
+    last: int
+    """Kind of its last part."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """The model in parts, and which of them are alike."""
+
+    model: Model
+    chain: Chain
+    bounds: tuple[tuple[int, int], ...]
+    pieces: tuple[Stage, ...]
+    """One part of every kind."""
+    kinds: tuple[int, ...]
+    """Index into `pieces`, part by part in the model's order."""
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """As `plan_stages` has them."""
+        return make_stages(self.model, self.chain, self.bounds)
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """One stage of every kind: as `summarise` has it, the last stands for all."""
+        found = {
+            (stage.num_layers, count_dense_layers(self.model, stage.first_layer, stage.end_layer),
+             stage.is_first, stage.is_last): index
+            for index, stage in enumerate(self.stages)
+        }  # fmt: skip
+        return tuple(found.values())
+
+    @cached_property
+    def sizes(self) -> tuple[tuple[int, bool, bool], ...]:
+        """Blocks of every stage, and whether it has the model's first and last part."""
+        return tuple((stage.num_layers, stage.is_first, stage.is_last) for stage in self.stages)
+
+    @cached_property
+    def all_kinds(self) -> Kinds:
+        """Of the whole model."""
+        return _count(self.kinds)
+
+    @cached_property
+    def probes(self) -> tuple[Probe, ...]:
+        """The first, the last and the one before: with a pipeline's ends it has been decided."""
+        last = self.chain.num_stages - 1
+        return tuple(self._probe(stage) for stage in sorted({0, max(0, last - 1), last}))
+
+    @cached_property
+    def first_layers(self) -> int:
+        """Blocks of the first stage."""
+        parts = (self.chain.part(0, chunk) for chunk in range(self.chain.num_chunks))
+        return sum(self.bounds[part][1] - self.bounds[part][0] for part in parts)
+
+    def _probe(self, stage: int) -> Probe:
+        chunks = range(self.chain.num_chunks)
+        own = [self.kinds[self.chain.part(stage, chunk)] for chunk in chunks]
+        return Probe(
+            stage=stage, own=_count(own), before=_count(self.kinds[:stage]),
+            own_but_last=_count(own[:-1]), last=own[-1],
+        )  # fmt: skip
+
+
+class Cuts:
+    """Cuts of one run's model; equal ones are one object."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._known: dict[object, Cut] = {}
+
+    def of(self, chain: Chain, parts: Parts) -> Cut:
+        """As `plan_stages` splits the model, by the time of its parts."""
+        model, by_hand = self.run.model, self.run.parallelism.layers_per_stage
+        if by_hand is not None:
+            bounds = list(pairwise(accumulate(by_hand, initial=0)))
+        else:
+            bounds = split_layers(
+                model.num_layers, chain.num_parts,
+                block_cost=parts.block_s, first_cost=parts.embedding_s, last_cost=parts.head_s,
+            )  # fmt: skip
+        # The ends decide the rest: what is between them is shared out evenly.
+        key = (chain.num_stages, chain.num_chunks, chain.placement, bounds[0][1], bounds[-1][0])
+        if key not in self._known:
+            self._known[key] = _cut(model, chain, bounds)
+        return self._known[key]
+
+
+def _cut(model: Model, chain: Chain, bounds: Sequence[tuple[int, int]]) -> Cut:
+    indices: dict[object, int] = {}
+    pieces: list[Stage] = []
+    kinds: list[int] = []
+    last = chain.num_parts - 1
+    for part, (first, end) in enumerate(bounds):
+        kind = (end - first, count_dense_layers(model, first, end), part == 0, part == last)
+        if kind not in indices:
+            indices[kind] = len(pieces)
+            pieces.append(
+                Stage(
+                    stage=0, first_layer=first, end_layer=end, parameters=0,
+                    is_first=part == 0, is_last=part == last,
+                )
+            )  # fmt: skip
+        kinds.append(indices[kind])
+    return Cut(
+        model=model, chain=chain, bounds=tuple(bounds), pieces=tuple(pieces), kinds=tuple(kinds)
+    )
+
+
+def _count(kinds: Iterable[int]) -> Kinds:
+    return tuple(sorted(Counter(kinds).items()))

@@ -1,0 +1,143 @@
+"""Whether layouts of a search fit: by bounds as soon as a few keys are known, and exactly."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from launcher.config.schema import is_schedule_file
+from launcher.plan.activations import block_kept_bytes
+from launcher.plan.execution import Job
+from launcher.plan.memory import (
+    in_flight_bytes,
+    peak_memory_bytes,
+    state_bytes,
+    usable_bytes,
+)
+from launcher.plan.records import Stage
+from launcher.plan.schedule_choice import plan_peaks
+from launcher.plan.search_bounds import peaks_of
+from launcher.plan.search_choice import ORDER, Choice
+from launcher.plan.search_cost import Coster, Mesh, mesh_of
+from launcher.plan.search_cuts import Cut
+from launcher.plan.temporaries import backward_temporary_bytes
+
+Sharding = tuple[str, int, str]
+"""engine, zero_stage, offload"""
+
+
+class Kept(NamedTuple):
+    """Bytes that one microbatch costs on a rank."""
+
+    block: int
+    """Least that a block keeps."""
+    passing: int
+    """Least that a backward pass needs besides."""
+
+
+class Memory:
+    """Memory of the layouts of one run."""
+
+    def __init__(self, coster: Coster) -> None:
+        self.coster = coster
+        run = coster.run
+        assert run.hardware.gpu is not None
+        self.usable_bytes = usable_bytes(run.hardware.gpu)
+        self._context = run.hardware.gpu.context_bytes
+        self._is_file = run.parallelism.schedule_lines is not None
+        experts = run.model.experts
+        self._num_dense = experts.num_dense_layers if experts else 0
+        self._kept: dict[Mesh, Kept] = {}
+        self._whole: dict[Mesh, int] = {}
+        self._states: dict[object, int] = {}
+
+    def least_bytes(self, mesh: Mesh, pp: int, dp: int, sharding: Sharding) -> int:
+        """Of some rank, whatever the schedule: it has the average of the blocks, rounded up, and
+        keeps one microbatch.
+        """
+        layers = -(-self.coster.run.model.num_layers // pp)
+        state = self._state(mesh, pp, dp, sharding, layers, is_all=pp == 1)
+        if pp == 1:
+            return self._least(state, self._whole_bytes(mesh, layers), self.kept(mesh).passing)
+        kept = self.kept(mesh)
+        return self._least(state, (1 if self._is_file else layers) * kept.block, kept.passing)
+
+    def least_bytes_of(self, mesh: Mesh, dp: int, sharding: Sharding, name: str, count: int,
+                       cut: Cut) -> int:  # fmt: skip
+        """The same of the first stage, along a schedule that has a name."""
+        pp, vpp = cut.chain.num_stages, cut.chain.num_chunks
+        if pp == 1 or self._is_file:
+            return 0
+        layers, kept = cut.first_layers, self.kept(mesh)
+        state = self._state(mesh, pp, dp, sharding, layers, is_all=False)
+        alive = peaks_of(name, pp, count, vpp)[0] * layers * kept.block // vpp
+        return self._least(state, alive, kept.passing)
+
+    def _least(self, state: int, alive: int, passing: int) -> int:
+        return state + alive + passing + self._context  # the allocator's reserve comes on top
+
+    def kept(self, mesh: Mesh) -> Kept:
+        """Per block and microbatch."""
+        if mesh not in self._kept:
+            job = self.coster.mesh_job(mesh, False)
+            share = job.execution.recompute_share
+            block = block_kept_bytes(job, mesh.recompute)
+            if share < 1:  # the number of blocks that recompute is rounded, so take the lesser
+                block = min(block, block_kept_bytes(job, "none"))
+            self._kept[mesh] = Kept(block, backward_temporary_bytes(job))
+        return self._kept[mesh]
+
+    def _whole_bytes(self, mesh: Mesh, layers: int) -> int:
+        """One microbatch of the whole model."""
+        if mesh not in self._whole:
+            job = self.coster.mesh_job(mesh, False)
+            self._whole[mesh] = in_flight_bytes(job, _stage(layers, True), 1)
+        return self._whole[mesh]
+
+    def _state(
+        self, mesh: Mesh, pp: int, dp: int, sharding: Sharding, layers: int, is_all: bool
+    ) -> int:
+        """Weights, gradients and optimizer state; without the ends, unless the stage is all."""
+        key = (mesh.tp, mesh.cp, mesh.ep, pp, dp, sharding, layers)
+        if key not in self._states:
+            # A stage that has the model's dense blocks has fewer with experts.
+            stage = _stage(layers if is_all else max(0, layers - self._num_dense), is_all)
+            self._states[key] = state_bytes(self._job(mesh, pp, dp, sharding), stage)
+        return self._states[key]
+
+    def _job(self, mesh: Mesh, pp: int, dp: int, sharding: Sharding) -> Job:
+        engine, zero_stage, offload = sharding
+        return self.coster.job(
+            Choice(
+                tp=mesh.tp, cp=mesh.cp, ep=mesh.ep, pp=pp, vpp=1, schedule="1f1b",
+                recompute=mesh.recompute, engine=engine, zero_stage=zero_stage, offload=offload,
+                sequence_parallel=mesh.split, order=ORDER, micro_batch_size=mesh.micro,
+                num_microbatches=1, dp=dp,
+            )
+        )  # fmt: skip
+
+    def peak_bytes(self, choice: Choice) -> int:
+        """Of the fullest rank, as `estimate_layout` says."""
+        coster = self.coster
+        cut = coster.cut(mesh_of(choice), coster.chain(choice))
+        # Of the stages of each size, the one that keeps most.
+        fullest: dict[object, tuple[int, int]] = {}
+        for stage, (size, peak) in enumerate(zip(cut.sizes, self._peaks(choice), strict=True)):
+            if size not in fullest or fullest[size][0] < peak:
+                fullest[size] = peak, stage
+        stages = [cut.stages[stage] for _, stage in fullest.values()]
+        return peak_memory_bytes(coster.job(choice), stages, [peak for peak, _ in fullest.values()])
+
+    def fits(self, choice: Choice) -> bool:
+        """As `estimate_layout` says."""
+        return self.peak_bytes(choice) <= self.usable_bytes
+
+    def _peaks(self, choice: Choice) -> tuple[int, ...]:
+        if is_schedule_file(choice.schedule):
+            return plan_peaks(self.coster.run, self.coster.layout(choice))
+        return peaks_of(choice.schedule, choice.pp, choice.num_microbatches, choice.vpp)
+
+
+def _stage(layers: int, is_all: bool) -> Stage:
+    return Stage(
+        stage=0, first_layer=0, end_layer=layers, parameters=0, is_first=is_all, is_last=is_all
+    )

@@ -1,0 +1,83 @@
+"""A chosen layout with the plan's own prediction, and the rule of thumb that people start from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launcher.config.rules import check_run
+from launcher.config.schema import Run
+from launcher.errors import ConfigError
+from launcher.plan.estimate import Estimate, estimate_layout
+from launcher.plan.fill import fill_run
+from launcher.plan.search_choice import (
+    PLAIN,
+    TRAIN_KEYS,
+    Choice,
+    changed,
+    choice_of,
+    layout_of,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """A layout with its prediction."""
+
+    choice: Choice
+    run: Run
+    estimate: Estimate
+
+
+def predict(run: Run, choice: Choice) -> Predicted:
+    """By the very function of `launch plan`."""
+    filled, layout = layout_of(run, choice)
+    return Predicted(choice=choice, run=filled, estimate=estimate_layout(filled, layout))
+
+
+def predict_filled(run: Run) -> Predicted:
+    """What `launch plan` makes of a run; ConfigError where no layout is legal."""
+    filled = fill_run(run)
+    run = changed(filled.run, parallelism={"fill": "fit"})
+    estimate = estimate_layout(run, filled.layout)
+    return Predicted(choice=choice_of(run), run=run, estimate=estimate)
+
+
+def speed(predicted: Predicted) -> tuple[bool, float]:
+    """What is compared: whether it fits, then tokens/s."""
+    return predicted.estimate.memory.fits, predicted.estimate.step.time.tokens_per_s
+
+
+def rule_of_thumb(run: Run, fixed: frozenset[str]) -> Predicted:
+    """TP up to the node, then stages or FSDP until it fits, dp from the rest."""
+    thumb = predict_filled(_plain(run, fixed))
+    if run.train.global_batch_size is None:
+        return thumb
+    return fsdp_instead(run, fixed, thumb)
+
+
+def fsdp_instead(run: Run, fixed: frozenset[str], thumb: Predicted) -> Predicted:
+    """FSDP on the same tp, where that is free to choose and better."""
+    if fixed & {"engine", "zero_stage", "pp", "schedule", "vpp", "dp"}:
+        return thumb
+    values = {"pp": 1, "engine": "fsdp2", "zero_stage": 3, "tp": thumb.choice.tp}
+    other = changed(_plain(run, fixed), parallelism=values)
+    if check_run(other):
+        return thumb
+    try:
+        sharded = predict_filled(other)
+    except ConfigError:
+        return thumb
+    return max(thumb, sharded, key=speed)
+
+
+def _plain(run: Run, fixed: frozenset[str]) -> Run:
+    plain = {key: value for key, value in PLAIN.items() if key not in fixed}
+    if "schedule" in fixed:
+        plain.pop("schedule_lines", None)
+    if "vpp" in fixed or "schedule" in fixed:  # loading has made them suit each other
+        plain.pop("vpp", None)
+        plain.pop("schedule", None)
+    if "engine" in fixed and run.parallelism.engine == "fsdp2":
+        plain.pop("zero_stage", None)
+    open_batch = {key: None for key in TRAIN_KEYS if key not in fixed}
+    return changed(run, parallelism=plain | {"fill": "tp"}, train=open_batch)
