@@ -63,7 +63,7 @@ class Facts:
     """Those that did not pass the checks."""
     hung: bool = False
     is_cut_off: bool = False
-    """It ended without a word: its first node was lost."""
+    """It ended without a word: one of its nodes was lost."""
     cause: Cause | None = None
     """Of the first error of a rank; None: no rank told one."""
     error: str = ""

@@ -68,7 +68,7 @@ def close_lost_starts(files: RunFiles, starts: Sequence[Start]) -> None:
                 "reason": "preempted" if noticed else "node_failure",
                 "why": "the queue ended the job before it could say how"
                 if noticed
-                else "the job ended without a word: its first node was lost",
+                else "the job ended without a word: one of its nodes was lost",
                 "first_step": int(start.nodes.get("first_step", 0)),
                 "last_step": trained_steps(files),
                 "saved_step": saved_step(files),

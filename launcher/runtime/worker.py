@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ def main(run_dir: str) -> None:
     try:
         take_directory(files, place)
         work(files, place)
+        # Python gives signals back to the system as it ends: a late request to save and end would
+        # kill a rank that has done so.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     except BaseException as error:  # whatever it is, the launcher must be able to name it
         fail(files, place, error)
 

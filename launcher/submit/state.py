@@ -228,7 +228,7 @@ def _forgotten(files: RunFiles, last: Start | None, end: dict[str, Any]) -> Stat
     elif end:
         why = _join(_why(end), "it then left the queue while it waited to go on")
     else:
-        why = "it left the queue without a word: cancelled, or its first node was lost"
+        why = "it left the queue without a word: cancelled, or one of its nodes was lost"
     return State(word="lost", why=why)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,26 +109,6 @@ class Job:
         }
 
 
-SCRIPT = """\
-#!/usr/bin/env bash
-#SBATCH --nodes=2 --ntasks-per-node=1 --exclusive --requeue --job-name=toy
-#SBATCH --output={run}/logs/slurm-%j.log --open-mode=append --signal=B:USR1@{notice}
-set -uo pipefail
-export OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu PYTHONPATH={root}
-{python} -m launcher.node start {run} || exit
-steps=""
-asked=""
-notice() {{ asked=$1; [ -z "$steps" ] || kill -s USR1 "$steps" 2>/dev/null; }}
-trap 'notice USR1' USR1
-trap 'notice TERM' TERM
-srun --kill-on-bad-exit=1 {python} -m launcher.node agent {run} &
-steps=$!
-[ -z "$asked" ] || notice "$asked"
-while kill -0 "$steps" 2>/dev/null; do wait "$steps"; done
-wait "$steps"
-status=$?
-LAUNCH_ASKED=$asked {python} -m launcher.node end {run} "$status"
-"""
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -139,27 +120,22 @@ def conf_dir(folder: Path) -> Path:
     return folder / "conf"
 
 
-def write_run(folder: Path, name: str, *overrides: str) -> RunFiles:
-    from launcher.config.load import load_run
-    from launcher.jobs import this_machine
-    from launcher.plan.build import build_plan
-    from launcher.render.bundle import render_bundle
-    from launcher.submit.write import write_bundle
-
-    run = load_run([*TOY, *overrides], config_dirs=(conf_dir(folder),)).run
-    plan = build_plan(run)
-    bundle = render_bundle(plan, folder / name, this_machine())
-    write_bundle(bundle)
-    notice = run.launch.signal_seconds
-    text = SCRIPT.format(run=bundle.files.root, notice=notice, root=ROOT, python=sys.executable)
-    bundle.files.job.write_text(text)
-    return bundle.files
-
-
-def submit(cluster: Cluster, folder: Path, name: str, *overrides: str, options=()) -> Job:
-    files = write_run(folder, name, *overrides)
-    job_id = cluster.submit(files.job, *options)
-    files.submitted.write_text(
-        json.dumps({"kind": "slurm", "job_id": job_id, "submitted_at": time.time() - 1})
-    )
+def submit(cluster: Cluster, folder: Path, name: str, *overrides: str) -> Job:
+    """Submit a run as a user does, by the command; it must say the job."""
+    run_dir = folder / name
+    flags = ("--config-dir", str(conf_dir(folder)), "--run-dir", str(run_dir))
+    done = launch(cluster, "run", *flags, *TOY, *overrides)
+    assert done.returncode == 0, done.stdout + done.stderr
+    files = RunFiles(root=run_dir)
+    job_id = json.loads(files.submitted.read_text())["job_id"]
+    assert f"job {job_id}" in done.stdout
     return Job(cluster, job_id, files)
+
+
+def launch(cluster: Cluster, *words: str) -> subprocess.CompletedProcess[str]:
+    """One command line on the machine from which jobs are submitted."""
+    environment = {**os.environ, **cluster.environment, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-m", "launcher", *words],
+        env=environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
