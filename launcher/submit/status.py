@@ -140,7 +140,8 @@ def _start(start: Start, starts: list[Start]) -> StartOfJob:
     is_over = end is None and start != starts[-1]
     record = end or {}
     if is_over:  # The job went on without it: whoever would have written its end was lost.
-        record = {"status": "requeued", "reason": "node_failure", "why": "one of its nodes was lost"}
+        why = "one of its nodes was lost"
+        record = {"status": "requeued", "reason": "node_failure", "why": why}
     bad = record.get("bad_nodes")
     return StartOfJob(
         job_id=start.job_id,
