@@ -71,6 +71,12 @@ def refuse_here(answer: Plan) -> None:
     from launcher.submit.local import refuse_if_not_here
 
     require_workers(answer)
+    name = answer.run.launch.name
+    if name in ("torchrun", "mpirun"):
+        raise SubmissionRefused(
+            f"launch={name} [launch-not-available]: this version starts jobs on this machine and "
+            "through Slurm. Try launch=local, launch=slurm, or --dry-run."
+        )
     refuse_if_not_here(answer, detect_machine())
 
 

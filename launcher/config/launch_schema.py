@@ -101,10 +101,9 @@ class Launch(Record):
     max_restarts: Safe[Count] = 1
     """Restarts of the workers by torchrun itself, where all nodes are still there."""
     hang_timeout_s: Safe[PositiveFloat | None] = 1800.0
-    """Seconds without a step until all ranks' stacks are written down and the job is restarted;
-    None: never."""
+    """Seconds without a step after which a job hangs; kept for the run, nothing ends it yet."""
     check_nodes: Safe[bool] = True
-    """Every node is looked at before the model is built; a bad one is excluded on requeue."""
+    """Whether nodes are to be looked at before the model is built; not done yet."""
 
     # launch=torchrun and launch=mpirun.
     hosts: Safe[Texts] = ()
