@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from launcher.config.schema import Run
-from launcher.plan.activations import _attention_width, _core_bytes
+from launcher.plan.activations import attention_width, core_bytes
 from launcher.plan.context_memory import context_bytes
 from launcher.plan.execution import runtime_job
 from launcher.plan.operator_records import size_of
@@ -56,8 +56,8 @@ def planned(case: Case, cp: int) -> tuple[Run, Layout]:
         "num_heads": HEADS, "num_kv_heads": case.kv_heads, "hidden_size": HEADS * WIDTH,
         "sliding_window": case.window, "max_sequence_length": LENGTH,
     }  # fmt: skip
-    data = {"data": {"name": "x", "kind": "stdlib_text"}}
-    run = make_run(model=model, **{"parallelism.cp_mode": case.mode})
+    packing = "documents" if case.packed else "concatenate"
+    run = make_run(model=model, **{"parallelism.cp_mode": case.mode, "data.packing": packing})
     return run, make_layout(cp=cp, sequence_length=LENGTH)
 
 
@@ -87,8 +87,8 @@ def measure(case: Case, cp: int) -> Held:
 
 
 def measure_all(rank: int, cp: int) -> dict[Case, Held]:
-    """The least of three: gloo's threads let go of a message when they get to it."""
-    measured = {case: [measure(case, cp) for _ in range(3)] for case in CASES}
+    """The least of two: gloo's threads let go of a message when they get to it."""
+    measured = {case: [measure(case, cp) for _ in range(2)] for case in CASES}
     return {case: Held(*map(min, zip(*found, strict=True))) for case, found in measured.items()}
 
 
@@ -97,19 +97,17 @@ def ranks(cp: int) -> list[dict[Case, Held]]:
     return run_ranks(cp, measure_all, cp)
 
 
-@pytest.mark.parametrize(("cp", "case"), product(SIZES, CASES), ids=str)
+@pytest.mark.parametrize(("cp", "case"), list(product(SIZES, CASES)), ids=str)
 def test_the_plan_counts_what_the_worst_rank_holds(cp: int, case: Case) -> None:
     run, layout = planned(case, cp)
     job = runtime_job(run, layout)
     size = size_of(job)
     found = [rank[case] for rank in ranks(cp)]
-    kept = size.tokens * _attention_width(job, size) * 4 + _core_bytes(job, size)
-    kept -= size.tokens * size.queries * 4 if case.mode != "ulysses" else 0
-    beside = max(each.beside for each in found)
-    print(
-        cp,
-        case,
-        max(each.kept for each in found) / kept,
-        beside / context_bytes(job),
-        max(each.forward for each in found) / (kept + context_bytes(job)),
-    )
+    kept = size.tokens * attention_width(job, size) * 4 + core_bytes(job, size)
+    if case.mode != "ulysses":  # which keeps what it deals out; here the queries are an input
+        kept -= size.tokens * size.queries * 4
+    assert {each.kept for each in found} == {kept}
+    beside = max(each.beside for each in found) / context_bytes(job)
+    # Ulysses: messages may be gone before the next tensor is made.
+    assert (0.5 if case.mode == "ulysses" else 0.94) < beside < 1.08
+    assert max(each.forward for each in found) < kept + context_bytes(job)
