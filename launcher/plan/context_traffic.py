@@ -27,8 +27,10 @@ class Message:
     payload_bytes: int
     """Of the whole tensor, as `links.sent_bytes` takes it."""
     forward: int = 0
-    """How often in a forward pass, recomputed ones too."""
     backward: int = 0
+    again: Sequence[str] = ("selective", "full")
+    """Kinds of recomputation that repeat its forward part. Of the attention core alone they end
+    before Ulysses' results, which the core does not keep."""
 
 
 def list_messages(job: Job) -> tuple[Message, ...]:
@@ -37,12 +39,12 @@ def list_messages(job: Job) -> tuple[Message, ...]:
         return ()
     size, element, cp = size_of(job), job.execution.element_bytes, job.layout.cp
     if job.execution.cp_mode == "ulysses":
-        there = size.queries + 2 * dealt_keys(job, size)
-        return tuple(
-            Message(op="all_to_all", payload_bytes=width * size.tokens * element,
-                    forward=1, backward=1)
-            for width in (there, size.queries)
-        )  # fmt: skip
+        results = size.queries * size.tokens * element
+        there = results + 2 * dealt_keys(job, size) * size.tokens * element
+        return (
+            Message(op="all_to_all", payload_bytes=there, forward=1, backward=1),
+            Message(op="all_to_all", payload_bytes=results, forward=1, backward=1, again=("full",)),
+        )
     keys = keys_bytes(job)
     gradients = keys // element * gradient_element(job)
     if job.execution.cp_mode == "all_gather":
@@ -93,16 +95,14 @@ def gradient_element(job: Job) -> int:
 
 
 def cp_traffic(job: Job, stages: Sequence[Stage], link: Link) -> list[Communication]:
-    """Of one step, the same operations together.
-
-    Recomputation of whatever has attention in it sends once more.
-    """
+    """Of one step, the same operations together."""
     blocks = max(stage.num_layers for stage in stages)
-    again = round(blocks * job.execution.recompute_share) if computes_cores_again(job) else 0
+    recomputed = round(blocks * job.execution.recompute_share)
     num_bytes: dict[str, float] = {}
     seconds: dict[str, float] = {}
     for message in list_messages(job):
         op, payload = message.op, message.payload_bytes
+        again = recomputed if _is_sent_again(job, message, job.execution.recompute) else 0
         count = (blocks + again) * message.forward + blocks * message.backward
         count *= job.layout.num_microbatches
         sent = count * sent_bytes(op, payload, link.group_size)
@@ -121,20 +121,30 @@ def cp_traffic(job: Job, stages: Sequence[Stage], link: Link) -> list[Communicat
     ]
 
 
-def computes_cores_again(job: Job) -> bool:
-    """Whether recomputation has the attention core in it, with the keys of other ranks."""
+def _is_sent_again(job: Job, message: Message, recompute: str) -> bool:
+    """Other programs keep the keys of other ranks when they compute the core again."""
     is_ours = job.execution.row_chunks is not None
-    return job.execution.recompute in (("full", "selective") if is_ours else ("full",))
+    return recompute in (message.again if is_ours else ("full",))
 
 
-def cp_times(job: Job, link: Link, attention_s: PassTimes) -> PassTimes:
+def cp_times(job: Job, link: Link, attention_s: PassTimes, recompute: str) -> PassTimes:
     """What a block waits for; `attention_s` is how long its attention takes."""
     if job.layout.cp == 1:
         return PassTimes()
     messages = list_messages(job)
     if job.execution.cp_mode == "ulysses":  # nothing to compute before all is there
-        once = sum(_seconds(message, link) for message in messages)
-        return PassTimes(forward_s=once, backward_s=once)
+        repeated = [m for m in messages if _is_sent_again(job, m, recompute)]
+        once_s, again_s = (sum(_seconds(m, link) for m in which) for which in (messages, repeated))
+        return PassTimes(forward_s=once_s, backward_s=once_s + again_s)
+    times = _meeting_times(job, link, messages, attention_s)
+    again_s = times.forward_s if _is_sent_again(job, messages[0], recompute) else 0.0
+    return PassTimes(forward_s=times.forward_s, backward_s=times.backward_s + again_s)
+
+
+def _meeting_times(
+    job: Job, link: Link, messages: Sequence[Message], attention_s: PassTimes
+) -> PassTimes:
+    """Where queries stay and keys come to them."""
     own = _own_share(job)
     keys_s, gradients_s = (_seconds(message, link) for message in messages)
     if job.execution.cp_mode == "all_gather":

@@ -13,7 +13,7 @@ from launcher.plan.collectives import (
     state_traffic,
     tp_times,
 )
-from launcher.plan.context_traffic import computes_cores_again, cp_times
+from launcher.plan.context_traffic import cp_times
 from launcher.plan.execution import Job
 from launcher.plan.kernels import traffic_s
 from launcher.plan.operator_records import Work
@@ -185,11 +185,9 @@ def _waits(job: Job, links: Links, timed: Timed, recompute: str) -> PassTimes:
     if job.layout.cp > 1:  # what hides it
         core = time_work(job, Work(attention=timed.work.attention))
         attention = PassTimes(forward_s=core.forward_s, backward_s=core.input_gradient_s)
-        cp = cp_times(job, links.cp, attention)
+        cp = cp_times(job, links.cp, attention, recompute)
     ep = ep_times(timed.work, job, links)
-    # What computes the attention core again needs the keys of other ranks again.
-    cores = 1.0 if recompute != "none" and computes_cores_again(job) else 0.0
-    again = cores * cp.forward_s + repeats * ep.forward_s
+    again = repeats * ep.forward_s
     return PassTimes(
         forward_s=tp.forward_s + cp.forward_s + ep.forward_s,
         backward_s=tp.backward_s + cp.backward_s + ep.backward_s + again,

@@ -1,14 +1,15 @@
-"""How many bytes a rank sends over one group: counted where torch is asked to send."""
+"""How many bytes a rank sends over one group: counted where `runtime/collectives.py` asks torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
 import torch.distributed as dist
 
+from launcher.runtime import collectives
 from launcher.runtime.groups import Axis
 
 
@@ -16,12 +17,39 @@ from launcher.runtime.groups import Axis
 def count_sent(axis: Axis) -> Iterator[dict[str, int]]:
     """By operation, while the context is open; a collective sends what a ring of ranks would."""
     sent: dict[str, int] = {}
-    with ExitStack() as stack:
-        for name, op in OPERATIONS.items():
-            if hasattr(dist, name):
-                counted = _counting(getattr(dist, name), op, axis, sent)
-                stack.enter_context(patch.object(dist, name, counted))
+    with patch.object(collectives, "dist", _Counting(axis, sent)):
         yield sent
+
+
+class _Counting:
+    """torch.distributed as that module sees it."""
+
+    def __init__(self, axis: Axis, sent: dict[str, int]) -> None:
+        self._axis, self._sent = axis, sent
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(dist, name)
+        if name == "batch_isend_irecv":
+            return lambda transfers: self._count(
+                "send_recv", _sends(transfers, self._axis), lambda: found(transfers)
+            )
+        op = OPERATIONS.get(name)
+        if op is None:
+            return found
+
+        def counted(into: Any, given: Any, **kwargs: Any) -> Any:
+            size = self._axis.size
+            whole = given.nbytes * (size if op == "all_gather" else 1)
+            is_here = kwargs["group"] is self._axis.group
+            share = whole * (size - 1) // size if is_here else 0
+            return self._count(op, share, lambda: found(into, given, **kwargs))
+
+        return counted
+
+    def _count(self, op: str, num_bytes: int, call: Callable[[], Any]) -> Any:
+        if num_bytes:
+            self._sent[op] = self._sent.get(op, 0) + num_bytes
+        return call()
 
 
 OPERATIONS = {
@@ -30,25 +58,12 @@ OPERATIONS = {
     "reduce_scatter_single": "reduce_scatter",
     "reduce_scatter_tensor": "reduce_scatter",
     "all_to_all_single": "all_to_all",
-    "batch_isend_irecv": "send_recv",
 }
 
 
-def _counting(function: Any, op: str, axis: Axis, sent: dict[str, int]) -> Any:
-    def counted(*args: Any, **kwargs: Any) -> Any:
-        num_bytes = 0
-        if axis.size > 1 and op == "send_recv":
-            num_bytes = sum(
-                each.tensor.nbytes
-                for each in args[0]
-                if each.group is axis.group and each.op is dist.isend
-            )
-        elif axis.size > 1 and kwargs.get("group") is axis.group:
-            _, given = args
-            whole = given.nbytes * (axis.size if op == "all_gather" else 1)
-            num_bytes = whole * (axis.size - 1) // axis.size
-        if num_bytes:
-            sent[op] = sent.get(op, 0) + num_bytes
-        return function(*args, **kwargs)
-
-    return counted
+def _sends(transfers: list[Any], axis: Axis) -> int:
+    return sum(
+        each.tensor.nbytes
+        for each in transfers
+        if each.group is axis.group and each.op is dist.isend
+    )

@@ -109,5 +109,5 @@ def test_the_plan_counts_what_the_worst_rank_holds(cp: int, case: Case) -> None:
     assert {each.kept for each in found} == {kept}
     beside = max(each.beside for each in found) / context_bytes(job)
     # Ulysses: messages may be gone before the next tensor is made.
-    assert (0.5 if case.mode == "ulysses" else 0.94) < beside < 1.08
+    assert (0.5 if case.mode == "ulysses" else 0.9) < beside < 1.08
     assert max(each.forward for each in found) < kept + context_bytes(job)
