@@ -77,6 +77,8 @@ class Gpu(Record):
     """Share of the fp8 peak that large matrix products reach; None: max_efficiency."""
     flash_attention: Safe[AttentionRates] = AttentionRates()
     """FlashAttention 2 and what copies it."""
+    triton_attention: Safe[AttentionRates | None] = None
+    """FlashAttention 1 written in Triton; None: as flash_attention."""
     cudnn_attention: Safe[AttentionRates | None] = None
     """cuDNN's and FlashAttention 3's kernels; None: as flash_attention."""
     kernels: Safe[Annotated[tuple[MeasuredKernel, ...], Field(strict=False)]] = ()
@@ -102,6 +104,8 @@ class Node(Record):
     """Bytes per second between a device and the node's RAM, per direction."""
     host_memory_bandwidth: Safe[PositiveFloat] = 200e9
     """Bytes per second of the node's RAM, which its processes share."""
+    domain_gpus: Safe[Positive | None] = None
+    """Devices joined at `bandwidth` where switches join more than a node (NVL72); None: a node."""
 
 
 class Network(Record):

@@ -35,9 +35,25 @@ def block_kept_bytes(job: Job, recompute: str) -> int:
     inputs = size.tokens * hidden if job.execution.keeps_gathered_inputs else whole
     rest = size.tokens * _attention_width(job, size) + mlp
     kept = (2 * whole + 2 * inputs + rest) * element + masks
+    if job.execution.saves_quantised and job.execution.matmul == "fp8":
+        kept -= _quantised_saving(job, size, inputs)
     if recompute == "none":
         kept += _core_bytes(job, size)
     return kept
+
+
+def _quantised_saving(job: Job, size: Size, inputs: int) -> int:
+    """Bytes that 8-bit inputs of products save: behind both norms and behind the activation.
+
+    What attention computed is kept besides, for its own backward: there a byte comes on top.
+    """
+    less = job.execution.element_bytes - 1
+    experts = job.model.experts
+    ffn = size.tokens * size.ffn
+    if experts:
+        ffn = size.tokens * experts.experts_per_token * experts.ffn_hidden_size
+        ffn //= job.layout.tp if job.layout.ep == 1 else 1
+    return less * (2 * inputs + ffn) - size.tokens * size.queries
 
 
 def _attention_width(job: Job, size: Size) -> int:

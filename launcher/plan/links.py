@@ -29,8 +29,14 @@ class Link:
 
 def stride_link(hardware: Hardware, gpus_per_node: int, stride: int, size: int) -> Link:
     """The link of `size` ranks that are `stride` apart."""
-    per_node = min(size, max(1, gpus_per_node // stride))
+    per_node = min(size, max(1, domain_size(hardware, gpus_per_node) // stride))
     return make_link(hardware, size, -(-size // per_node))
+
+
+def domain_size(hardware: Hardware, gpus_per_node: int) -> int:
+    """Ranks that reach each other without the network: of a node, or of all under one switch."""
+    assert hardware.node is not None
+    return max(gpus_per_node, hardware.node.domain_gpus or 1)
 
 
 def make_link(

@@ -34,6 +34,10 @@ ALLOCATOR_SHARE = 0.14
 for the next tensor. Median of SimuMax's ten pairs of reserved and allocated memory, the
 embedding's gradient aside."""
 
+PRESSED_SHARE = 0.07
+"""The same where the device is full: before it fails, torch's allocator returns segments that
+nothing uses; pieces of the others stay. Assumed: half."""
+
 EXPANDABLE_SHARE = 0.02
 """The same with expandable segments, whose pieces grow together; rounding remains."""
 
@@ -148,6 +152,8 @@ def _reserve_bytes(job: Job, stage: Stage, alive: int) -> int:
         return int(HEAP_SHARE * alive)
     if job.execution.expandable_segments:
         return int(EXPANDABLE_SHARE * alive)
+    if job.execution.under_pressure:
+        return int(PRESSED_SHARE * alive)
     # The embedding's dense gradient comes last, when only pieces are free.
     has_table = stage.is_first and job.layout.zero_stage < 3
     table = sum_sizes(embedding_parameters(job.model), job.layout.tp) if has_table else 0
