@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 from launcher.config.schema import Experts, Model
@@ -33,6 +34,8 @@ def read_model(cells: Mapping[str, str], models: Mapping[str, Model], assumed: l
     }
     if heads % common["num_kv_heads"]:
         raise BadRow(f"kv_heads={cells['kv_heads']}: does not divide heads={heads}")
+    if re.search(ENCODER_DECODER, f"{cells['model']} {cells['notes']}".lower()):
+        return _encoder_decoder(common, known, cells, assumed)
     if hidden % heads and not (known and (known.head_dim or known.latent)):
         raise BadRow(f"hidden={hidden}: not a multiple of heads={heads}")
     is_kin = known and known.hidden_size == hidden and known.head_dim
@@ -115,6 +118,46 @@ def _stated_experts(cells: Mapping[str, str], ffn: int, assumed: list[str]) -> E
         ffn_hidden_size=int(width[1]) if width else ffn,
         num_shared=int(shared[1]) if shared else 0,
     )
+
+
+ENCODER_DECODER = (
+    r"(?<![a-z0-9])(?:m|by|flan-?|long)?t5(?![a-z0-9])|(?<![a-z])ul2(?![a-z])|bart(?![a-z])"
+    r"|encoder[- ]decoder"
+)
+"""Models that have both sides."""
+
+
+def _encoder_decoder(
+    common: dict[str, Any], known: Model | None, cells: Mapping[str, str], assumed: list[str]
+) -> Model:
+    """Layers of each side or of both, and widths of heads, whichever come nearest to its size."""
+    layers, length = common["num_layers"], common["max_sequence_length"]
+    stated = re.search(r"(?:target|decoder)[-_ ](?:seq|len)\w*[=: ]+(\d+)", cells["notes"])
+    if known and known.encoder and known.hidden_size == common["hidden_size"]:
+        target = int(stated[1]) if stated else known.encoder.decoder_length
+        encoder = known.encoder.model_copy(update={"decoder_length": target})
+        depth = {"num_layers": known.num_layers} if layers == 2 * known.num_layers else {}
+        return known.model_copy(update=common | depth | {"encoder": encoder})
+    plain = {"norm": "rmsnorm", "activation": "relu", "position": "none"}
+    gated = plain | {"activation": "swiglu"}
+    kinds = (plain | {"tie_embeddings": True}, gated, gated | {"tie_embeddings": True})
+    sides = (layers, layers // 2) if layers % 2 == 0 else (layers,)
+    widths = {common["hidden_size"] // common["num_heads"] or 1, 64, 128}
+    target = int(stated[1]) if stated else None
+    found = [
+        Model.model_validate(
+            common | kind | {"num_layers": side, "head_dim": width}
+            | {"encoder": {"num_layers": side, "decoder_length": target}}
+        )
+        for side, kind, width in product(sides, kinds, sorted(widths))
+    ]  # fmt: skip
+    params_b = read_number(cells, "params_b")
+    if params_b is None:
+        assumed.append(f"layers={layers} on each side, {found[0].head_size} per head")
+        return found[0]
+    if stated is None:
+        assumed.append(f"targets of {length} tokens")
+    return min(found, key=lambda model: abs(count_parameters(model) / 1e9 - params_b))
 
 
 def _fit_kind(common: dict[str, Any], params_b: float | None) -> Model:

@@ -100,6 +100,8 @@ class Execution:
     p2p_split: bool = False
     """tp ranks send a share each and gather it behind the wire."""
     fused_optimizer: bool = True
+    sees_all: bool = False
+    """Attention has no causal mask (an encoder)."""
     dropout_masks: bool = False
     """Dropout is on: masks are kept and read."""
     document_masks: bool = False

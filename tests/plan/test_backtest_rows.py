@@ -133,3 +133,14 @@ def test_accumulation_gives_the_microbatch():
     row = ROW["tt_8b_fsdp8_compile"] | {"micro_batch": "", "global_batch": "64"}
     layout = read_row(row | {"notes": "[T] grad accum 4"}, FACTS).job.layout
     assert (layout.micro_batch_size, layout.num_microbatches) == (2, 4)
+
+
+def test_an_encoder_decoder_is_read_by_name_or_by_size():
+    row = ROW["sc21_t1_3.6B"] | {"seq": "512", "kv_heads": "", "step_time_s": "1"}
+    sizes = {"layers": "24", "hidden": "1024", "heads": "128", "ffn": "65536", "vocab": "32128"}
+    known = read_row(row | sizes | {"model": "T5-11B", "params_b": "11.3"}, FACTS).job.model
+    assert (known.num_layers, known.encoder.num_layers, known.head_dim) == (24, 24, 128)
+    twice = {"layers": "48", "model": "my-t5", "params_b": "11.3", "notes": "target length 128"}
+    found = read_row(row | sizes | twice, FACTS).job.model
+    assert (found.num_layers, found.encoder.decoder_length, found.head_dim) == (24, 128, 128)
+    assert predict_row(row | sizes | twice, FACTS).status == "predicted"
