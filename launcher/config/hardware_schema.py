@@ -104,6 +104,9 @@ class Node(Record):
     """Bytes per second between a device and the node's RAM, per direction."""
     host_memory_bandwidth: Safe[PositiveFloat] = 200e9
     """Bytes per second of the node's RAM, which its processes share."""
+    switch_efficiency: Safe[Annotated[float, Field(gt=0, le=1)] | None] = None
+    """What NCCL's own model takes off the bandwidth where the switch adds up (NVLink SHARP, NVLS);
+    None: it cannot."""
     domain_gpus: Safe[Positive | None] = None
     """Devices joined at `bandwidth` where switches join more than a node (NVL72); None: a node."""
 
@@ -124,6 +127,9 @@ class Network(Record):
     Its bandwidth is divided by 1 + contention x log2(nodes)."""
     oversubscription: Safe[Annotated[float, Field(ge=1)]] = 1.0
     """Bandwidth into the leaf switches of a fat tree over that out of them; 1: non-blocking."""
+    nodes_per_leaf: Safe[Positive | None] = None
+    """Nodes that reach each other through one leaf switch, which oversubscription does not touch;
+    None: one."""
     efficiency: Safe[Annotated[float, Field(gt=0, le=1)]] = 0.8
     """Share of bandwidth that large collectives reach."""
 
