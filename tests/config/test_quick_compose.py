@@ -54,10 +54,10 @@ def test_a_plain_value_is_read_as_hydra_reads_it(text):
 
 
 UNUSUAL = (
-    "+train.x=1 ~train.seed ++train.x=1 train.x=007 train.x=1_000 train.x='a' train.x=${train.steps} "
-    "train.x=a,b train.x={a:1} train.x=12:00:00 train.x=nan train.x= model=nothing model=null "
-    "recipe=null hardware/gpu=b200_sxm steps=1 hydra.searchpath=[x] model@other=tiny train.x.0=1 "
-    "train=3 word"
+    "+train.x=1 ~train.seed ++train.x=1 train.x=007 train.x=1_000 train.x='a' train.x=nan "
+    "train.x=${train.steps} train.x=a,b train.x={a:1} train.x=12:00:00 train.x= model=nothing "
+    "model=null recipe=null hardware/gpu=b200_sxm steps=1 hydra.searchpath=[x] train.x.0=1 "
+    "model@other=tiny train=3 word"
 )
 
 
