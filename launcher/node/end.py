@@ -22,7 +22,6 @@ from launcher.node.records import read_record, write_record
 from launcher.node.steps import saved_step, trained_steps
 from launcher.plan.run_files import RunFiles
 
-_REQUEUED_WITHIN_S = 120.0
 _CUT_TRIES = 20
 
 

@@ -16,12 +16,17 @@ from launcher.plan.run_files import RunFiles
 def earlier_starts(place: Place) -> list[Start]:
     """Starts before this one since the run was submitted last, oldest first.
 
-    What a person resumed has a new chance: failures before it do not count.
+    What a person resumed has a new chance: failures before it do not count. Those of this same job
+    do, whatever the clocks of two machines say.
     """
-    submitted_at = float((read_record(place.files.submitted) or {}).get("submitted_at", 0.0))
+    submitted_at = _number((read_record(place.files.submitted) or {}).get("submitted_at"))
     this = (place.job_id, place.restart)
     starts = [start for start in list_starts(place.files) if (start.job_id, start.restart) != this]
-    return [start for start in starts if start.nodes.get("started_at", 0.0) >= submitted_at]
+    return [
+        start
+        for start in starts
+        if start.job_id == place.job_id or _number(start.nodes.get("started_at")) >= submitted_at
+    ]
 
 
 def past_of(starts: Sequence[Start]) -> list[Past]:
@@ -29,7 +34,7 @@ def past_of(starts: Sequence[Start]) -> list[Past]:
     return [
         Past(
             reason=str((start.end or {}).get("reason", "node_failure")),
-            first_step=int(start.nodes.get("first_step", 0)),
+            first_step=int(_number(start.nodes.get("first_step"))),
         )
         for start in starts
     ]
@@ -69,7 +74,7 @@ def close_lost_starts(files: RunFiles, starts: Sequence[Start]) -> None:
                 "why": "the queue ended the job before it could say how"
                 if noticed
                 else "the job ended without a word: one of its nodes was lost",
-                "first_step": int(start.nodes.get("first_step", 0)),
+                "first_step": int(_number(start.nodes.get("first_step"))),
                 "last_step": trained_steps(files),
                 "saved_step": saved_step(files),
                 "bad_nodes": [],
@@ -77,3 +82,9 @@ def close_lost_starts(files: RunFiles, starts: Sequence[Start]) -> None:
                 "first_error": None,
             },
         )
+
+
+def _number(value: object) -> float:
+    """0 for what is missing or no number: a torn record is none."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number else 0.0  # type: ignore[arg-type]

@@ -37,11 +37,14 @@ def publish(path: Path, endpoint: Endpoint) -> None:
 
 
 def published(path: Path) -> Endpoint | None:
-    """What the first node has told; None until then."""
-    record = read_record(path)
-    if record is None:
+    """What the first node has told; None until then, and where it cannot be understood."""
+    record = read_record(path) or {}
+    try:
+        return Endpoint(
+            host=str(record["host"]), port=int(record["port"]), round=int(record["round"])
+        )
+    except (KeyError, ValueError, TypeError):
         return None
-    return Endpoint(host=str(record["host"]), port=int(record["port"]), round=int(record["round"]))
 
 
 def name_of_this_node(slurm_name: str) -> str:
