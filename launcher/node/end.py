@@ -124,6 +124,8 @@ def _facts(place: Place, exit_code: int, was_asked: bool) -> Facts:
             and not _is_at_limit(nodes)
         ),
         is_preempted=job.is_preempted,
+        # The queue asks a job to end (TERM) whose other node it has lost, too.
+        is_cut_off=job.state == "NODE_FAIL" or (job.restarts or 0) > place.restart,
         left_s=job.left_s,
         bad_nodes=_failed_checks(place),
         hung=any(start.root.glob("hang_*.txt")),

@@ -63,7 +63,7 @@ class Facts:
     """Those that did not pass the checks."""
     hung: bool = False
     is_cut_off: bool = False
-    """It ended without a word: one of its nodes was lost."""
+    """The queue has taken it back by itself: one of its nodes was lost."""
     cause: Cause | None = None
     """Of the first error of a rank; None: no rank told one."""
     error: str = ""
@@ -126,6 +126,8 @@ def _what_happened(facts: Facts, limits: Limits) -> Ending:
         return Ending(status="done", reason="finished", why=f"{facts.trained_step} steps are done")
     if facts.is_cancelled:
         return Ending(status="stopped", reason="cancelled", why="the job was cancelled")
+    if facts.is_cut_off:
+        return _again("node_failure", "the queue took the job back: one of its nodes was lost")
     if facts.cause is not None and is_final(facts.cause, has_trained):
         reason: Reason = "worker_failed" if facts.cause.kind == "not_a_number" else "configuration"
         return _failed(reason, f"{facts.error}: {facts.cause.meaning}; not tried again")
@@ -135,8 +137,6 @@ def _what_happened(facts: Facts, limits: Limits) -> Ending:
         if facts.left_s is not None and facts.left_s <= limits.signal_seconds + _SLOW_SIGNAL_S:
             return _again("time_limit", "the time limit was near")
         return Ending(status="stopped", reason="cancelled", why="it was asked to save and end")
-    if facts.is_cut_off:
-        return _again("node_failure", "the job ended without a word: a node was lost")
     if facts.bad_nodes:
         names = ", ".join(facts.bad_nodes)
         return _again("bad_node", f"checks before the training failed on {names}", facts.bad_nodes)

@@ -92,6 +92,21 @@ class Job:
         return max((e["step"] + 1 for e in self.entries if "loss" in e), default=0)
 
     @property
+    def num_resumes(self) -> int:
+        """How often it was continued from a checkpoint."""
+        return sum("resumed_from" in entry for entry in self.entries)
+
+    @property
+    def resumed_at(self) -> int:
+        """Steps that were done when it was continued last."""
+        return max((e["step"] + 1 for e in self.entries if "resumed_from" in e), default=0)
+
+    @property
+    def has_stepped(self) -> bool:
+        """Whether a step was done since it was continued last."""
+        return self.num_steps > self.resumed_at
+
+    @property
     def losses(self) -> dict[int, float]:
         found = [(entry["step"], entry["loss"]) for entry in self.entries if "loss" in entry]
         assert len(found) == len(dict(found)), "a step is there twice"

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import json
+import random
+from dataclasses import dataclass, field
 
 import pytest
 
+from tests.cluster.faults import Fault, Recovery, heal, strike, wait_for_recovery
 from tests.cluster.runs import Job, launch, submit
+from tests.cluster.slurm import wait_until
 
-STEPS = ("train.steps=120", "checkpoint.every_steps=40")
+INTERVAL = 20
+STEPS = ("train.steps=120", f"checkpoint.every_steps={INTERVAL}")
+KINDS = ("rank", "torchrun", "slurmd", "cable", "head")
 URGENT = """\
 #!/usr/bin/env bash
 #SBATCH --output=/dev/null --nodes=4 --partition=urgent --exclusive
 sleep 3
 """
+
+
+@dataclass
+class Suffering:
+    """A run and what has happened to it, by kind."""
+
+    job: Job = None  # type: ignore[assignment]
+    happened: dict[str, tuple[Fault, Recovery]] = field(default_factory=dict)
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +67,45 @@ def test_a_preempted_run_saves_goes_on_and_ends_with_the_same_weights(
     assert same(job, undisturbed)
 
 
-def test_a_node_that_dies_costs_at_most_one_interval(cluster, undisturbed, tmp_path):
-    job = submit(cluster, tmp_path, "run", *STEPS)
-    job.wait_for_step(50)
-    cluster.kill_node(cluster.job_nodes(job.job_id)[1])
-    assert job.wait_for_end() == "COMPLETED", job.log
-    assert job.ends[-1] == "done: finished"
-    assert len(job.ends) == 2
-    assert job.starts[1].nodes["first_step"] == 40
-    assert same(job, undisturbed)
+@pytest.fixture(scope="module")
+def suffering(running_cluster, tmp_path_factory) -> Suffering:
+    """One run to which everything happens, each time as soon as it has saved again."""
+    told = Suffering()
+    choice = random.Random(0)
+    folder = tmp_path_factory.mktemp("suffering")
+    told.job = submit(running_cluster, folder, "run", *STEPS, "launch.max_restarts=3")
+    for number, kind in enumerate(KINDS, 1):
+        told.job.wait_for_step(number * INTERVAL + INTERVAL // 4)
+        fault = strike(told.job, kind, choice)
+        recovery = wait_for_recovery(told.job, fault)
+        told.happened[kind] = fault, recovery
+        heal(running_cluster, fault)
+        wait_until(
+            lambda: len(running_cluster.idle_nodes()) == running_cluster.num_nodes - 2, 120,
+            f"after {fault} only the job's nodes are at work",
+        )  # fmt: skip
+        print(f"{kind}: {recovery.seconds:.1f} s by {recovery.by}, from {recovery.first_step}")
+    assert told.job.wait_for_end() == "COMPLETED", told.job.log
+    return told
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_goes_on_by_itself_with_nothing_lost_that_was_saved(suffering, kind):
+    fault, recovery = suffering.happened[kind]
+    assert recovery.first_step >= fault.saved
+    assert fault.step - recovery.first_step <= INTERVAL
+    assert recovery.by == ("torchrun" if kind == "rank" else "queue")
+
+
+def test_after_all_of_it_weights_and_losses_are_those_of_an_undisturbed_run(suffering, undisturbed):
+    assert same(suffering.job, undisturbed)
+
+
+def test_every_end_is_on_record_with_its_reason(cluster, suffering):
+    job = suffering.job
+    lost = ["requeued: node_failure"] * 3
+    assert job.ends == ["requeued: worker_failed", *lost, "done: finished"]
+    told = json.loads(launch(cluster, "status", str(job.files.root), "--json").stdout)
+    assert told["state"] == "done"
+    assert told["num_requeues"] == 4
+    assert [start["reason"] for start in told["starts"]][-1] == "finished"

@@ -180,7 +180,21 @@ def test_a_job_at_its_time_limit_was_not_cancelled(files, queue):
 def test_a_job_that_the_queue_has_started_again_is_not_requeued_twice(files, queue):
     add_start(files)
     queue.shows(state="COMPLETING", restarts=1)
-    assert ended(files)["status"] == "requeued"
+    end = ended(files, was_asked=True)
+    assert (end["status"], end["reason"]) == ("requeued", "node_failure")
+    assert queue.did == []
+
+
+def test_a_lost_node_ends_no_job_that_waits_behind(tmp_path, queue):
+    files = make_files(tmp_path / "no", requeue=False)
+    record = json.loads(files.submitted.read_text()) | {"follow_up": "8"}
+    files.submitted.write_text(json.dumps(record))
+    add_start(files)
+    queue.program(
+        "scontrol", then='[ "$3 $4" = "--oneliner 8" ] && echo JobState=PENDING || '
+        "echo JobState=NODE_FAIL Restarts=0",
+    )  # fmt: skip
+    assert ended(files, was_asked=True)["reason"] == "node_failure"
     assert queue.did == []
 
 

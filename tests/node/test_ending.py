@@ -102,6 +102,11 @@ def test_a_useless_error_is_final_only_before_the_first_step(kind):
     assert ended(by(kind, KILLED)) == ("requeued", "worker_failed")
 
 
+def test_a_lost_node_counts_before_what_its_loss_does_to_ranks_and_to_the_script():
+    facts = replace(by("code", NO_STEP), is_cut_off=True, was_asked=True)
+    assert ended(facts) == ("requeued", "node_failure")
+
+
 def test_a_notice_does_not_hide_an_error_that_comes_again():
     facts = by("configuration", NO_STEP)
     assert ended(facts, is_preempted=True, was_asked=True) == ("failed", "configuration")
