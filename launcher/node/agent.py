@@ -74,6 +74,7 @@ class Agent:
         self._node = name_of_this_node(place.node)
         self._log = place.start.torchrun_log(place.node)
         self._heard: signal.Signals | None = None
+        self._noted: signal.Signals | None = None
         self._asked_at = 0.0
         self._looked_at = 0.0
         self._started_at = time.time()
@@ -150,6 +151,10 @@ class Agent:
     def _pass_on(self, process: subprocess.Popen[bytes]) -> None:
         """A signal reaches the workers again and again: one that starts does not hear it."""
         if self._heard is not None and time.monotonic() - self._asked_at >= _ASK_AGAIN_S:
+            if self._noted is not self._heard:
+                # At once: the next start asks for it where this one is killed before its end.
+                self._noted = self._heard
+                self._write()
             self._asked_at = time.monotonic()
             torchrun.ask_to_stop(process.pid, self._workers.module)
 

@@ -7,11 +7,10 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from launcher.node.processes import words_of
-from launcher.node.steps import saved_step
 from tests.cluster.runs import Job
 from tests.cluster.slurm import Cluster, wait_until
 
@@ -56,7 +55,7 @@ def strike(job: Job, kind: str, choice: random.Random) -> Fault:
     nodes = cluster.job_nodes(job.job_id)
     node = nodes[PLACES[kind]] if kind in PLACES else choice.choice(nodes)
     fault = Fault(
-        kind=kind, node=node, step=job.num_steps, saved=saved_step(job.files),
+        kind=kind, node=node, step=job.num_steps, saved=job.saved_step,
         resumes=job.num_resumes, starts=len(job.starts), at=time.time(),
     )  # fmt: skip
     FAULTS[kind](cluster, node)
@@ -84,13 +83,22 @@ def heal(cluster: Cluster, fault: Fault) -> None:
         cluster.up(fault.node)
 
 
+@contextlib.contextmanager
+def frozen(job: Job) -> Iterator[None]:
+    """Meanwhile no step is done: one rank stands still, and the others wait for it."""
+    node = job.cluster.job_nodes(job.job_id)[0]
+    pid = next(pid for pid in job.cluster.processes(node) if _program(pid) == WORKER)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
 def training(cluster: Cluster, node: str) -> list[int]:
     """Processes on a node that train or look after training."""
-    return [
-        pid
-        for pid in cluster.processes(node)
-        if {WORKER, TORCHRUN, AGENT} & set(words_of(pid)) and "end" not in words_of(pid)
-    ]
+    return [pid for pid in cluster.processes(node) if _program(pid)]
 
 
 def _kill_one(program: str) -> Callable[[Cluster, str], None]:

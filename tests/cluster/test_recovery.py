@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import dataclass, field
 
 import pytest
 
 from tests.cluster.faults import Fault, Recovery, heal, strike, wait_for_recovery
-from tests.cluster.runs import Job, launch, submit
+from tests.cluster.runs import INTERVAL, STEPS, Job, same, status_of, submit
 from tests.cluster.slurm import wait_until
 
-INTERVAL = 20
-STEPS = ("train.steps=120", f"checkpoint.every_steps={INTERVAL}")
 KINDS = ("rank", "torchrun", "slurmd", "cable", "head")
 URGENT = """\
 #!/usr/bin/env bash
@@ -30,24 +27,11 @@ class Suffering:
     happened: dict[str, tuple[Fault, Recovery]] = field(default_factory=dict)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(running_cluster, tmp_path_factory) -> Job:
-    """The run that the others are compared with."""
-    job = submit(running_cluster, tmp_path_factory.mktemp("undisturbed"), "run", *STEPS)
-    assert job.wait_for_end() == "COMPLETED", job.log
-    return job
-
-
-def same(job: Job, reference: Job) -> bool:
-    return job.weights == reference.weights and job.losses == reference.losses
-
-
 def test_a_submitted_run_trains_to_its_end_on_two_nodes(cluster, undisturbed):
     assert undisturbed.ends == ["done: finished"]
     assert undisturbed.num_steps == 120
     assert len(undisturbed.starts[0].nodes["nodes"]) == 2
-    status = launch(cluster, "status", str(undisturbed.files.root), "--json")
-    assert json.loads(status.stdout)["state"] == "done"
+    assert status_of(undisturbed)["state"] == "done"
 
 
 def test_a_preempted_run_saves_goes_on_and_ends_with_the_same_weights(
@@ -105,7 +89,7 @@ def test_every_end_is_on_record_with_its_reason(cluster, suffering):
     job = suffering.job
     lost = ["requeued: node_failure"] * 3
     assert job.ends == ["requeued: worker_failed", *lost, "done: finished"]
-    told = json.loads(launch(cluster, "status", str(job.files.root), "--json").stdout)
+    told = status_of(job)
     assert told["state"] == "done"
     assert told["num_requeues"] == 4
     assert [start["reason"] for start in told["starts"]][-1] == "finished"
