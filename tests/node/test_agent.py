@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
 from launcher.node import torchrun
 from launcher.node.agent import Agent
+from launcher.node.processes import descendants, words_of
 from launcher.node.records import read_record, write_record
 from launcher.node.rendezvous import Endpoint, free_port, publish, published
 from launcher.plan.run_files import RunFiles
@@ -52,12 +56,12 @@ def ports(*numbers: int) -> Callable[[], int]:
     return lambda: next(chosen)
 
 
-def run_both(files: RunFiles, *chosen: int) -> list[int]:
+def run_both(files: RunFiles, *chosen: int, workers: torchrun.Workers = WORKERS) -> list[int]:
     """Exit codes of the agents of two nodes."""
     codes = [-1, -1]
 
     def run(index: int) -> None:
-        agent = Agent(make_place(files, index=index), WORKERS, ports(*chosen))
+        agent = Agent(make_place(files, index=index), workers, ports(*chosen))
         codes[index] = agent.run()
 
     threads = [threading.Thread(target=run, args=(index,)) for index in (1, 0)]
@@ -118,6 +122,38 @@ def test_ports_that_are_always_taken_end_the_job(files, no_torchrun):
 def test_another_failure_is_not_tried_at_another_port(files, no_torchrun):
     assert run_both(files, 4) == [9, 9]
     assert published(files.start("7", 0).rendezvous).round == 1
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_where_a_torchrun_was_killed_all_agents_meet_again_as_often_as_is_allowed(
+    files, no_torchrun, index
+):
+    stop = threading.Event()
+
+    def kill_at_port_3() -> None:
+        log = files.start("7", 0).torchrun_log(f"n{index + 1}")
+        while not stop.wait(0.05):
+            if log.exists() and log.read_bytes().endswith(b"at port 3\n"):
+                log.open("ab").write(b"killed\n")
+                for pid in descendants(os.getpid()):
+                    if words_of(pid)[-3:-1] == ["3", str(int(index == 0))]:
+                        os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_at_port_3)
+    killer.start()
+    workers = replace(WORKERS, max_restarts=2)
+    assert run_both(files, 3, 3, 2, workers=workers) == [0, 0]
+    assert published(files.start("7", 0).rendezvous).round == 3
+    stop.set()
+    killer.join()
+
+
+def test_a_killed_torchrun_ends_a_job_that_is_not_to_restart(files, no_torchrun):
+    def happen() -> None:
+        for pid in descendants(os.getpid()):
+            os.kill(pid, signal.SIGKILL)
+
+    assert run_one(files, 3, happen) == 137
 
 
 def test_torchrun_itself_says_a_taken_port_in_the_words_that_are_known(files, monkeypatch):
