@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from launcher.config.schema import Run
-from launcher.node.ending import Limits, Past
+from launcher.node.ending import Limits, Past, lost_words
 from launcher.node.place import Place
+from launcher.node.queue import lost_nodes
 from launcher.node.records import Start, list_starts, read_record, write_record
 from launcher.node.steps import saved_step, trained_steps
 from launcher.plan.run_files import RunFiles
@@ -56,16 +57,22 @@ def limits_of(run: Run) -> Limits:
     )
 
 
-def close_lost_starts(files: RunFiles, starts: Sequence[Start]) -> None:
+def close_lost_starts(
+    files: RunFiles,
+    starts: Sequence[Start],
+    find_lost: Callable[[Sequence[str]], Sequence[str]] = lost_nodes,
+) -> None:
     """Write the end of starts that could not: their first node was lost, or the queue was faster.
 
-    The queue's notice goes to all agents; where one has heard it, it was no accident.
+    The queue's notice goes to all agents; where one has heard it, it was no accident. `find_lost`
+    says which nodes are down now.
     """
     for start in starts:
         if start.end is not None:
             continue
         agents = [read_record(path) or {} for path in start.files.root.glob("agent_*.json")]
         noticed = any(agent.get("signal") == "SIGUSR1" for agent in agents)
+        lost = () if noticed else find_lost(start.nodes.get("nodes") or ())
         write_record(
             start.files.end,
             {
@@ -73,7 +80,7 @@ def close_lost_starts(files: RunFiles, starts: Sequence[Start]) -> None:
                 "reason": "preempted" if noticed else "node_failure",
                 "why": "the queue ended the job before it could say how"
                 if noticed
-                else "the job ended without a word: one of its nodes was lost",
+                else f"the job ended without a word: {lost_words(lost)}",
                 "first_step": int(_number(start.nodes.get("first_step"))),
                 "last_step": trained_steps(files),
                 "saved_step": saved_step(files),

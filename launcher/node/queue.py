@@ -56,6 +56,14 @@ def hostnames(nodelist: str) -> tuple[str, ...]:
     return tuple(shown.split()) if shown else (nodelist,)
 
 
+def lost_nodes(names: Sequence[str]) -> tuple[str, ...]:
+    """Those of the nodes that the queue takes for dead."""
+    if not names:
+        return ()
+    shown = _answer("sinfo", "-h", "-N", "-n", ",".join(names), "-t", "down,fail", "-o", "%N")
+    return tuple(dict.fromkeys(shown.split())) if shown else ()
+
+
 def requeue(job_id: str, patience_s: float = _PATIENCE_S) -> str | None:
     """Put a running job, which ends by it, back into the queue; why not, where that is refused.
 

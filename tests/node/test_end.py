@@ -180,8 +180,10 @@ def test_a_job_at_its_time_limit_was_not_cancelled(files, queue):
 def test_a_job_that_the_queue_has_started_again_is_not_requeued_twice(files, queue):
     add_start(files)
     queue.shows(state="COMPLETING", restarts=1)
+    queue.program("sinfo", text="n2\nn2")
     end = ended(files, was_asked=True)
     assert (end["status"], end["reason"]) == ("requeued", "node_failure")
+    assert end["why"].endswith("lost n2")
     assert queue.did == []
 
 
@@ -258,10 +260,12 @@ def test_starts_that_could_not_write_their_end_still_count(files, queue, capsys)
         add_start(files, restart=restart, end={"reason": "node_failure"})
     add_start(files, restart=2)  # no end: its first node was lost
     queue.shows(restarts=3)
+    queue.program("sinfo", text="n1")
     assert begin(make_place(files, restart=3)) == 1
     end = read_record(files.start("7", 3).end)
     assert (end["status"], end["reason"]) == ("failed", "no_progress")
     assert read_record(files.start("7", 2).end)["reason"] == "node_failure"
+    assert read_record(files.start("7", 2).end)["why"].endswith("lost n1")
     assert queue.did == []
 
 
