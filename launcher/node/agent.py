@@ -192,7 +192,7 @@ class Agent:
             self._ended_by = "the job was started again elsewhere, so its processes here are ended"
             end_tree(process, patience_s=0.0)
         elif self._is_over(endpoint):
-            end_tree(process)
+            end_tree(process, patience_s=0.0)  # nothing that it could still do is wanted
         elif self._must_end_now():
             self._ended_by = "the time limit is here, and the workers have not ended"
             end_tree(process, patience_s=0.0)

@@ -112,6 +112,14 @@ def _kill_one(program: str) -> Callable[[Cluster, str], None]:
     return kill
 
 
+def _lose_daemon(cluster: Cluster, node: str) -> None:
+    """What it started runs on, so a rank is held: else a run of seconds would end before the queue
+    misses the daemon."""
+    held = next(pid for pid in cluster.processes(node) if _program(pid) == WORKER)
+    os.kill(held, signal.SIGSTOP)
+    cluster.kill_slurmd(node)
+
+
 def _program(pid: int) -> str:
     """Which of ours a process is; torchrun's words name the worker, too."""
     words = words_of(pid)
@@ -127,7 +135,7 @@ FAULTS: dict[str, Callable[[Cluster, str], None]] = {
     "rank": _kill_one(WORKER),
     "torchrun": _kill_one(TORCHRUN),
     "agent": _kill_one(AGENT),
-    "slurmd": Cluster.kill_slurmd,
+    "slurmd": _lose_daemon,
     "cable": Cluster.cut,
     "node": Cluster.kill_node,
     "head": Cluster.kill_node,
