@@ -28,7 +28,7 @@ from launcher.node.rendezvous import (
     publish,
     published,
 )
-from launcher.node.steps import last_sign_at
+from launcher.node.steps import last_sign_at, trained_steps
 from launcher.plan.records import layout_from_json
 
 WORKER = "launcher.runtime.worker"
@@ -221,7 +221,9 @@ class Agent:
         """When training went on, for the record of how long that took."""
         if self._place.index == 0 and self._first_step_at is None:
             at = last_sign_at(self._place.files)
-            if at is not None and at > self._started_at:
+            before = (read_record(self._place.start.nodes) or {}).get("first_step", 0)
+            is_new = at is not None and at > self._started_at
+            if at is not None and is_new and trained_steps(self._place.files) > before:
                 self._first_step_at = at
                 self._write()
                 self._say_recovery(at)
