@@ -64,12 +64,21 @@ def _barrier() -> None:
         dist.barrier()
 
 
-def report(title: str, seconds: dict[str, list[float]], ours: str) -> None:
-    """Medians, and the median of the round-by-round ratios of ours to each other contestant."""
+def report(
+    title: str,
+    seconds: dict[str, list[float]],
+    ours: str,
+    predicted: dict[str, float] | None = None,
+) -> None:
+    """Medians, and the median of the round-by-round ratios of ours to each other contestant;
+    seconds that the plan predicts beside.
+    """
     print(title)
     for name, times in seconds.items():
         ratios = [mine / other for mine, other in zip(seconds[ours], times, strict=True)]
         ratio = "" if name == ours else f"  {ours} / this: {statistics.median(ratios):.3f}"
+        if predicted and name in predicted:
+            ratio += f"  predicted {predicted[name] * 1e3:8.1f} ms"
         print(
             f"  {name:34} median {statistics.median(times) * 1e3:8.1f} ms"
             f"  min {min(times) * 1e3:8.1f} ms{ratio}"

@@ -19,6 +19,7 @@ from decoder import (
     LAYERS,
     MICRO,
     SEQUENCE,
+    make_alone,
     make_groups,
     make_layout,
     make_microbatches,
@@ -139,19 +140,6 @@ def new_module(index: int, count: int) -> Any:
     return build_stage(
         make_run(), replace(layout, world_size=single.world_size), make_stage(index, count), groups
     )
-
-
-def make_alone() -> Any:
-    """Groups of a process that is by itself: a module is built without any communication."""
-    from launcher.runtime.groups import Axis, Groups
-
-    def axis(name: str) -> Axis:
-        return Axis(name=name, index=0, size=1, ranks=(0,), group=None)
-
-    return Groups(
-        rank=0, world_size=1, device=torch.device("cpu"),
-        tp=axis("tp"), pp=axis("pp"), dp=axis("dp"), model=axis("model"),
-    )  # fmt: skip
 
 
 class Sequential(nn.Module):

@@ -3,7 +3,8 @@
     python benchmarks/schedule_step.py [--pp 4]
 
 8 microbatches over the same blocks with the same initial weights: forward, backward, clipping and
-AdamW step. The first losses are compared, so that both do the same work.
+AdamW step. The first losses are compared, so that both do the same work. The plan's predicted
+time stands beside.
 """
 
 from __future__ import annotations
@@ -21,18 +22,22 @@ from decoder import (
     LAYERS,
     MICRO,
     SEQUENCE,
+    make_alone,
     make_groups,
     make_layout,
     make_microbatches,
     make_run,
     make_stage,
+    on_this_machine,
 )
-from pipeline_step import Sequential, make_alone, whole_batch
+from pipeline_step import Sequential, whole_batch
 from torch import Tensor, nn
 
-from launcher.plan.records import Stage
+from launcher.plan.execution import runtime_job
+from launcher.plan.records import Layout, Stage
 from launcher.plan.schedule import SCHEDULES, build_schedule
 from launcher.plan.schedule_records import Chain, has_weight_actions
+from launcher.plan.step_time import estimate_job
 
 NUM_MICROBATCHES = 8
 Step = Callable[[], float | None]
@@ -74,7 +79,7 @@ def compare(rank: int, pair: Pair, rounds: int) -> None:
     seconds = time_in_turn(contestants, rounds)
     if rank == 0:
         title = f"{pair.ours}, pp={pp}, {pair.num_chunks} chunks per stage; {machine()}"
-        report(title, seconds, ours="launch")
+        report(title, seconds, ours="launch", predicted={"launch": predict_s(pair, chain)})
 
 
 def build_ours(rank: int, pair: Pair, chain: Chain) -> Step:
@@ -82,9 +87,7 @@ def build_ours(rank: int, pair: Pair, chain: Chain) -> Step:
     from launcher.runtime.pipeline.execute import run_schedule
     from launcher.runtime.pipeline.p2p import build_channels
 
-    pp = chain.num_stages
-    layout = make_layout(pp=pp, num_microbatches=NUM_MICROBATCHES)
-    layout = replace(layout, vpp=pair.num_chunks, schedule=pair.ours)
+    pp, layout = chain.num_stages, schedule_layout(pair, chain)
     groups = make_groups(layout)
     schedule = build_schedule(pair.ours, pp, NUM_MICROBATCHES, pair.num_chunks)
     module = build_module(whole_stage(rank, chain), has_weight_actions(schedule.ranks))
@@ -99,6 +102,20 @@ def build_ours(rank: int, pair: Pair, chain: Chain) -> Step:
         return None if loss is None else float(loss)
 
     return step
+
+
+def schedule_layout(pair: Pair, chain: Chain) -> Layout:
+    layout = make_layout(pp=chain.num_stages, num_microbatches=NUM_MICROBATCHES)
+    return replace(layout, vpp=pair.num_chunks, schedule=pair.ours)
+
+
+def predict_s(pair: Pair, chain: Chain) -> float:
+    """The plan's time of our step on this machine."""
+    pp = chain.num_stages
+    job = runtime_job(on_this_machine(make_run(), pp), schedule_layout(pair, chain))
+    schedule = build_schedule(pair.ours, pp, NUM_MICROBATCHES, pair.num_chunks)
+    stages = [whole_stage(rank, chain) for rank in range(pp)]
+    return estimate_job(job, stages, schedule).time.step_s
 
 
 def build_torch(rank: int, pair: Pair, chain: Chain) -> Step:

@@ -15,11 +15,20 @@ from typing import Any
 
 import torch
 from common import machine, report, rounds_argument, run_ranks, time_in_turn
-from decoder import HIDDEN, LAYERS, MICRO, SEQUENCE, make_groups, make_layout, make_run, make_stage
+from decoder import (
+    HIDDEN,
+    LAYERS,
+    MICRO,
+    SEQUENCE,
+    make_alone,
+    make_groups,
+    make_layout,
+    make_run,
+    make_stage,
+    on_this_machine,
+)
 from torch import Tensor, nn
 
-from launcher.config.local_hardware import cpu_facts, detect_machine
-from launcher.config.schema import Hardware
 from launcher.plan.execution import runtime_job
 from launcher.plan.records import Layout
 from launcher.plan.stage_time import estimate_parts, part_cost
@@ -45,7 +54,8 @@ def compare(rank: int, rounds: int) -> None:
     seconds = time_in_turn(contestants, rounds)
     if rank == 0:
         title = f"tp={TP}, sequence parallel, {LAYERS} blocks, forward and backward; {machine()}"
-        report(title, seconds, ours="launch")
+        predicted = {"launch": predict_s(False), "launch, overlapped": predict_s(True)}
+        report(title, seconds, ours="launch", predicted=predicted)
 
 
 Step = Callable[[], tuple[Tensor, Tensor]]
@@ -116,19 +126,6 @@ def build_torch(piece: Tensor) -> Step:
     return make_step(module, blocks, piece, sum_partial)
 
 
-def make_alone() -> Any:
-    """Groups of a process that is by itself."""
-    from launcher.runtime.groups import Axis, Groups
-
-    def axis(name: str) -> Axis:
-        return Axis(name=name, index=0, size=1, ranks=(0,), group=None)
-
-    return Groups(
-        rank=0, world_size=1, device=torch.device("cpu"),
-        tp=axis("tp"), pp=axis("pp"), dp=axis("dp"), model=axis("model"),
-    )  # fmt: skip
-
-
 def make_step(
     module: nn.Module, blocks: list[Any], piece: Tensor, sum_partial: Callable[[], None]
 ) -> Step:
@@ -147,24 +144,16 @@ def make_step(
 
 def main() -> None:
     run_ranks(TP, compare, rounds_argument(str(__doc__), default=25))
-    predict()
 
 
-def predict() -> None:
-    """Print the plan's time of the same blocks, forward and backward, on this machine."""
-    facts = cpu_facts(detect_machine(), TP)
-    hardware = {"name": "local", "device": "cpu", "gpus_per_node": TP, **facts}
-    run = make_run().model_copy(update={"hardware": Hardware.model_validate(hardware)})
-    for overlap_tp in (False, True):
-        layout = make_tp_layout(overlap_tp)
-        stage = replace(make_stage(0, 1), is_first=False, is_last=False)
-        job = runtime_job(run, layout)
-        links = find_links(job)
-        cost = part_cost(job, stage, estimate_parts(job, links), links)
-        seconds = cost.forward_s + cost.input_s + cost.weight_s
-        print(
-            f"  the plan, overlap_tp={str(overlap_tp).lower():5}  predicts {seconds * 1e3:8.1f} ms"
-        )
+def predict_s(overlap_tp: bool) -> float:
+    """The plan's time of the same blocks, forward and backward, on this machine."""
+    layout = make_tp_layout(overlap_tp)
+    stage = replace(make_stage(0, 1), is_first=False, is_last=False)
+    job = runtime_job(on_this_machine(make_run(), TP), layout)
+    links = find_links(job)
+    cost = part_cost(job, stage, estimate_parts(job, links), links)
+    return cost.forward_s + cost.input_s + cost.weight_s
 
 
 if __name__ == "__main__":
