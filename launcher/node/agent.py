@@ -53,7 +53,8 @@ def run_agent(place: Place, choose_port: Callable[[], int] = free_port) -> int:
         per_node=layout.gpus_per_node,
         max_restarts=launch.max_restarts,
     )
-    agent = Agent(place, workers, choose_port, min(_RESERVE_S, launch.signal_seconds / 3))
+    reserve_s = min(_RESERVE_S, launch.signal_seconds / 3)
+    agent = Agent(place, workers, choose_port, reserve_s, launch.rendezvous_endpoint)
     agent.listen()
     return agent.run()
 
@@ -67,10 +68,14 @@ class Agent:
         workers: torchrun.Workers,
         choose_port: Callable[[], int] = free_port,
         reserve_s: float = 20.0,
+        endpoint: str | None = None,
     ) -> None:
-        """`reserve_s` before the time limit the workers are ended, whatever they do."""
+        """`reserve_s` before the time limit the workers are ended, whatever they do.
+
+        `endpoint`: HOST:PORT of the first node where all meet; None: chosen there.
+        """
         self._place, self._workers, self._choose_port = place, workers, choose_port
-        self._reserve_s = reserve_s
+        self._reserve_s, self._endpoint = reserve_s, endpoint
         self._node = name_of_this_node(place.node)
         self._log = place.start.torchrun_log(place.node)
         self._heard: signal.Signals | None = None
@@ -95,7 +100,8 @@ class Agent:
                 break
             tried = endpoint.round
             code, is_port_taken, is_other_round = self._train(endpoint)
-            if not (is_port_taken or is_other_round):
+            is_over = is_port_taken and self._endpoint is not None  # There is no other port.
+            if is_over or not (is_port_taken or is_other_round):
                 break
         self._write(exit_code=code)
         return code
@@ -104,7 +110,7 @@ class Agent:
         """Publish where to meet, or read it; None where there is nothing left to meet for."""
         path = self._place.start.rendezvous
         if self._place.index == 0:
-            endpoint = Endpoint(host=self._node, port=self._choose_port(), round=round_number)
+            endpoint = self._choose_endpoint(round_number)
             publish(path, endpoint)
             return endpoint
         deadline = time.monotonic() + _MEET_S
@@ -112,10 +118,21 @@ class Agent:
             endpoint = published(path)
             if endpoint is not None and endpoint.round >= round_number:
                 return endpoint
-            if self._heard is not None or self._place.is_superseded:
+            if self._heard is not None or self._place.is_superseded or self._is_over():
                 return None
             time.sleep(_POLL_S)
         raise RunFailed(f"the first node has not said within {_MEET_S:.0f} s where to meet")
+
+    def _choose_endpoint(self, round_number: int) -> Endpoint:
+        host, port = self._node, 0
+        if self._endpoint is not None:
+            host, _, given = self._endpoint.rpartition(":")
+            port = int(given)
+        return Endpoint(host=host, port=port or self._choose_port(), round=round_number)
+
+    def _is_over(self) -> bool:
+        """The first node has ended before it said where to meet: there was nothing to do."""
+        return read_record(self._place.start.end) is not None
 
     def _train(self, endpoint: Endpoint) -> tuple[int, bool, bool]:
         """Exit code, whether the port was taken, whether another round has begun."""
