@@ -80,11 +80,9 @@ def _endpoint(run: Run) -> str | None:
     return None
 
 
-def _endpoint_candidates(run: Run) -> tuple[str | None, ...]:
-    return (None,) if run.launch.name not in _PLAIN or not run.launch.hosts else ()
-
-
 def _some_endpoint(run: Run) -> str:
+    if run.launch.name not in _PLAIN:
+        return "launch.rendezvous_endpoint=null"
     host = run.launch.hosts[0] if run.launch.hosts else "host1"
     return f"launch.rendezvous_endpoint={host}:29500"
 
@@ -127,7 +125,6 @@ HOST_RULES = (
         says="rendezvous_endpoint is HOST:PORT on the first host of launch=torchrun or mpirun",
         why="The first host listens there, and every other one must reach it.",
         broken=_endpoint,
-        candidates=_endpoint_candidates,
         fix=_some_endpoint,
     ),
     Rule(
@@ -136,7 +133,7 @@ HOST_RULES = (
         says="containers are started in Slurm jobs",
         why="Elsewhere the key would be ignored; launch.setup and launch.python name what is used.",
         broken=_container,
-        candidates=lambda run: (None,),
+        fix="launch.container=null launch.image=null",
     ),
 )
 """Rules of launch.hosts and launch.rendezvous_endpoint."""

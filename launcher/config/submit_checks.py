@@ -67,6 +67,30 @@ SUBMIT_CHECKS = (
     ("conda-there", "launch.conda", "there is a conda to activate it", "The job would fail."),
     ("setup-readable", "launch.setup", "bash can read the script", "The job would fail."),
     (
+        "starter-not-here",
+        "launch",
+        "ssh is here for launch=torchrun, mpirun for launch=mpirun",
+        "Nothing else starts the hosts; launch.start=manual needs neither.",
+    ),
+    (
+        "host-reachable",
+        "launch.hosts",
+        "ssh reaches every host without a password",
+        "The other hosts would wait for it.",
+    ),
+    (
+        "run-dir-shared",
+        "launch.hosts",
+        "every host sees a file that is made where the run directory will be",
+        "Hosts meet by files there, and read the run from it.",
+    ),
+    (
+        "python-on-hosts",
+        "launch.hosts",
+        "every host has the interpreter",
+        "Its agent could not start.",
+    ),
+    (
         "one-array",
         "--multirun",
         "the runs of a sweep ask the queue for the same",
