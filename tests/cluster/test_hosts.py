@@ -118,4 +118,5 @@ def test_a_host_that_dies_ends_the_run_and_others_go_on_by_hand(hosts, tmp_path)
 
 
 def _steps_since(job: Job) -> int:
-    return job.num_steps - int(job.starts[1].nodes["first_step"]) if len(job.starts) > 1 else 0
+    first = job.starts[1].nodes.get("first_step") if len(job.starts) > 1 else None
+    return job.num_steps - int(first) if first is not None else 0
