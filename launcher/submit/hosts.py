@@ -114,13 +114,29 @@ def _finding(host: str, answer: tuple[int, str], place: Path, python: str) -> Fi
     code, said = answer
     if code == 0:
         return None
-    rule, reason, fix = "host-reachable", f"ssh {host}: {said}", "launch.start=manual"
     if code == _NO_FILE:
-        rule, fix = "run-dir-shared", "--run-dir on a file system that all hosts share"
-        reason = f"it does not see what this machine writes in {place}"
-    elif code == _NO_PYTHON:
-        rule, reason, fix = "python-on-hosts", f"it has no {python}", "launch.python=PATH"
-    return Finding(field="launch.hosts", value=host, rule=rule, reason=reason, fix=fix)
+        return Finding(
+            field="launch.hosts",
+            value=host,
+            rule="run-dir-shared",
+            reason=f"it does not see what this machine writes in {place}",
+            fix="--run-dir on a file system that all hosts share",
+        )
+    if code == _NO_PYTHON:
+        return Finding(
+            field="launch.hosts",
+            value=host,
+            rule="python-on-hosts",
+            reason=f"it has no {python}",
+            fix="launch.python=PATH",
+        )
+    return Finding(
+        field="launch.hosts",
+        value=host,
+        rule="host-reachable",
+        reason=f"ssh {host}: {said}",
+        fix="launch.start=manual",
+    )
 
 
 def record_plain_job(files: RunFiles, kind: str) -> str:
