@@ -26,9 +26,9 @@ from launcher.plan.fill import build_layout
 from launcher.plan.memory import estimate_job_memory, zero_model_state_bytes
 from launcher.plan.own_runs import read_own_run
 from launcher.plan.records import Stage
-from launcher.plan.schedule import SCHEDULES, build_schedule
+from launcher.plan.schedule import SCHEDULES
 from launcher.plan.schedule_made import is_made, make_schedule
-from launcher.plan.schedule_records import Chain, Schedule, ScheduleError
+from launcher.plan.schedule_records import Chain, ScheduleError
 from launcher.plan.stage_time import estimate_parts
 from launcher.plan.stages import make_stages, split_stages
 from launcher.plan.step_time import (
@@ -147,22 +147,15 @@ def predict_job(job: Job) -> tuple[tuple[Stage, ...], StepEstimate]:
         stages = make_stages(model, chain, bounds)
     else:
         stages = split_stages(model, layout.pp, estimate_parts(job), chain)
-    return stages, estimate_job(job, stages, _schedule(job, stages, chain))
+    # Those made for measured times are made for the predicted ones.
+    schedule = make_schedule(job, stages, chain) if is_made(layout.schedule) else None
+    return stages, estimate_job(job, stages, chain, schedule)
 
 
 def _chain(job: Job) -> Chain:
     recipe, layout = SCHEDULES[job.layout.schedule], job.layout
     chunks = layout.vpp if recipe.chunks is None else recipe.chunks
     return Chain(num_stages=layout.pp, num_chunks=chunks, placement=recipe.placement)
-
-
-def _schedule(job: Job, stages: Sequence[Stage], chain: Chain) -> Schedule:
-    """By name; those made for measured times are made for the predicted ones."""
-    layout = job.layout
-    if is_made(layout.schedule):
-        return make_schedule(job, stages, chain)
-    chunks = layout.vpp if SCHEDULES[layout.schedule].chunks is None else None
-    return build_schedule(layout.schedule, layout.pp, layout.num_microbatches, chunks)
 
 
 def backtest(rows: Iterable[Mapping[str, str | None]], facts: Facts) -> dict[str, Any]:
