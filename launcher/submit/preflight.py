@@ -95,7 +95,7 @@ def _ask_cluster(plan: Plan, script: str, report: Report) -> None:
             Finding(field="launch", value="slurm", rule="slurm-unreachable", reason=said.reason)
         )
         return
-    own = [*_partition_findings(plan, partitions), *_account_findings(plan, report)]
+    own = [*_partition_findings(plan, partitions, report), *_account_findings(plan, report)]
     report.findings.extend(own)
     tested = ask("sbatch", "--test-only", text=script)
     if tested.code != 0:
@@ -112,7 +112,9 @@ def _blamed(reason: str) -> str:
     return next((key for words, key in _BLAMED if words in reason.lower()), "launch")
 
 
-def _partition_findings(plan: Plan, partitions: Sequence[Partition]) -> Iterator[Finding]:
+def _partition_findings(
+    plan: Plan, partitions: Sequence[Partition], report: Report
+) -> Iterator[Finding]:
     launch = plan.run.launch
     names = [partition.name for partition in partitions]
     if launch.partition is None:
@@ -131,8 +133,12 @@ def _partition_findings(plan: Plan, partitions: Sequence[Partition]) -> Iterator
                     field="launch.partition", value=launch.partition, rule="partition-known",
                     reason=f"this cluster has no partition {name}", legal=names,
                 )  # fmt: skip
-    for partition in chosen:
-        yield from _one_partition(plan, partition, partitions)
+    found = [list(_one_partition(plan, partition, partitions)) for partition in chosen]
+    if all(found):
+        for findings in found:
+            yield from findings
+    else:  # Slurm takes the one that can.
+        report.notes.extend(str(finding) for findings in found for finding in findings)
 
 
 def _one_partition(

@@ -12,6 +12,7 @@ import pytest
 from launcher.plan.run_files import RunFiles
 from tests.cluster.hosts import TOY, Hosts
 from tests.cluster.runs import Job
+from tests.cluster.slurm import wait_until
 
 HOSTS = ("launch.hosts=[n1,n2]", "hardware=pair")
 LONG = ("train.steps=4000", "checkpoint.every_steps=10", "checkpoint.keep=2")
@@ -77,3 +78,45 @@ def test_two_hosts_train_to_the_same_weights_as_one(hosts, plain, launcher, tmp_
         "agent_n1.json", "agent_n2.json",
     }  # fmt: skip
     assert state(hosts, root) == "done"
+
+
+def test_a_host_that_dies_ends_the_run_and_others_go_on_by_hand(hosts, tmp_path):
+    # 1. By ssh, until a host dies.
+    root = tmp_path / "run"
+    words = ("--run-dir", str(root), *TOY, *HOSTS, "launch=torchrun", "launch.max_restarts=0")
+    command = hosts.start("run", *words, *LONG)
+    job = job_in(root)
+    wait_until(lambda: job.num_steps > 20, 180, "training")
+    assert state(hosts, root) == "running"
+    hosts.cluster.kill_node("n2")
+    said = command.communicate(timeout=180)[0]
+    assert command.returncode == 1
+    assert "host n2 is lost" in said
+    wait_until(lambda: nothing_runs(hosts, root), 60, "all processes have ended")
+    assert job.ends == ["failed: node_failure"]
+    assert state(hosts, root) == "failed"
+    # 2. Continued on another host in its place, by commands that people type there.
+    hosts = Hosts(hosts.cluster, tmp_path / "again", ("n1", "n3"))
+    own = ("launch.hosts=[n1,n3]", "launch.start=manual", "launch.rendezvous_endpoint=n1:29555")
+    done = hosts.launch("resume", str(root), *own)
+    assert done.returncode == 0, done.stderr
+    typed = [line.split("  ", 1) for line in done.stdout.splitlines() if "command.sh" in line]
+    assert [host for host, _ in typed] == ["on n1", "on n3"]
+    # The second one finds out by itself which it is.
+    agents = [hosts.on("n3", typed[1][1].removesuffix(" 1")), hosts.on("n1", typed[0][1])]
+    wait_until(lambda: _steps_since(job) > 3, 180, "training again")
+    (start,) = [start for start in job.starts if start.end is None]
+    assert json.loads(start.files.rendezvous.read_text())["port"] == 29555
+    # 3. Cancelled from a machine that is none of them.
+    cancelled = hosts.launch("cancel", str(root))
+    assert cancelled.returncode == 0, cancelled.stderr
+    assert "the newest checkpoint is" in cancelled.stdout
+    assert [agent.wait(60) for agent in agents] == [0, 0]
+    assert job.ends[1] == "stopped: cancelled"
+    assert job.starts[1].end["saved_step"] == job.num_steps
+    assert state(hosts, root) == "cancelled"
+
+
+def _steps_since(job: Job) -> int:
+    first = job.starts[1].nodes.get("first_step") if len(job.starts) > 1 else None
+    return job.num_steps - int(first) if first is not None else 0
