@@ -25,15 +25,16 @@ def main(words: Sequence[str]) -> int:
         print(error, file=sys.stderr, flush=True)
         return error.exit_code
     except TypeError:
-        if len(words) in (2, 3):
+        if len(words) > 1:
             raise
-        print(_USAGE, file=sys.stderr)
-        return EXIT_INVALID_CONFIG
+        return _refuse()
 
 
 def _run(verb: str, run_dir: str, *words: str) -> int:
     if verb == "agent":
         return _agent(Path(run_dir), list(words))
+    if len(words) > (verb == "end"):
+        return _refuse()
     place = read_place(Path(run_dir))
     if verb == "start":
         from launcher.node.start import begin
@@ -43,8 +44,12 @@ def _run(verb: str, run_dir: str, *words: str) -> int:
         from launcher.node.end import finish
 
         # What the script has heard from the queue: USR1, TERM or nothing.
-        (status,) = words or ("1",)
-        return finish(place, int(status), bool(os.environ.get("LAUNCH_ASKED")))
+        status = int(words[0]) if words else 1
+        return finish(place, status, bool(os.environ.get("LAUNCH_ASKED")))
+    return _refuse()
+
+
+def _refuse() -> int:
     print(_USAGE, file=sys.stderr)
     return EXIT_INVALID_CONFIG
 
@@ -58,8 +63,7 @@ def _agent(run_dir: Path, words: list[str]) -> int:
     is_held = HELD in words
     numbers = [word for word in words if word != HELD]
     if len(numbers) > 1 or not all(word.isdecimal() for word in numbers):
-        print(_USAGE, file=sys.stderr)
-        return EXIT_INVALID_CONFIG
+        return _refuse()
     place = plain_place(run_dir, int(numbers[0]) if numbers else None)
     return run_agent(read_place(run_dir)) if place is None else join(place, is_held)
 

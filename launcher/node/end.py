@@ -36,8 +36,8 @@ def finish(place: Place, exit_code: int, was_asked: bool, is_cut_off: bool = Fal
     if (already := read_record(place.start.end)) is not None:  # `start` has found nothing to do.
         return 1 if already["status"] == "failed" else 0
     run = read_run(place.files.run)
-    facts = replace(_facts(place, exit_code, was_asked), is_cut_off=is_cut_off)
-    return conclude(place, run, facts)
+    facts = _facts(place, exit_code, was_asked)
+    return conclude(place, run, replace(facts, is_cut_off=facts.is_cut_off or is_cut_off))
 
 
 def conclude(place: Place, run: Run, facts: Facts) -> int:
