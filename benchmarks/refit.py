@@ -24,7 +24,7 @@ from launcher.config.assets import conf_dir
 from launcher.config.facts import read_gpus, read_models, read_networks, read_nodes
 from launcher.plan.backtest import predict_row
 from launcher.plan.backtest_cells import BadRow, Unsupported
-from launcher.plan.backtest_hardware import share_fabrics
+from launcher.plan.backtest_hardware import find_devices, share_fabrics
 from launcher.plan.backtest_rows import Facts, read_row
 
 START = {
@@ -161,7 +161,13 @@ def usable_rows(path: Path, facts: Facts) -> list[Mapping[str, str | None]]:
 
 def name_of(row: Mapping[str, str | None]) -> str:
     """Who measured it: two tables of one page are one source."""
-    return re.split(r"[:(]", row["source"] or "")[0].strip()
+    return re.split(r"[:(0-9]", row["source"] or "")[0].strip()
+
+
+def device_of(row: Mapping[str, str | None]) -> str:
+    """By the words of its cell, remarks aside."""
+    found = find_devices({"gpu": row["gpu"] or "", "notes": ""})
+    return found.gpu if found else ""
 
 
 def main() -> None:
@@ -180,15 +186,13 @@ def main() -> None:
     for source in dict.fromkeys(name_of(row) for row in rows):
         if asked.source not in source:
             continue
-        out = [row for row in rows if name_of(row) == source]
-        wanted = constants_of(out, facts)
-        options = {constant.option for constant in wanted if constant.kind == "gpus"}
-        others = [
-            row for row in rows if name_of(row) != source
-            and {one.option for one in constants_of([row], facts)} & options
-        ]  # fmt: skip
-        if not others:
-            print(f"{source[:58]:<58} {len(out):>4}  no other rows on its devices", flush=True)
+        elsewhere = {device_of(row) for row in rows if name_of(row) != source}
+        out = [row for row in rows if name_of(row) == source and device_of(row) in elsewhere]
+        devices = {device_of(row) for row in out}
+        others = [row for row in rows if name_of(row) != source and device_of(row) in devices]
+        wanted = constants_of(out, facts) if out else []
+        if not out:
+            print(f"{source[:58]:<58}       no other source has its devices", flush=True)
             continue
         before, after = errors(out, facts), errors(out, fit(others, facts, wanted))
         print(f"{source[:58]:<58} {len(out):>4} {shown(before)} {shown(after)}", flush=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
-from statistics import NormalDist
 
 from launcher.config.schema import Hardware
 
@@ -32,4 +32,10 @@ def _slowest_of(number: int) -> float:
 
 
 def _expected_maximum(number: int) -> float:
-    return NormalDist().inv_cdf((number - 0.375) / (number + 0.25))
+    """The deviate that this share stays under, found by halving."""
+    share, low, high = (number - 0.375) / (number + 0.25), 0.0, 8.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        is_under = (1 + math.erf(middle / math.sqrt(2))) / 2 < share
+        low, high = (middle, high) if is_under else (low, middle)
+    return high
