@@ -106,7 +106,7 @@ def test_a_cancelled_run_has_saved_and_can_be_resumed(cluster, tmp_path):
 def test_a_time_limit_that_comes_three_times_changes_nothing(cluster, undisturbed, tmp_path):
     # Slurm looks at limits every 30 s and gives notice when signal_seconds + 30 are left, so the
     # notice comes within 30 s of every start; meanwhile no step is done.
-    limits = ("launch.time_limit='\"3:00\"'", "launch.signal_seconds=179")
+    limits = ("launch.time_limit='\"0:03:00\"'", "launch.signal_seconds=179")
     job = submit(cluster, tmp_path, "run", *STEPS, *limits)
     for times in range(1, 4):
         job.wait_for_starts(times)
