@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from launcher.config.schema import Experts, LatentAttention
+from launcher.plan.encoder import source_tokens
 from launcher.plan.execution import Job
 from launcher.plan.operator_records import Size, size_of
 
@@ -35,9 +36,40 @@ def block_kept_bytes(job: Job, recompute: str) -> int:
     inputs = size.tokens * hidden if job.execution.keeps_gathered_inputs else whole
     rest = size.tokens * _attention_width(job, size) + mlp
     kept = (2 * whole + 2 * inputs + rest) * element + masks
+    if job.execution.saves_quantised and job.execution.matmul == "fp8":
+        kept -= _quantised_saving(job, size, inputs)
+    if job.model.encoder:
+        kept += _cross_kept(job, size, recompute)
     if recompute == "none":
         kept += _core_bytes(job, size)
     return kept
+
+
+def _cross_kept(job: Job, size: Size, recompute: str) -> int:
+    """Of attention to the encoder's output: the norm's input and output, q, k, v and the result."""
+    execution, source = job.execution, source_tokens(job)
+    whole = size.norm_tokens * job.model.hidden_size
+    width = size.tokens * 2 * size.queries + source * 2 * size.keys
+    masks = whole if execution.dropout_masks else 0
+    kept = (2 * whole + width) * execution.element_bytes + masks
+    if recompute != "none" or execution.attention != "matrix":
+        return kept + (size.tokens * size.heads * 4 if recompute == "none" else 0)
+    per_score = 5 if execution.dropout_masks else 2
+    return kept + per_score * size.tokens * size.heads * job.layout.sequence_length
+
+
+def _quantised_saving(job: Job, size: Size, inputs: int) -> int:
+    """Bytes that 8-bit inputs of products save: behind both norms and behind the activation.
+
+    What attention computed is kept besides, for its own backward: there a byte comes on top.
+    """
+    less = job.execution.element_bytes - 1
+    experts = job.model.experts
+    ffn = size.tokens * size.ffn
+    if experts:
+        ffn = size.tokens * experts.experts_per_token * experts.ffn_hidden_size
+        ffn //= job.layout.tp if job.layout.ep == 1 else 1
+    return less * (2 * inputs + ffn) - size.tokens * size.queries
 
 
 def _attention_width(job: Job, size: Size) -> int:

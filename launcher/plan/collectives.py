@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from launcher.plan.encoder import memory_bytes
 from launcher.plan.execution import Job
 from launcher.plan.links import Link, broadcast_s, stride_link, transfer_s
 from launcher.plan.operator_records import Work, size_of
@@ -108,7 +109,8 @@ def ep_times(work: Work, job: Job, links: Links) -> PassTimes:
 
 def boundary_bytes(job: Job) -> int:
     """What passes from one stage to the next: every tp rank holds and sends all of its tokens."""
-    return size_of(job).norm_tokens * job.model.hidden_size * job.execution.element_bytes
+    sent = size_of(job).norm_tokens * job.model.hidden_size * job.execution.element_bytes
+    return sent + memory_bytes(job)
 
 
 def boundary_s(job: Job, links: Links) -> float:

@@ -11,9 +11,9 @@ from typing import Literal
 from launcher.config.schema import Hardware, Model, Optimizer, Run
 from launcher.plan.records import Layout
 
-Attention = Literal["matrix", "flash", "cudnn"]
-"""matrix: the S x S scores are written out; flash: FlashAttention 2; cudnn: cuDNN's or its
-third version's kernels, which use what Hopper and Blackwell added."""
+Attention = Literal["matrix", "triton", "flash", "cudnn"]
+"""matrix: the S x S scores are written out; triton: FlashAttention 1 in Triton; flash: its second
+version; cudnn: cuDNN's or its third version's, which use what Hopper and Blackwell added."""
 
 Fusion = Literal["eager", "fused", "compiled"]
 """eager: one kernel per torch operator; fused: hand-written kernels for norms, activations and
@@ -51,6 +51,8 @@ class Execution:
     unused_gradients: bool = False
     """Products add weight gradients to the sums themselves, and a tensor of each weight's shape is
     kept for autograd all the same (Transformer Engine)."""
+    saves_quantised: bool = False
+    """Products keep inputs in the type that they multiply in (Transformer Engine under fp8)."""
     torch_pipeline: bool = False
     """torch.distributed.pipelining around FSDP2: a buffer for what every microbatch receives, every
     output kept until the next step; gradients are whole until a stage's last backward."""
@@ -98,6 +100,8 @@ class Execution:
     p2p_split: bool = False
     """tp ranks send a share each and gather it behind the wire."""
     fused_optimizer: bool = True
+    sees_all: bool = False
+    """Attention has no causal mask (an encoder)."""
     dropout_masks: bool = False
     """Dropout is on: masks are kept and read."""
     document_masks: bool = False
@@ -112,6 +116,8 @@ class Execution:
     """Memory is what the allocator reserves, not only what tensors hold."""
     snapshot_bytes: int = 0
     """Of host memory per parameter, for the copy that a checkpoint is written from."""
+    under_pressure: bool = False
+    """The allocator gives free segments back before it fails, so that less of a reserve stays."""
     process: bool = True
     """Memory includes the process: context, libraries, communicators."""
 

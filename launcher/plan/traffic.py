@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from launcher.plan.collectives import Links, boundary_bytes
 from launcher.plan.costs import sum_sizes, tied_copy
+from launcher.plan.encoder import encoder_job
 from launcher.plan.execution import Job
 from launcher.plan.links import Link, sent_bytes, transfer_s
 from launcher.plan.memory_fsdp2 import gathered_per_microbatch
@@ -64,6 +65,8 @@ def _tensor_parallel(job: Job, stages: Sequence[Stage], link: Link) -> list[Comm
     payload = size_of(job).tokens * job.model.hidden_size * job.execution.element_bytes
     passes = [count_collectives(stage, layout.recompute) for stage in stages]
     sums = count * max(each.sums for each in passes)
+    if job.model.encoder:
+        return _encoder_decoder_tp(job, payload, sums, link)
     if not layout.sequence_parallel:
         return [_entry("tp", "all_reduce", payload, sums, link)]
     wholes = count * max(each.wholes for each in passes)
@@ -71,6 +74,22 @@ def _tensor_parallel(job: Job, stages: Sequence[Stage], link: Link) -> list[Comm
         _entry("tp", "all_gather", payload, wholes, link),
         _entry("tp", "reduce_scatter", payload, sums, link),
         sum_of_partial_gradients(job, stages, link),
+    ]
+
+
+def _encoder_decoder_tp(job: Job, payload: int, sums: int, link: Link) -> list[Communication]:
+    """Three sums in a block of the decoder, and two in one of the encoder over the input."""
+    side = encoder_job(job)
+    read = size_of(side).tokens * job.model.hidden_size * job.execution.element_bytes
+    again = side.model.num_layers if job.layout.recompute == "full" else 0
+    times = job.layout.num_microbatches * (4 * side.model.num_layers + again)
+    both = round((payload * 1.5 * sums + read * times) / (1.5 * sums + times))
+    count = round(1.5 * sums) + times
+    if not job.layout.sequence_parallel:
+        return [_entry("tp", "all_reduce", both, count, link)]
+    return [
+        _entry("tp", "all_gather", both, count, link),
+        _entry("tp", "reduce_scatter", both, count, link),
     ]
 
 
