@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from launcher.config.schema import Experts, LatentAttention
+from launcher.plan.context_traffic import dealt_keys
 from launcher.plan.encoder import source_tokens
 from launcher.plan.execution import Job
 from launcher.plan.operator_records import Size, size_of
@@ -34,14 +35,14 @@ def block_kept_bytes(job: Job, recompute: str) -> int:
     )
     # Inputs of the two norms, and of the products behind them as those products read them.
     inputs = size.tokens * hidden if job.execution.keeps_gathered_inputs else whole
-    rest = size.tokens * _attention_width(job, size) + mlp
+    rest = size.tokens * attention_width(job, size) + mlp
     kept = (2 * whole + 2 * inputs + rest) * element + masks
     if job.execution.saves_quantised and job.execution.matmul == "fp8":
         kept -= _quantised_saving(job, size, inputs)
     if job.model.encoder:
         kept += _cross_kept(job, size, recompute)
     if recompute == "none":
-        kept += _core_bytes(job, size)
+        kept += core_bytes(job, size)
     return kept
 
 
@@ -72,11 +73,15 @@ def _quantised_saving(job: Job, size: Size, inputs: int) -> int:
     return less * (2 * inputs + ffn) - size.tokens * size.queries
 
 
-def _attention_width(job: Job, size: Size) -> int:
+def attention_width(job: Job, size: Size) -> int:
     """q, k, v and what the output projection reads."""
     if job.model.latent:
         return _latent_width(job, job.model.latent, size.heads)
-    width = 2 * size.queries + 2 * size.read_keys
+    keys = size.read_keys
+    width = 2 * size.queries + 2 * keys
+    if job.layout.cp > 1 and job.execution.cp_mode == "ulysses":
+        # The core's own output beside the one that came back; heads that several ranks need.
+        width += size.queries + 2 * (dealt_keys(job, size) - keys)
     if job.execution.fusion == "fused" and job.model.position == "rope":
         # Values are a view of one product's output, which therefore stays beside what was rotated.
         width += size.queries + size.keys
@@ -113,7 +118,7 @@ def _experts_kept(job: Job, size: Size, experts: Experts) -> int:
     return own + router + size.tokens * _mlp_width(job, shared)
 
 
-def _core_bytes(job: Job, size: Size) -> int:
+def core_bytes(job: Job, size: Size) -> int:
     """The core's own: log-sum-exp per query and head, or scores, mask and probabilities."""
     if job.execution.attention != "matrix":
         return size.tokens * size.heads * 4

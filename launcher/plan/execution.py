@@ -106,6 +106,8 @@ class Execution:
     """Dropout is on: masks are kept and read."""
     document_masks: bool = False
     """Documents of a sample are kept apart by a mask over all pairs of its tokens."""
+    window_masks: bool = False
+    """A sliding window is a mask over all pairs of tokens."""
     parallel_block: bool = False
     """Attention and MLP read the same input: one all-reduce for both."""
     final_all_reduce_again: bool = False
@@ -181,7 +183,13 @@ def runtime_execution(run: Run, layout: Layout) -> Execution:
         dropout_masks=run.model.dropout > 0,
         snapshot_bytes=saved_bytes_per_parameter(run.optimizer) if run.checkpoint.is_on else 0,
         document_masks=run.data.packing == "documents",
+        window_masks=has_window(run.model, layout.sequence_length),
     )
+
+
+def has_window(model: Model, sequence_length: int) -> bool:
+    """Whether some token does not see all tokens before it."""
+    return model.sliding_window is not None and model.sliding_window < sequence_length
 
 
 def saved_bytes_per_parameter(optimizer: Optimizer) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from launcher.config.schema import Gpu, Run
 from launcher.plan.activations import block_kept_bytes, embedding_kept_bytes, head_kept_bytes
+from launcher.plan.context_traffic import sees_whole_sequences
 from launcher.plan.costs import embedding_parameters, sum_sizes
 from launcher.plan.encoder import encoder_job, memory_bytes
 from launcher.plan.execution import Job, runtime_job
@@ -240,7 +241,7 @@ def in_flight_bytes(job: Job, stage: Stage, in_flight: int) -> int:
     blocks = _blocks_bytes(job, stage.num_layers)
     vpp = layout.vpp
     kept = -(-in_flight * blocks // vpp)
-    if execution.document_masks:  # one for all blocks of a pass
+    if execution.document_masks and sees_whole_sequences(job):  # one for all blocks of a pass
         pairs = layout.micro_batch_size * layout.sequence_length**2
         kept += in_flight * pairs * execution.element_bytes
     passes = -(-in_flight // vpp)
@@ -282,6 +283,8 @@ def _pass_buffers(job: Job, stage: Stage) -> int:
     if stage.is_last and execution.reserved and execution.expandable_segments:
         logits += block_leftover_bytes(job)
     buffers = max(working, logits) + unused_gradients_bytes(job)
+    if execution.window_masks and sees_whole_sequences(job):  # one for all blocks of a stage
+        buffers += layout.sequence_length**2 * execution.element_bytes
     block = count_stage_parameters(job.model, 1, False, False, layout.tp, layout.ep)
     if execution.torch_pipeline:  # a gather's own buffers, of the block at hand and the next one
         buffers += 2 * block * execution.gather_bytes

@@ -8,12 +8,12 @@ from launcher.plan.collectives import (
     Links,
     PassTimes,
     StateTraffic,
-    cp_times,
     ep_times,
     exposed_s,
     state_traffic,
     tp_times,
 )
+from launcher.plan.context_traffic import cp_times
 from launcher.plan.encoder import encoder_job
 from launcher.plan.execution import Job
 from launcher.plan.kernels import traffic_s
@@ -200,11 +200,9 @@ def _waits(job: Job, links: Links, timed: Timed, recompute: str) -> PassTimes:
     if job.layout.cp > 1:  # what hides it
         core = time_work(job, Work(attention=timed.work.attention))
         attention = PassTimes(forward_s=core.forward_s, backward_s=core.input_gradient_s)
-        cp = cp_times(job, links, attention)
+        cp = cp_times(job, links.cp, attention, recompute)
     ep = ep_times(timed.work, job, links)
-    # What computes the attention core again needs the keys of other ranks again.
-    cores = 1.0 if recompute == "selective" and job.execution.row_chunks is not None else repeats
-    again = cores * cp.forward_s + repeats * ep.forward_s
+    again = repeats * ep.forward_s
     if job.model.encoder:  # three branches of a decoder's block are summed, not two
         tp = PassTimes(forward_s=1.5 * tp.forward_s, backward_s=1.5 * tp.backward_s)
     return PassTimes(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from launcher.plan.collectives import Links, boundary_bytes
+from launcher.plan.context_traffic import cp_traffic
 from launcher.plan.costs import sum_sizes, tied_copy
 from launcher.plan.encoder import encoder_job
 from launcher.plan.execution import Job
@@ -39,7 +40,7 @@ def list_communication(
     if layout.tp > 1:
         entries += _tensor_parallel(job, stages, links.tp)
     if layout.cp > 1:
-        entries += _context_parallel(job, stages, links.cp)
+        entries += cp_traffic(job, stages, links.cp)
     if layout.ep > 1:
         payload = round(block_work(job).all_to_all_bytes)
         blocks = max(stage.num_layers for stage in stages)
@@ -106,29 +107,6 @@ def sum_of_partial_gradients(job: Job, stages: Sequence[Stage], link: Link) -> C
 def embedding_link(links: Links) -> Link:
     """Between the first and the last stage."""
     return replace(links.pp, group_size=2)
-
-
-def _context_parallel(job: Job, stages: Sequence[Stage], link: Link) -> list[Communication]:
-    """Keys and values forward and, again, backward; their gradients in float32 on the way back.
-
-    Recomputation of whatever has attention in it sends once more.
-    """
-    size, layout, element = size_of(job), job.layout, job.execution.element_bytes
-    count = max(stage.num_layers for stage in stages) * layout.num_microbatches
-    passes = 2 if layout.recompute == "none" else 3
-    keys, others = 2 * size.read_keys * size.tokens, layout.cp - 1
-    if job.execution.cp_mode == "ulysses":
-        heads = max(1, job.model.kv_heads // layout.tp)
-        moved = 2 * size.queries * size.tokens + keys * max(1, layout.cp // heads)
-        # Queries, keys and values one way, results the other: half of it in each of two.
-        return [_entry("cp", "all_to_all", moved * element // 2, 2 * passes * count, link)]
-    if job.execution.cp_mode == "all_gather":
-        return [
-            _entry("cp", "all_gather", keys * element * layout.cp, passes * count, link),
-            _entry("cp", "reduce_scatter", keys * 4 * layout.cp, count, link),
-        ]
-    hop = keys * (passes * element + 4) // (passes + 1)
-    return [_entry("cp", "send_recv", hop, (passes + 1) * others * count, link)]
 
 
 def _data_parallel(job: Job, stages: Sequence[Stage], links: Links) -> list[Communication]:
