@@ -19,10 +19,11 @@ def shrink_run(run: Run, layout: Layout) -> Run:
     """A run that CPU processes train in seconds and that takes the same paths through the code.
 
     Kept: which axes are cut (of four all but dp), schedule, ZeRO stage, recompute mode, rank order,
-    update rule, and what the model is made of. Made small: every degree above 2 (a lone axis keeps
-    up to 4), every dimension, the batch. Replaced: bf16 by fp32, data by the standard library's
-    text, attention dropout (each rank draws its own) by none, the learning-rate schedule by a
-    constant, Adam's eps by at least VERIFY_EPS.
+    update rule, what the model is made of, and whether documents are kept apart (then every line
+    is one). Made small: every degree above 2 (a lone axis keeps up to 4), every dimension, the
+    batch. Replaced: bf16 by fp32, data by the standard library's text, attention dropout (each
+    rank draws its own) by none, the learning-rate schedule by a constant, Adam's eps by at least
+    VERIFY_EPS.
     """
     tp, cp, pp, dp = _small_degrees(run, layout)
     model = _small_model(run.model, layout, tp, pp)
@@ -65,7 +66,7 @@ def shrink_run(run: Run, layout: Layout) -> Run:
                     "eps": max(run.optimizer.eps, VERIFY_EPS),
                 }
             ),
-            "data": Data(name="stdlib_text", kind="stdlib_text"),
+            "data": Data(name="stdlib_text", kind="stdlib_text", packing=run.data.packing),
             "train": run.train.model_copy(
                 update={
                     "steps": VERIFY_STEPS,

@@ -22,6 +22,7 @@ from launcher.runtime.process import end_with_parent, fail, log_to, read_place
 from launcher.runtime.progress import Progress
 from launcher.runtime.reference import Reference, is_arbitrary, single_layout, train_reference
 from launcher.runtime.train import train_step
+from launcher.runtime.verify_data import LineDocuments
 from launcher.runtime.worker import join_job, leave_job
 
 TOLERANCE = 1e-5
@@ -46,6 +47,8 @@ def main(run_dir: str) -> None:
         frozen = read_frozen(files)
         device = join_job(frozen.run, place)
         trainer = build_trainer(frozen, device, files.data, place)
+        if frozen.run.data.packing == "documents":
+            trainer.data.train.samples = LineDocuments(trainer.data.train.samples)
         report = compare(trainer)
         if report is not None:
             files.verification.write_text(json.dumps(report, indent=1) + "\n")

@@ -1,6 +1,7 @@
 """Our orders against torch.distributed.pipelining's: never longer, never more in flight."""
 
-from itertools import accumulate, product
+import math
+from itertools import accumulate, cycle, product
 
 import pytest
 
@@ -25,19 +26,38 @@ def peaks(orders, splits):
     return [max(accumulate(signs[action.kind] for action in order)) for order in orders]
 
 
-def stage_times(f, b, w, splits, count):
-    one = StageTimes(forward_s=f, backward_s=b if splits else b + w, weight_s=w if splits else 0)
-    return [one] * count
+def stage_times(f, b, w, splits, shares):
+    return [
+        StageTimes(
+            forward_s=f * share,
+            backward_s=(b if splits else b + w) * share,
+            weight_s=w * share if splits else 0,
+        )
+        for share in shares
+    ]
+
+
+def unequal(kind, count):
+    """Shares of the parts: alike; an embedding and a head; one slow device; any."""
+    shares = [1.0] * count
+    if kind == "ends":
+        shares[0], shares[-1] = 1.1, 1.6 if count > 1 else 1.1
+    if kind == "slow":
+        shares[count // 2] = 2.0
+    if kind == "any":
+        shares = [1 + 0.4 * math.sin(7 * part) for part in range(count)]
+    return shares
 
 
 @pytest.mark.parametrize(("name", "ours", "p", "v"), CASES)
 def test_no_longer_and_no_more_in_flight_than_torch(name, ours, p, v):
     splits, compared = SCHEDULES[ours].splits_backward, 0
+    kinds = cycle(("alike", "ends", "slow", "any", "alike"))
     for m in MICROBATCHES:
         if not accepts(name, p, m):
             continue
         for (f, b, w), p2p_s in product(TIMES, (0.0, 0.25)):
-            times = stage_times(f, b, w, splits, p * v)
+            times = stage_times(f, b, w, splits, unequal(next(kinds), p * v))
             schedule = build_schedule(ours, p, m, v, times=times, p2p_s=p2p_s)
             theirs = torch_orders(name, schedule.chain, m)
             result = simulate(schedule, times, p2p_s)

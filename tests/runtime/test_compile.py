@@ -29,9 +29,10 @@ def count_graphs() -> int:
     return counters["stats"]["unique_graphs"]
 
 
-def make_case(tp: int, case: str) -> StageModule:
+def make_case(case: str, cp_mode: str = "ring", **degrees: int) -> StageModule:
     model, recompute = CASES[case]
-    return make_module(model, make_layout(tp=tp, recompute=recompute))[0]
+    layout = make_layout(recompute=recompute, **degrees)
+    return make_module(model, layout, **{"parallelism.cp_mode": cp_mode})[0]
 
 
 def compare(eager: StageModule, compiled: StageModule) -> None:
@@ -54,24 +55,31 @@ def compare(eager: StageModule, compiled: StageModule) -> None:
     assert count_graphs() == before, "the second step compiled again"
 
 
-def run_cases(rank: int, tp: int, cases: tuple[str, ...]) -> None:
-    for case in cases:
-        compiled = make_case(tp, case)
-        apply_compile(compiled, backend="aot_eager")
-        compare(make_case(tp, case), compiled)
+def run_case(case: str, **layout: Any) -> None:
+    compiled = make_case(case, **layout)
+    apply_compile(compiled, backend="aot_eager")
+    compare(make_case(case, **layout), compiled)
+
+
+def run_parallel(rank: int) -> None:
+    for case in CASES:
+        run_case(case, tp=2)
+    for mode in ("ring", "all_gather", "ulysses"):
+        torch.compiler.reset()  # what is compiled is the same in all of them
+        run_case("plain", cp=2, cp_mode=mode)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_compiled_blocks_give_the_same_gradients(case: str) -> None:
-    run_cases(0, 1, (case,))
+    run_case(case)
 
 
-def test_compiled_blocks_give_the_same_gradients_under_tensor_parallelism() -> None:
-    run_ranks(2, run_cases, 2, tuple(CASES))
+def test_compiled_blocks_give_the_same_gradients_under_tensor_and_context_parallelism() -> None:
+    run_ranks(2, run_parallel)
 
 
 def test_generated_code_gives_the_same_gradients_and_serves_all_blocks() -> None:
     torch.compiler.reset()
     before = count_graphs()
-    compare(make_case(1, "plain"), make_module(LLAMA, **{"train.compile": True})[0])
+    compare(make_case("plain"), make_module(LLAMA, **{"train.compile": True})[0])
     assert count_graphs() == before + 1
