@@ -50,13 +50,13 @@ def _finding(details: ErrorDetails, written: Wrote) -> Finding:
         return _unknown_key(location)
     if kind == "missing":
         return Finding(field=field, rule="missing-key", reason="a value is required")
+    place = ".".join(str(part) for part in details["loc"])  # Which one of a list, too.
     if kind == "string_type" and isinstance(given, (bool, int, float)):
-        place = ".".join(str(part) for part in details["loc"])  # Which one of a list, too.
         return _eaten(place, given, written(place, given), is_in_list=place != field)
     if kind == "literal_error":
         return _not_among(location, given)
     if kind in _BOUNDS:
-        return _out_of_range(field, given, details)
+        return _out_of_range(place, given, details, is_in_list=place != field)
     return _wrong_type(location, given)
 
 
@@ -189,12 +189,12 @@ _BOUNDS = {
 }
 
 
-def _out_of_range(field: str, given: Any, details: ErrorDetails) -> Finding:
+def _out_of_range(field: str, given: Any, details: ErrorDetails, *, is_in_list: bool) -> Finding:
     key, words = _BOUNDS[details["type"]]
     limit = details.get("ctx", {}).get(key)
     bound = "" if limit is None else f" {limit:g}"
-    fix = f"{field}={limit:g}" if key in ("ge", "le") else ""
-    reason = f"it must be {words}{bound}"
+    fix = f"{field}={limit:g}" if key in ("ge", "le") and not is_in_list else ""
+    reason = f"{'each number' if is_in_list else 'it'} must be {words}{bound}"
     return Finding(field=field, value=given, rule="out-of-range", reason=reason, fix=fix)
 
 

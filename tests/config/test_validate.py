@@ -171,6 +171,12 @@ def test_a_wrong_value_is_explained(field, value, text):
     assert "[" + tail == text
 
 
+def test_a_number_of_a_list_is_named_by_its_place():
+    (finding,) = changed("parallelism.layers_per_stage", [3, 0])
+    place = "parallelism.layers_per_stage.1=0"
+    assert str(finding) == f"{place} [out-of-range]: each number must be at least 1."
+
+
 @pytest.mark.parametrize("field", ["train.steps", "optimizer.name", "model", "launch.name"])
 def test_a_missing_key_is_named(field):
     group, _, key = field.partition(".")

@@ -35,7 +35,7 @@ def make_case(case: str, cp_mode: str = "ring", **degrees: int) -> StageModule:
     return make_module(model, layout, **{"parallelism.cp_mode": cp_mode})[0]
 
 
-def compare(eager: StageModule, compiled: StageModule) -> None:
+def compare(eager: StageModule, compiled: StageModule, is_new: bool = True) -> None:
     """Two steps, so that what is keyed by the step is compared and may not compile again."""
     before = count_graphs()
     for step in range(2):
@@ -50,23 +50,23 @@ def compare(eager: StageModule, compiled: StageModule) -> None:
             other = other_gradients[name][1]
             torch.testing.assert_close(other, gradient, rtol=0, atol=atol, msg=name)
         if step == 0:
-            assert count_graphs() > before, "nothing was compiled"
+            assert (count_graphs() > before) == is_new, "compiled, or not"
             before = count_graphs()
     assert count_graphs() == before, "the second step compiled again"
 
 
-def run_case(case: str, **layout: Any) -> None:
+def run_case(case: str, is_new: bool = True, **layout: Any) -> None:
     compiled = make_case(case, **layout)
     apply_compile(compiled, backend="aot_eager")
-    compare(make_case(case, **layout), compiled)
+    compare(make_case(case, **layout), compiled, is_new)
 
 
 def run_parallel(rank: int) -> None:
     for case in CASES:
         run_case(case, tp=2)
-    for mode in ("ring", "all_gather", "ulysses"):
-        torch.compiler.reset()  # what is compiled is the same in all of them
-        run_case("plain", cp=2, cp_mode=mode)
+    torch.compiler.reset()
+    for mode in ("ring", "all_gather", "ulysses"):  # what is compiled is the same in all
+        run_case("plain", is_new=mode == "ring", cp=2, cp_mode=mode)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -75,7 +75,7 @@ def test_compiled_blocks_give_the_same_gradients(case: str) -> None:
 
 
 def test_compiled_blocks_give_the_same_gradients_under_tensor_and_context_parallelism() -> None:
-    run_ranks(2, run_parallel)
+    run_ranks(2, run_parallel, timeout_s=400.0)
 
 
 def test_generated_code_gives_the_same_gradients_and_serves_all_blocks() -> None:
