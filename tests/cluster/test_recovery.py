@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.cluster.faults import Fault, Recovery, heal, strike, wait_for_recovery
-from tests.cluster.runs import INTERVAL, STEPS, Job, same, status_of, submit
+from tests.cluster.runs import INTERVAL, NUM_STEPS, STEPS, Job, same, status_of, submit
 
 KINDS = ("rank", "torchrun", "slurmd", "cable", "head")
 URGENT = """\
@@ -28,7 +28,7 @@ class Suffering:
 
 def test_a_submitted_run_trains_to_its_end_on_two_nodes(cluster, undisturbed):
     assert undisturbed.ends == ["done: finished"]
-    assert undisturbed.num_steps == 120
+    assert undisturbed.num_steps == NUM_STEPS
     assert len(undisturbed.starts[0].nodes["nodes"]) == 2
     assert status_of(undisturbed)["state"] == "done"
 
