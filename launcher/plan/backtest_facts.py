@@ -48,6 +48,10 @@ MEGATRON_2021 = Execution(
 """Megatron-LM before FlashAttention: fused softmax, bias and dropout kernels, half-precision
 reduction behind the last backward, blocking exchanges between stages."""
 
+MEGATRON_DEEPSPEED = replace(MEGATRON_2021, p2p_paired=False, p2p_whole_gradients=True)
+"""The same kernels in DeepSpeed's pipeline, whose engine sends and receives one after the other,
+and shares out activations over tp ranks (is_pipe_partitioned) but not gradients."""
+
 MEGATRON = Execution(
     attention="cudnn", fusion="fused", overlap_dp=True, final_all_reduce_again=True,
     overlap_p2p=False, unused_gradients=True, saves_quantised=True, **PIPELINE_STATE,
@@ -102,13 +106,17 @@ PROGRAMS = (
     ),
     Program(
         pattern=r"gpt-neox|gptneox|2204\.06745",
-        execution=replace(
-            MEGATRON_2021, fusion="eager", dropout_masks=False, p2p_split=False, p2p_paired=False
-        ),
+        # configs/20B.yml has no dropout; its rotations are torch's own kernels
+        execution=replace(MEGATRON_DEEPSPEED, fusion="eager", dropout_masks=False),
         is_modern=False,
     ),
     Program(
-        pattern=r"narayanan|2104\.04473|korthikanti|2205\.05198|bigscience|bloom|mt-nlg|2201\.11990",
+        pattern=r"bigscience|bloom|mt-nlg|2201\.11990|megatron-deepspeed",
+        execution=MEGATRON_DEEPSPEED,
+        is_modern=False,
+    ),
+    Program(
+        pattern=r"narayanan|2104\.04473|korthikanti|2205\.05198",
         execution=MEGATRON_2021,
         is_modern=False,
     ),
@@ -117,9 +125,24 @@ PROGRAMS = (
         pattern=r"deepspeed|\bzero\b(?![- ]?bubble)|zero[- ]?(3|infinity|offload)",
         execution=replace(MEGATRON, attention="flash", unused_gradients=False, reduce_bytes=2),
     ),
-    Program(pattern=r"", execution=MEGATRON),
+    Program(
+        pattern=r"megatron|mcore|simumax|transformer[- ]engine|megascale|zero[- ]bubble",
+        execution=MEGATRON,
+    ),
+    Program(
+        pattern=r"",
+        execution=replace(
+            MEGATRON,
+            attention="flash",
+            unused_gradients=False,
+            saves_quantised=False,
+            gradient_bytes=2,
+            reduce_bytes=2,
+        ),
+    ),
 )
-"""The first whose pattern is found; the last one is the default."""
+"""The first whose pattern is found. The last one is the default: Megatron's way of doing things
+with FlashAttention 2 and 16-bit gradients, as in ZeRO's convention of 2 + 2 + 12 bytes."""
 
 FIRST_FLASH = 2301
 """Papers on arXiv before this month are taken to write attention scores out: FlashAttention
@@ -138,7 +161,7 @@ def find_program(row: dict[str, str]) -> Program:
     is_fsdp = "fsdp" in row["zero_or_fsdp"].lower()
     if program.execution.weight_bytes != SHARDED_STATE["weight_bytes"] and is_fsdp:
         program = Program(pattern="fsdp", execution=FSDP)
-    written = [int(number) for number in re.findall(r"\b(2\d{3})\.\d{5}\b", source)]
+    written = [int(number) for number in re.findall(r"\b([12]\d{3})\.\d{4,5}\b", source)]
     is_old = bool(written) and min(written) < FIRST_FLASH and "flash" not in source
     if is_old and program.is_modern and not is_fsdp:
         program = Program(pattern="", execution=MEGATRON_2021, is_modern=False)

@@ -147,6 +147,7 @@ def test_recomputation_is_read_from_its_words(text, meaning):
         ("200 Gbit/s per GPU", 25e9),
         ("8x NDR", 50e9),
         ("4x HDR100", 6.25e9),
+        ("8x80GB A100 per node, NVLink 600 GB/s per GPU", None),
         ("", None),
     ],
 )
@@ -187,7 +188,8 @@ def test_sharding_is_read_from_its_words(text, stage):
 @pytest.mark.parametrize(
     ("gpu", "facts"),
     [("NVIDIA A100-SXM4-40GB", "a100_40gb"), ("A100 80GB PCIe", "a100_pcie_80gb"),
-     ("H100 SXM5", "h100_sxm"), ("H100 PCIe", "h100_pcie_80gb"), ("GH200", "gh200_96gb"),
+     ("H100 SXM5", "h100_sxm"), ("H100 PCIe", "h100_pcie_80gb"),
+     ("H100 NVLink", "h100_sxm"), ("8x H100", "h100_sxm"), ("GH200", "gh200_96gb"),
      ("H20", "h20"), ("H200", "h200_sxm"), ("B200", "b200_sxm"), ("GB200 NVL72", "gb200"),
      ("MI300X", "mi300x"), ("MI250X GCD", "mi250x_gcd"), ("V100-SXM2-16GB", "v100_sxm2_16gb"),
      ("TPU v4", None), ("RTX 4090", None), ("Gaudi2", None)],
@@ -203,3 +205,15 @@ def test_a_tapered_tree_is_read():
     assert stated_taper({"notes": "fat tree, 2:1 oversubscribed"}) == 2
     assert stated_taper({"notes": "1:7 oversubscription"}) == 7
     assert stated_taper({"notes": "MFU at 1:30 h"}) is None
+
+
+@pytest.mark.parametrize(
+    ("notes", "share"),
+    [("[T] MFU", 1.0), ("[T] peak 624", 0.5), ("[T] causal attention", 0.89), ("[T] 6ND", 0.78)],
+)
+def test_a_utilisation_gives_the_step_by_the_sources_convention(notes, share):
+    row = ROW["tt_8b_fsdp8_compile"] | {
+        "gpu": "A100", "step_time_s": "", "tokens_per_s_per_gpu": "", "mfu": "0.5",
+    }  # fmt: skip
+    whole, found = (read_row(row | {"notes": text}, FACTS).step_s for text in ("[T]", notes))
+    assert found / whole == pytest.approx(share, abs=0.02)
