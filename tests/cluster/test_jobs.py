@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import random
 import shlex
 import sys
 
-from tests.cluster.faults import frozen, strike
+from tests.cluster.faults import frozen
 from tests.cluster.runs import (
     ROOT,
     SMALL,
@@ -102,20 +101,6 @@ def test_a_cancelled_run_has_saved_and_can_be_resumed(cluster, tmp_path):
     assert again.ends == ["stopped: cancelled", "done: finished"]
     assert sorted(again.losses) == list(range(saved + 5))
     assert status_of(again)["state"] == "done"
-
-
-def test_where_nothing_may_be_requeued_the_job_behind_goes_on(cluster, tmp_path):
-    follow = ("launch.requeue=false", "launch.follow_ups=2", "checkpoint.every_steps=200")
-    job = submit(cluster, tmp_path, "run", "train.steps=1000", *follow, what=SMALL)
-    second, third = json.loads(job.files.submitted.read_text())["follow_up"]
-    job.wait_for_step(201)
-    wait_until(lambda: job.saved_step, 60, "a checkpoint")
-    strike(job, "rank", random.Random(0))
-    assert cluster.wait_for(second, ["COMPLETED", "FAILED"], 400) == "COMPLETED", job.log
-    assert job.ends == ["requeued: worker_failed", "done: finished"]
-    assert job.starts[1].nodes["first_step"] >= 200
-    assert sorted(job.losses) == list(range(1000))
-    assert cluster.wait_for(third, ["CANCELLED"]) == "CANCELLED"
 
 
 def test_a_time_limit_that_comes_three_times_changes_nothing(cluster, undisturbed, tmp_path):
