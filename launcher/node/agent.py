@@ -27,6 +27,7 @@ from launcher.node.rendezvous import (
     published,
 )
 from launcher.node.steps import last_sign_at
+from launcher.node.stuck import StuckWorkers
 from launcher.plan.records import layout_from_json
 
 WORKER = "launcher.runtime.worker"
@@ -48,12 +49,13 @@ def run_agent(place: Place, choose_port: Callable[[], int] = free_port) -> int:
     launch = read_run(place.files.run).launch
     workers = torchrun.Workers(
         module=WORKER,
-        arguments=(str(place.files.root),),
+        arguments=(str(place.files.root), str(place.start.root)),
         nodes=layout.nodes,
         per_node=layout.gpus_per_node,
         max_restarts=launch.max_restarts,
     )
-    agent = Agent(place, workers, choose_port, min(_RESERVE_S, launch.signal_seconds / 3))
+    reserve_s = min(_RESERVE_S, launch.signal_seconds / 3)
+    agent = Agent(place, workers, choose_port, reserve_s, launch.hang_timeout_s)
     agent.listen()
     return agent.run()
 
@@ -67,6 +69,7 @@ class Agent:
         workers: torchrun.Workers,
         choose_port: Callable[[], int] = free_port,
         reserve_s: float = 20.0,
+        hang_timeout_s: float | None = None,
     ) -> None:
         """`reserve_s` before the time limit the workers are ended, whatever they do."""
         self._place, self._workers, self._choose_port = place, workers, choose_port
@@ -79,6 +82,8 @@ class Agent:
         self._started_at = time.time()
         self._first_step_at: float | None = None
         self._ended_by: str | None = None
+        self._stuck = StuckWorkers(place.start.root, workers.module, hang_timeout_s)
+        self._hung_at: float | None = None
 
     def listen(self) -> None:
         """From now on the queue's signals ask the workers to save and end."""
@@ -159,6 +164,7 @@ class Agent:
             return
         self._looked_at = time.monotonic()
         self._note_first_step()
+        self._note_hang(process.pid)
         newer = published(self._place.start.rendezvous)
         if self._place.is_superseded:
             self._ended_by = "the job was started again elsewhere, so its processes here are ended"
@@ -197,6 +203,18 @@ class Agent:
                 self._first_step_at = at
                 self._write()
                 self._say_recovery(at)
+
+    def _note_hang(self, torchrun_pid: int) -> None:
+        """Ranks that hang end by themselves, and torchrun starts them again where it may."""
+        if self._stuck.look(torchrun_pid) and self._hung_at is None:
+            self._hung_at = last_sign_at(self._place.files) or self._started_at
+            if self._place.index == 0:
+                print("a rank hangs: stacks of all ranks are being written", flush=True)
+        at = last_sign_at(self._place.files)
+        if self._hung_at is not None and at is not None and at > self._hung_at:
+            if self._place.index == 0:
+                print(f"training again {at - self._hung_at:.1f} s after the last step", flush=True)
+            self._hung_at = None
 
     def _say_recovery(self, at: float) -> None:
         before = (read_record(self._place.start.nodes) or {}).get("last_sign_at")

@@ -28,6 +28,8 @@ class Past:
 
     reason: str
     first_step: int
+    node: str | None = None
+    """Of the rank that failed first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,9 +142,17 @@ def _what_happened(facts: Facts, limits: Limits) -> Ending:
     if facts.bad_nodes:
         names = ", ".join(facts.bad_nodes)
         return _again("bad_node", f"checks before the training failed on {names}", facts.bad_nodes)
-    if facts.hung:
-        return _again("hang", "no step was finished in time; hang_*.txt has all ranks' stacks")
+    if facts.hung or (facts.cause is not None and facts.cause.kind == "hang"):
+        return _hang(facts)
     return _failure(facts)
+
+
+def _hang(facts: Facts) -> Ending:
+    """Once may be anything; a node on which a rank hangs again is left out."""
+    why = facts.error or "no step was finished in time; hang_*.txt has all ranks' stacks"
+    node = facts.failed_node
+    again = node is not None and any(p.reason == "hang" and p.node == node for p in facts.past)
+    return _again("hang", why, (node,) if node is not None and again else ())
 
 
 def _failure(facts: Facts) -> Ending:

@@ -57,6 +57,11 @@ class RunFiles:
         return self.logs / f"rank_{rank}.error.json"
 
     @property
+    def rank_nodes(self) -> Path:
+        """The node of every rank, by rank."""
+        return self.logs / "rank_nodes.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Saved states."""
         return self.root / "checkpoints"

@@ -16,7 +16,8 @@ from typing import Any
 from launcher.checkpoint.reader import list_checkpoints
 from launcher.config.local_hardware import LocalMachine
 from launcher.errors import EXIT_INTERRUPTED, RunFailed, SubmissionRefused
-from launcher.node.processes import descendants, end_tree, words_of
+from launcher.node.processes import end_tree, workers_of
+from launcher.node.stuck import StuckWorkers
 from launcher.plan.records import Plan
 from launcher.render.bundle import Bundle
 from launcher.render.torchrun import WORKER
@@ -82,6 +83,7 @@ def run_script(bundle: Bundle, plan: Plan, on_poll: Callable[[], None]) -> None:
     Interrupted after a signal, with every process gone.
     """
     asked = _Asked()
+    stuck = StuckWorkers(bundle.files.logs, WORKER, plan.run.launch.hang_timeout_s)
     previous = {number: signal.signal(number, asked.hear) for number in (signal.SIGINT, *_ASKING)}
     # An earlier attempt's log stays; what is explained below is what this one adds.
     with bundle.files.launcher_log.open("ab") as log:
@@ -98,6 +100,7 @@ def run_script(bundle: Bundle, plan: Plan, on_poll: Callable[[], None]) -> None:
             while process.poll() is None:
                 on_poll()
                 asked.pass_on(process.pid)
+                stuck.look(process.pid)
                 time.sleep(_POLL_S)
             on_poll()
         finally:
@@ -156,10 +159,9 @@ class _Asked:
         elif now - self._passed_at < _ASK_AGAIN_S:
             return
         self._passed_at = now
-        for pid in descendants(process):
-            if WORKER in (words := words_of(pid)) and "torch.distributed.run" not in words:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGUSR1)
+        for pid in workers_of(process, WORKER):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGUSR1)
 
 
 def _end_with_parent() -> Callable[[], None]:
