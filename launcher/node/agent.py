@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from launcher.errors import RunFailed
 from launcher.failure.causes import find_cause
 from launcher.failure.first import Traces, first_failure
 from launcher.node import torchrun
+from launcher.node.checks.together import NodeCheck, wait_unseen
 from launcher.node.ending import is_final
 from launcher.node.place import Place
 from launcher.node.processes import end_tree
@@ -44,9 +46,11 @@ def run_agent(place: Place, choose_port: Callable[[], int] = free_port) -> int:
     """Train on this node; the exit code of torchrun, or 1 where the agent itself ended it."""
     if read_record(place.start.end) is not None:  # `start` has found nothing to do.
         return 0
+    if not place.start.root.is_dir():
+        return wait_unseen(place)
     plan = json.loads(place.files.plan.read_text(encoding="utf-8"))
-    layout = layout_from_json(plan)
-    launch = read_run(place.files.run).launch
+    layout, run = layout_from_json(plan), read_run(place.files.run)
+    launch = run.launch
     workers = torchrun.Workers(
         module=WORKER,
         arguments=(str(place.files.root), str(place.start.root)),
@@ -57,6 +61,8 @@ def run_agent(place: Place, choose_port: Callable[[], int] = free_port) -> int:
     reserve_s = min(_RESERVE_S, launch.signal_seconds / 3)
     agent = Agent(place, workers, choose_port, reserve_s, launch.hang_timeout_s)
     agent.listen()
+    if launch.check_nodes and not NodeCheck(place, run, layout, agent.is_asked).passes():
+        return agent.refuse("checks of the nodes before the training failed")
     return agent.run()
 
 
@@ -89,6 +95,17 @@ class Agent:
         """From now on the queue's signals ask the workers to save and end."""
         for number in _STOP_SIGNALS:
             signal.signal(number, self._hear)
+
+    def is_asked(self) -> bool:
+        """Whether this start of the job is to end."""
+        return self._heard is not None or self._place.is_superseded
+
+    def refuse(self, why: str) -> int:
+        """Do not train; the exit code."""
+        self._ended_by = why
+        with contextlib.suppress(OSError):  # what is wrong may be the directory
+            self._write(exit_code=1)
+        return 1
 
     def run(self) -> int:
         """Meet, train, and try another port where one was taken; the exit code."""

@@ -63,6 +63,10 @@ class Facts:
     """Seconds to the time limit; None: there is none."""
     bad_nodes: Sequence[str] = ()
     """Those that did not pass the checks."""
+    checks: str = ""
+    """What the checks found, also where they could name no node."""
+    is_everywhere: bool = False
+    """All nodes, more than one, have the same fault."""
     hung: bool = False
     is_cut_off: bool = False
     """It ended without a word: one of its nodes was lost."""
@@ -139,12 +143,19 @@ def _what_happened(facts: Facts, limits: Limits) -> Ending:
         return Ending(status="stopped", reason="cancelled", why="it was asked to save and end")
     if facts.is_cut_off:
         return _again("node_failure", "the job ended without a word: a node was lost")
-    if facts.bad_nodes:
-        names = ", ".join(facts.bad_nodes)
-        return _again("bad_node", f"checks before the training failed on {names}", facts.bad_nodes)
+    if facts.bad_nodes or facts.checks:
+        return _failed_checks(facts)
     if facts.hung or (facts.cause is not None and facts.cause.kind == "hang"):
         return _hang(facts)
     return _failure(facts)
+
+
+def _failed_checks(facts: Facts) -> Ending:
+    """Bad nodes are left out; what all of them have, others will have as well."""
+    why = f"checks before the training failed: {facts.checks or ', '.join(facts.bad_nodes)}"
+    if facts.is_everywhere:
+        return _failed("bad_node", why)
+    return _again("bad_node", why, facts.bad_nodes)
 
 
 def _hang(facts: Facts) -> Ending:

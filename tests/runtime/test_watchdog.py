@@ -122,9 +122,7 @@ def test_a_rank_that_hangs_leaves_its_stacks_its_step_and_a_reason(files, clock)
     assert (stuck.rank, stuck.node, stuck.steps) == (3, "n3", 57)
     assert any("test_watchdog.py" in frame for frame in stuck.frames)
     reason = json.loads(files.rank_error(3).read_text())
-    assert reason["error"] == (
-        "Hung: no step within 5 s after step 57; launch.hang_timeout_s=5"
-    )
+    assert reason["error"] == ("Hung: no step within 5 s after step 57; launch.hang_timeout_s=5")
     assert reason["stacks"] == "logs"
     assert find_cause(reason["error"]).kind == "hang"
 
