@@ -20,9 +20,9 @@ import torch.distributed as dist
 
 from launcher.runtime.process import end_with_parent
 
-_SIZE = {"cuda": 8192, "cpu": 512}
+_SIZE = {"cuda": 8192, "cpu": 256}
 """Rows and columns of the matrices; on a GPU some milliseconds, whatever its model."""
-_BUSY_S = {"cuda": 0.5, "cpu": 0.2}
+_BUSY_S = {"cuda": 0.5, "cpu": 0.3}
 """So long products are computed: a GPU lowers its clocks under load, not before."""
 _BATCH = {"cuda": 10, "cpu": 1}
 REDUCED_BYTES = {"cuda": 64 * 2**20, "cpu": 2**20}
@@ -112,7 +112,8 @@ def time_product(device: torch.device) -> tuple[float, bool]:
         _finish(device)
         times.append((time.perf_counter() - started) / batch)
     is_right = bool((result == size).all())
-    # A GPU in its steady state; a core, which others may use as well, at its best.
+    # A GPU in its steady state; a core at its best: others may use it as well, and then a short
+    # product is computed between two of their turns.
     seconds = statistics.median(times[len(times) // 2 :]) if kind == "cuda" else min(times)
     return seconds, is_right
 

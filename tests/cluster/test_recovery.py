@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import pytest
 
+from launcher.node.processes import is_running, words_of
 from tests.cluster.runs import Job, launch, submit
 
 STEPS = ("train.steps=120", "checkpoint.every_steps=40")
@@ -61,4 +64,40 @@ def test_a_node_that_dies_costs_at_most_one_interval(cluster, undisturbed, tmp_p
     assert job.ends[-1] == "done: finished"
     assert len(job.ends) == 2
     assert job.starts[1].nodes["first_step"] == 40
+    assert same(job, undisturbed)
+
+
+def stop_a_rank(job: Job) -> int:
+    """Stop one training process on the second node, as a stuck driver would."""
+    node = job.cluster.job_nodes(job.job_id)[1]
+    workers = [
+        pid for pid in job.cluster.processes(node) if "launcher.runtime.worker" in words(pid)
+    ]
+    os.kill(workers[-1], signal.SIGSTOP)
+    return workers[-1]
+
+
+def words(pid: int) -> list[str]:
+    """Of a process, without torchrun's, which names what it starts."""
+    found = words_of(pid)
+    return [] if "torch.distributed.run" in found else found
+
+
+def test_a_rank_that_hangs_is_named_and_the_job_starts_again_and_ends_the_same(
+    cluster, undisturbed, tmp_path
+):
+    limits = ("launch.hang_timeout_s=15", "launch.max_restarts=1")
+    job = submit(cluster, tmp_path, "run", *STEPS, *limits)
+    job.wait_for_step(50)
+    first = stop_a_rank(job)
+    job.wait_for_step(85)  # torchrun has started the workers again
+    assert not is_running(first)
+    stop_a_rank(job)
+    assert job.wait_for_end() == "COMPLETED", job.log
+    assert job.ends == ["requeued: hang", "done: finished"]
+    start = job.starts[0]
+    assert "no stacks of it: it was stopped" in start.end["why"]
+    assert start.end["first_error"]["node"] == start.nodes["nodes"][1]
+    for kept in ("hang_*.txt", "earlier_hang_*.txt"):  # of both hangs
+        assert len(list(start.files.root.glob(kept))) == 3
     assert same(job, undisturbed)

@@ -13,8 +13,8 @@ from launcher.node.checks.report import STAGES, NodeReport
 SLOW = {"cuda": 1.5, "cpu": 4.0}
 """A device is bad whose matrix product takes so many times as long as the median of those of the
 other nodes. Healthy GPUs of one model differ by some percent, up to about a fifth; one that is
-throttled or damaged by a half and more, and every step waits for it. Cores are shared with whatever
-else runs on a node, so only what is far off counts."""
+throttled or damaged by a half and more, and every step waits for it. Cores are shared by the ranks
+of a node and with what else runs there, so its fastest rank counts, and only what is far off."""
 CLOCK = 0.9
 """GPUs whose highest clock is below this share of the other nodes' median were limited by hand."""
 EXCLUDE = "launch.exclude, and tell the site"
@@ -206,6 +206,8 @@ def _slow(reports: Mapping[str, NodeReport], device: str) -> Iterator[tuple[str,
         node: [rank.product_s for rank in report.ranks if rank.product_s is not None]
         for node, report in reports.items()
     }
+    if device == "cpu":
+        times = {node: [min(own)] for node, own in times.items() if own}
     for node, own, usual in _beside_others(times):
         slowest = max(own)
         if slowest > SLOW[device] * usual:
