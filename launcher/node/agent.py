@@ -16,7 +16,7 @@ from launcher.errors import RunFailed
 from launcher.failure.causes import find_cause
 from launcher.failure.first import Traces, first_failure
 from launcher.node import torchrun
-from launcher.node.checks.together import NodeCheck, wait_unseen
+from launcher.node.checks.together import NodeCheck, wait_to_see
 from launcher.node.ending import is_final
 from launcher.node.place import Place
 from launcher.node.processes import end_tree
@@ -46,8 +46,8 @@ def run_agent(place: Place, choose_port: Callable[[], int] = free_port) -> int:
     """Train on this node; the exit code of torchrun, or 1 where the agent itself ended it."""
     if read_record(place.start.end) is not None:  # `start` has found nothing to do.
         return 0
-    if not place.start.root.is_dir():
-        return wait_unseen(place)
+    if not wait_to_see(place):
+        return 1
     plan = json.loads(place.files.plan.read_text(encoding="utf-8"))
     layout, run = layout_from_json(plan), read_run(place.files.run)
     launch = run.launch

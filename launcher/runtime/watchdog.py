@@ -50,7 +50,8 @@ class Watchdog:
 
     def start(self) -> None:
         """Begin to look; where the run has no timeout, nothing ever happens."""
-        put_aside(self._stacks)
+        for path in (self._stacks, self._files.rank_error(self._place.rank)):
+            put_aside(path)
         if self._pulse.timeout_s is not None:
             self._thread.start()
 
@@ -125,10 +126,9 @@ class Watchdog:
             time.sleep(0.1)
 
 
-def put_aside(stacks: Path) -> None:
-    """Stacks of an earlier attempt stay readable and are not taken for this one's."""
+def put_aside(path: Path) -> None:
+    """What workers of an earlier round have left stays readable, and is not taken for new."""
     try:
-        moment = int(stacks.stat().st_mtime)
-        stacks.rename(stacks.with_name(f"earlier_{stacks.stem}.{moment}.txt"))
+        path.rename(path.with_name(f"earlier_{int(path.stat().st_mtime)}_{path.name}"))
     except OSError:
         return

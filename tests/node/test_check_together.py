@@ -11,7 +11,7 @@ import pytest
 
 from launcher.node.checks import together
 from launcher.node.checks.report import RankReport
-from launcher.node.checks.together import NodeCheck, wait_unseen
+from launcher.node.checks.together import NodeCheck, wait_to_see
 from launcher.node.place import Place
 from launcher.node.records import read_record, write_record
 from launcher.plan.run_files import RunFiles
@@ -124,7 +124,7 @@ def test_a_node_that_does_not_see_the_run_directory_says_so_and_ends(tmp_path, c
         files=RunFiles(root=tmp_path / "elsewhere"), job_id="7", restart=0, node="n2", index=1,
         nodelist="n[1-2]",
     )  # fmt: skip
-    assert wait_unseen(blind, patience_s=0.0) == 1
+    assert not wait_to_see(blind, patience_s=0.0)
     assert "file system that all nodes share" in capsys.readouterr().err
 
 

@@ -162,7 +162,7 @@ def test_stacks_of_an_earlier_attempt_are_kept_and_not_taken_for_new_ones(files)
     put_aside(stacks)
     put_aside(stacks)  # nothing is there any more
     assert list(files.logs.glob("hang_*.txt")) == []
-    assert [path.read_text() for path in files.logs.glob("earlier_hang_0.*.txt")] == ["old"]
+    assert [path.read_text() for path in files.logs.glob("earlier_*_hang_0.txt")] == ["old"]
 
 
 def test_a_rank_that_sleeps_is_told_from_one_that_waits(files, clock):

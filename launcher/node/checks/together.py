@@ -33,28 +33,36 @@ from launcher.node.records import read_record, write_record
 from launcher.plan.records import Layout
 
 _POLL_S, _POLL_PER_NODE_S = 0.1, 0.002
+_SEEN_S = 10.0
+"""So long a directory that another node has made may be unknown here without a word."""
 _OTHERS_S = 10.0
 """Where one node is bad, the others still get so long to say whether they are, too."""
 _LAST_WORD_S = 30.0
 """After the time is over the first node needs a moment to say so."""
 
 
-def wait_unseen(place: Place, patience_s: float = 330.0) -> int:
-    """The run directory, or what the first node made in it, is not seen here: the exit code.
+def wait_to_see(place: Place, patience_s: float = 330.0) -> bool:
+    """Whether what the first node has made in the run directory is seen here, after a while.
 
-    The first node names this one, since it hears nothing of it: an end at once would end the other
-    nodes before they have spoken. What the configuration says cannot be read; `patience_s` is its
-    default and some more.
+    Network file systems need some seconds. Where it never comes, the first node names this one,
+    since it hears nothing of it; an end at once would end the other nodes before they have spoken.
+    What the configuration says cannot be read: `patience_s` is its default and some more.
     """
-    print(
-        f"node {place.node}: {place.start.root} is not there, though the first node has made it; "
-        "the run directory must be on a file system that all nodes share",
-        file=sys.stderr, flush=True,
-    )  # fmt: skip
+    said_at = time.monotonic() + min(_SEEN_S, patience_s)
     deadline = time.monotonic() + patience_s
-    while time.monotonic() < deadline and not place.start.root.is_dir():
-        time.sleep(1.0)
-    return 1
+    has_said = False
+    while not place.start.root.is_dir():
+        if not has_said and time.monotonic() >= said_at:
+            has_said = True
+            print(
+                f"node {place.node}: {place.start.root} is not there, though the first node has "
+                "made it; the run directory must be on a file system that all nodes share",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True
 
 
 class NodeCheck:
