@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +23,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from launcher.config.assets import conf_dir
+from launcher.config.composed import Composed
 from launcher.config.override_findings import empty_sweep, group_not_in_use, unreadable
 from launcher.config.prepare import FORCE, Prepared, prepare_overrides
 from launcher.config.resolve import delete_keys, resolve_values
 from launcher.errors import ConfigError, Finding
-
-
-@dataclass(frozen=True, kw_only=True)
-class Composed:
-    """One composition: values, and which option of each group they came from."""
-
-    values: dict[str, Any]
-    """Plain dictionary, interpolations resolved."""
-    choices: dict[str, str | None]
-    """Group -> option, e.g. `model` -> `tiny`."""
-    findings: tuple[Finding, ...] = ()
-    """Overrides that were left out because they cannot be read or name no option."""
-    unknown_groups: frozenset[str] = frozenset()
-    """Groups whose named option does not exist: nothing is known of their values."""
-    notes: tuple[str, ...] = ()
-    """Where a named option and the recipe disagreed, a line each."""
-    config: DictConfig = field(repr=False)
-    """Hydra's own result, for `--cfg`; includes the `hydra` node."""
 
 
 def compose_run(overrides: Sequence[str], config_dirs: Sequence[Path] = ()) -> Composed:

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.config.amend import amend_values
 from launcher.config.choose_model import choose_model
-from launcher.config.compose import compose_run
 from launcher.config.data_files import check_data_files, with_absolute_paths
 from launcher.config.kernel_table import with_kernels
 from launcher.config.local_hardware import LocalMachine, cpu_facts, detect_machine, gpu_option
 from launcher.config.partial import check_partial, check_readable, partial_run
+from launcher.config.quick_compose import compose_values
 from launcher.config.reopen import reopen_values
 from launcher.config.resume import find_changes, readable_part, refuse_changes
 from launcher.config.rules import check_run
@@ -47,7 +46,7 @@ def load_run(
     Raises ConfigError with every finding at once.
     """
     # 1. What the YAML files and the command line say.
-    composed = compose_run(overrides, config_dirs)
+    composed = compose_values(overrides, config_dirs)
     decisions = list(composed.notes)
     # 2. hardware=local is this machine.
     local = _local_facts(composed.values, machine, config_dirs)
@@ -55,7 +54,7 @@ def load_run(
     # 3. A model that suits the hardware, where none is named.
     if composed.choices.get("model") == "auto":
         name = _suitable_model(values)
-        composed = compose_run([*overrides, f"model={name}"], config_dirs)
+        composed = compose_values([*overrides, f"model={name}"], config_dirs)
         values = _with_facts(composed.values, local)
         decisions.append(f"model={name}: suits {_hardware_words(values)}")
     if local:
@@ -83,6 +82,10 @@ def load_resumed(
     What the overrides make open is open again (`reopen_values`), and of `also_open` the keys that
     no override names. Raises ConfigError likewise, and for forbidden changes.
     """
+    from launcher.config.amend import (
+        amend_values,  # Hydra, which a plain command line can do without
+    )
+
     before = frozen.model_dump(mode="json")
     amended = amend_values(before, overrides, config_dirs)
     values = reopen_values(before, amended.values, amended.named, also_open)
@@ -202,7 +205,7 @@ def _gpu_facts(machine: LocalMachine, config_dirs: Sequence[Path]) -> dict[str, 
     gpu = machine.gpus[0]
     option = gpu_option(gpu.name) or "a100_80gb"
     node = {"a100_80gb": "hgx_a100", "b200_sxm": "hgx_b200"}.get(option, "hgx_h100")
-    known = compose_run(
+    known = compose_values(
         ["hardware=h100x8", f"hardware/gpu={option}", f"hardware/node={node}"], config_dirs
     ).values["hardware"]
     known["gpu"] |= {"name": gpu.name, "memory_bytes": gpu.memory_bytes}

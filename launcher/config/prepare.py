@@ -121,9 +121,7 @@ def _prepare_option(prepared: Prepared, override: ParsedOverride, options: list[
                 prepared.unknown_groups.add(group)
                 return
             option = close[0]
-        # Hydra would take an option called 7 for a number.
-        typed = option if re.fullmatch(r"[A-Za-z_][\w.-]*", option) else hydra_text(option)
-        line = f"{_choice_key(line.partition('=')[0])}={typed}"
+        line = f"{_choice_key(line.partition('=')[0])}={option_text(option)}"
     if group == "recipe":
         prepared.recipe.append(line)
         return
@@ -131,6 +129,11 @@ def _prepare_option(prepared: Prepared, override: ParsedOverride, options: list[
     if not override.is_delete():
         package = "" if override.package is None else f"@{override.package}"
         prepared.groups[group + package] = line
+
+
+def option_text(option: str) -> str:
+    """As Hydra takes it whole: it would take an option called 7 for a number."""
+    return option if re.fullmatch(r"[A-Za-z_][\w.-]*", option) else hydra_text(option)
 
 
 def _choice_key(key: str) -> str:

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from launcher.config.assets import conf_dir
 
@@ -52,6 +50,9 @@ def find_written(
 
 def _read(text: str) -> object:
     """What YAML makes of a text; itself where it makes nothing of it."""
+    from omegaconf import OmegaConf  # slow to import, and only for what is wrong
+    from omegaconf.errors import OmegaConfBaseException
+
     try:
         return OmegaConf.create(f"value: {text}").value
     except (OmegaConfBaseException, yaml.YAMLError):

@@ -8,27 +8,19 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from launcher.config.schema import Run
-from launcher.plan.backtest_facts import share_fabrics
-from launcher.plan.backtest_rows import (
-    BadRow,
-    Facts,
-    Measured,
-    Unsupported,
-    for_fit,
-    read_cells,
-    read_number,
-    read_row,
-    zero_stage,
-)
+from launcher.plan.backtest_cells import BadRow, Unsupported, read_cells, read_number
+from launcher.plan.backtest_facts import zero_stage
+from launcher.plan.backtest_hardware import share_fabrics
+from launcher.plan.backtest_rows import Facts, Measured, for_fit, read_row
 from launcher.plan.estimate import estimate_layout
 from launcher.plan.execution import Job
 from launcher.plan.fill import build_layout
 from launcher.plan.memory import estimate_job_memory, zero_model_state_bytes
 from launcher.plan.own_runs import read_own_run
 from launcher.plan.records import Stage
-from launcher.plan.schedule import SCHEDULES, build_schedule
+from launcher.plan.schedule import SCHEDULES
 from launcher.plan.schedule_made import is_made, make_schedule
-from launcher.plan.schedule_records import Chain, Schedule, ScheduleError
+from launcher.plan.schedule_records import Chain, ScheduleError
 from launcher.plan.stage_time import estimate_parts
 from launcher.plan.stages import make_stages, split_stages
 from launcher.plan.step_time import (
@@ -58,6 +50,8 @@ class Answer:
     group: tuple[str, ...] = ()
     tokens: int = 0
     """Per step: layouts are compared by time per token."""
+    assumed: tuple[str, ...] = ()
+    """What the row does not say, and how it was taken."""
 
 
 def _compare_own(row: Mapping[str, str | None], run: Run, name: str, source: str) -> Answer:
@@ -85,15 +79,18 @@ def predict_row(row: Mapping[str, str | None], facts: Facts) -> Answer:
     try:
         if "too many cells" in row:
             raise BadRow("more cells than columns")
-        if (row.get("notes") or "").strip().startswith("[A]"):
+        if (row.get("notes") or "").strip().startswith("[A]") and not row.get("layers"):
             return _model_states(row, name, source)
         if own := read_own_run(row):
             return _compare_own(row, own, name, source)
         return compare(read_row(row, facts))
     except (Unsupported, ScheduleError) as reason:
         return Answer(id=name, source=source, status="unsupported", reason=str(reason))
-    except BadRow as reason:
-        return Answer(id=name, source=source, status="bad", reason=str(reason))
+    except BadRow as bad:
+        return Answer(id=name, source=source, status="bad", reason=str(bad))
+    except (ValueError, ArithmeticError, LookupError, AssertionError) as error:
+        words = f"internal error, please report it: {type(error).__name__}: {error}"
+        return Answer(id=name, source=source, status="unsupported", reason=words)
 
 
 def _model_states(row: Mapping[str, str | None], name: str, source: str) -> Answer:
@@ -134,6 +131,7 @@ def compare(measured: Measured) -> Answer:
         measured_fits=not measured.did_not_fit,
         group=measured.group,
         tokens=job.layout.global_batch_size * job.layout.sequence_length,
+        assumed=measured.assumed,
     )
 
 
@@ -147,22 +145,15 @@ def predict_job(job: Job) -> tuple[tuple[Stage, ...], StepEstimate]:
         stages = make_stages(model, chain, bounds)
     else:
         stages = split_stages(model, layout.pp, estimate_parts(job), chain)
-    return stages, estimate_job(job, stages, _schedule(job, stages, chain))
+    # Those made for measured times are made for the predicted ones.
+    schedule = make_schedule(job, stages, chain) if is_made(layout.schedule) else None
+    return stages, estimate_job(job, stages, chain, schedule)
 
 
 def _chain(job: Job) -> Chain:
     recipe, layout = SCHEDULES[job.layout.schedule], job.layout
     chunks = layout.vpp if recipe.chunks is None else recipe.chunks
     return Chain(num_stages=layout.pp, num_chunks=chunks, placement=recipe.placement)
-
-
-def _schedule(job: Job, stages: Sequence[Stage], chain: Chain) -> Schedule:
-    """By name; those made for measured times are made for the predicted ones."""
-    layout = job.layout
-    if is_made(layout.schedule):
-        return make_schedule(job, stages, chain)
-    chunks = layout.vpp if SCHEDULES[layout.schedule].chunks is None else None
-    return build_schedule(layout.schedule, layout.pp, layout.num_microbatches, chunks)
 
 
 def backtest(rows: Iterable[Mapping[str, str | None]], facts: Facts) -> dict[str, Any]:

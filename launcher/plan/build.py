@@ -34,6 +34,7 @@ def build_plan(run: Run) -> Plan:
     # 3. Blocks of each stage; the schedule that will run, simulated; memory along it.
     found = estimate_layout(run, layout)
     if is_made(layout.schedule):  # Every rank reads this order: none makes its own.
+        assert found.schedule is not None
         run = _with_schedule(run, found.schedule)
     # 4. What is legal, but probably not meant.
     warnings = find_warnings(run, layout, found.stages, found.memory, found.step)

@@ -28,7 +28,8 @@ class Estimate:
     """One layout, predicted."""
 
     stages: tuple[Stage, ...]
-    schedule: Schedule
+    schedule: Schedule | None
+    """Of a file, or made for this layout; None: the one of the layout's name."""
     step: StepEstimate
     memory: Memory
 
@@ -40,12 +41,13 @@ def estimate_layout(run: Run, layout: Layout) -> Estimate:
     optimizer and the switches that the layout has not are read.
     """
     job = runtime_job(run, layout)
-    stages = plan_stages(run, layout)
+    stages, chain = plan_stages(run, layout), plan_chain(run, layout)
+    schedule: Schedule | None = None
     if is_made(layout.schedule):
-        schedule = make_schedule(job, stages, plan_chain(run, layout))
-    else:
+        schedule = make_schedule(job, stages, chain)
+    elif run.parallelism.schedule_lines is not None:
         schedule = plan_schedule(run, layout)
-    step = estimate_job(job, stages, schedule)
+    step = estimate_job(job, stages, chain, schedule)
     memory = estimate_job_memory(job, stages, step.simulation.peak_in_flight)
     return Estimate(stages=stages, schedule=schedule, step=step, memory=memory)
 

@@ -7,8 +7,9 @@ from launcher.errors import Finding
 from launcher.plan.records import Layout
 from launcher.plan.schedule import SCHEDULES, build_schedule
 from launcher.plan.schedule_file import parse_schedule
+from launcher.plan.schedule_peaks import peaks_of
 from launcher.plan.schedule_records import Chain, Schedule, ScheduleError
-from launcher.plan.simulate import check_schedule, peak_in_flight
+from launcher.plan.simulate import check_schedule
 
 
 def plan_schedule(run: Run, layout: Layout) -> Schedule:
@@ -30,7 +31,7 @@ def plan_peaks(run: Run, layout: Layout) -> tuple[int, ...]:
     """Most microbatches times chunks that each stage holds; cheaper than a simulation."""
     if run.parallelism.schedule_lines is not None:
         return check_schedule(plan_schedule(run, layout))
-    return peak_in_flight(layout.schedule, layout.pp, layout.num_microbatches, layout.vpp)
+    return peaks_of(layout.schedule, layout.pp, layout.num_microbatches, layout.vpp)
 
 
 def check_schedule_file(run: Run) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""What a pipeline takes at least, and what it keeps, in closed form: no schedule is walked.
+"""What a pipeline takes at least, in closed form: no schedule is walked.
 
 A search prunes by these; every bound holds for the simulation of the same schedule (a test compares
 them), so that no layout is lost by it.
@@ -7,12 +7,10 @@ them), so that no layout is lost by it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 from launcher.plan.schedule_orders import round_sizes
 from launcher.plan.schedule_records import Chain, StageTimes
 from launcher.plan.search_cuts import Cut, Kinds
-from launcher.plan.simulate import peak_in_flight
 
 WITH_ROUNDS = ("interleaved_1f1b", "zb_h1")
 """Whose last stage runs a round of every chunk but one before its first backward."""
@@ -130,32 +128,3 @@ def _sums(of: Kinds, kinds: Sequence[StageTimes]) -> tuple[float, float, float]:
         backward_s += number * times.backward_s
         weight_s += number * times.weight_s
     return forward_s, backward_s, weight_s
-
-
-def _peaks(name: str, stages: int, count: int, chunks: int) -> tuple[int, ...] | None:
-    """Of the schedules that have a closed form."""
-    total = count * chunks
-    if name == "naive":
-        return (1,) * stages
-    if name == "gpipe":
-        return (count,) * stages
-    if name == "1f1b":
-        return tuple(min(stages - stage, count) for stage in range(stages))
-    if name in ("interleaved_1f1b", "zb_h1", "zb_h2"):
-        ahead = (chunks - 1) * round_sizes(stages, count)[0] + 1
-        steps, late = {"interleaved_1f1b": (2, 0), "zb_h1": (1, 1), "zb_h2": (2, 2)}[name]
-        return tuple(
-            min(total, ahead + steps * (stages - 1 - stage) + late * stage)
-            for stage in range(stages)
-        )
-    if stages > 1 and name == "zb_v":
-        return tuple(min(total, count + 1 + stage, 2 * stages) for stage in range(stages))
-    if stages > 1 and name == "dualpipev":
-        return (2 * stages + 1,) * stages
-    return None
-
-
-@lru_cache(maxsize=4096)
-def peaks_of(name: str, stages: int, count: int, chunks: int) -> tuple[int, ...]:
-    """`peak_in_flight`, at once where there is a closed form."""
-    return _peaks(name, stages, count, chunks) or peak_in_flight(name, stages, count, chunks)

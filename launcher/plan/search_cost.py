@@ -16,13 +16,14 @@ from launcher.plan.execution import Job, runtime_job
 from launcher.plan.links import Link, stride_link, transfer_s
 from launcher.plan.operator_records import size_of
 from launcher.plan.records import Layout
-from launcher.plan.schedule import SCHEDULES, build_orders
+from launcher.plan.schedule import SCHEDULES
 from launcher.plan.schedule_choice import plan_chain, plan_schedule
 from launcher.plan.schedule_clock import Durations, walk
 from launcher.plan.schedule_records import Chain, StageTimes, has_weight_actions
 from launcher.plan.search_bounds import shortest_s
 from launcher.plan.search_choice import ORDER, Choice
 from launcher.plan.search_cuts import Cut, Cuts
+from launcher.plan.simulate_named import time_named
 from launcher.plan.stage_time import (
     Kernels,
     PartCost,
@@ -61,7 +62,6 @@ class Coster:
         self._parts: dict[object, Parts] = {}
         self._cuts: dict[object, Cut] = {}
         self._costs: dict[object, dict[object, PartCost]] = {}
-        self._walks: dict[object, float] = {}
         plain = run.parallelism.model_copy(update={"schedule_lines": None})
         self._plain_run = run.model_copy(update={"parallelism": plain})
 
@@ -97,18 +97,10 @@ class Coster:
     ) -> float:
         """From the first action to the last: the schedule, walked."""
         count = choice.num_microbatches
-        key = (choice.schedule, chain.num_stages, chain.num_chunks, count, tuple(times), p2p_s)
-        if key not in self._walks:
-            durations = Durations(times=times, p2p_s=p2p_s)
-            if choice.schedule in SCHEDULES:
-                # Transfers stand right behind what they send: without them it takes as long.
-                ranks = build_orders(choice.schedule, choice.pp, count, choice.vpp)
-                timing = walk(chain, count, ranks, durations, has_transfers=False)
-            else:
-                ranks_of_file = plan_schedule(self.run, self.layout(choice)).ranks
-                timing = walk(chain, count, ranks_of_file, durations)
-            self._walks[key] = timing.makespan_s
-        return self._walks[key]
+        if choice.schedule in SCHEDULES:
+            return time_named(choice.schedule, chain, count, tuple(times), p2p_s).makespan_s
+        ranks = plan_schedule(self.run, self.layout(choice)).ranks
+        return walk(chain, count, ranks, Durations(times=times, p2p_s=p2p_s)).makespan_s
 
     def splits_backward(self, choice: Choice) -> bool:
         """Whether the schedule has W actions."""

@@ -15,7 +15,7 @@ from launcher.plan.memory import (
 )
 from launcher.plan.records import Stage
 from launcher.plan.schedule_choice import plan_peaks
-from launcher.plan.search_bounds import peaks_of
+from launcher.plan.schedule_peaks import peaks_of
 from launcher.plan.search_choice import ORDER, Choice
 from launcher.plan.search_cost import Coster, Mesh, mesh_of
 from launcher.plan.search_cuts import Cut

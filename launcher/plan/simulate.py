@@ -8,8 +8,9 @@ from itertools import accumulate
 
 from launcher.plan.schedule import build_orders
 from launcher.plan.schedule_check import check_schedule
-from launcher.plan.schedule_clock import Durations, walk
+from launcher.plan.schedule_clock import Durations, Timing, walk
 from launcher.plan.schedule_records import (
+    Chain,
     Schedule,
     ScheduleError,
     StageTimes,
@@ -71,8 +72,24 @@ def simulate(schedule: Schedule, times: Sequence[StageTimes], p2p_s: float = 0.0
     durations = Durations(times=times, p2p_s=p2p_s)
     timing = walk(chain, schedule.num_microbatches, schedule.ranks, durations)
     splits = has_weight_actions(schedule.ranks)
+    return record_simulation(
+        chain, schedule.num_microbatches, times, p2p_s, timing=timing, peaks=peaks, splits=splits
+    )
+
+
+def record_simulation(
+    chain: Chain,
+    num_microbatches: int,
+    times: Sequence[StageTimes],
+    p2p_s: float,
+    *,
+    timing: Timing,
+    peaks: tuple[int, ...],
+    splits: bool,
+) -> Simulation:
+    """A schedule's timing, with what its stages work and hold."""
     busy = tuple(
-        schedule.num_microbatches
+        num_microbatches
         * sum(_work_s(times[chain.part(stage, chunk)], splits) for chunk in range(chain.num_chunks))
         for stage in range(chain.num_stages)
     )

@@ -9,10 +9,12 @@ from launcher.plan.collectives import Links, boundary_s, exposed_s
 from launcher.plan.costs import sum_sizes, tied_copy
 from launcher.plan.execution import Job
 from launcher.plan.kernels import peak_flops, traffic_s
-from launcher.plan.links import Link, make_link, stride_link, transfer_s
+from launcher.plan.links import Link, domain_size, make_link, stride_link, transfer_s
 from launcher.plan.records import Communication, Stage, Time
+from launcher.plan.schedule import SCHEDULES
 from launcher.plan.schedule_records import Chain, Schedule, StageTimes, has_weight_actions
 from launcher.plan.simulate import Simulation, simulate
+from launcher.plan.simulate_named import simulate_named
 from launcher.plan.speeds import stage_speeds
 from launcher.plan.stage_time import (
     PartCost,
@@ -39,14 +41,25 @@ class StepEstimate:
     simulation: Simulation
 
 
-def estimate_job(job: Job, stages: Sequence[Stage], schedule: Schedule) -> StepEstimate:
-    """Step time by kind: compute, bubble, exposed communication and optimizer add up to it."""
+def estimate_job(
+    job: Job, stages: Sequence[Stage], chain: Chain, schedule: Schedule | None = None
+) -> StepEstimate:
+    """Step time by kind: compute, bubble, exposed communication and optimizer add up to it.
+
+    `schedule`: one of a file, or made for this job; None: the layout's, which has a name.
+    """
     links = find_links(job)
-    costs = cost_parts(job, stages, schedule.chain, links)
-    times = part_times(job, costs, has_weight_actions(schedule.ranks), links)
-    simulation = simulate(schedule, times, free_p2p_s(job, links))
+    costs = cost_parts(job, stages, chain, links)
+    p2p_s = free_p2p_s(job, links)
+    if schedule is None:
+        name, count = job.layout.schedule, job.layout.num_microbatches
+        times = part_times(job, costs, SCHEDULES[name].splits_backward, links)
+        simulation = simulate_named(name, chain, count, times, p2p_s)
+    else:
+        times = part_times(job, costs, has_weight_actions(schedule.ranks), links)
+        simulation = simulate(schedule, times, p2p_s)
     return StepEstimate(
-        time=summarise(job, stages, simulation, schedule.chain, costs, links),
+        time=summarise(job, stages, simulation, chain, costs, links),
         communication=list_communication(job, stages, links),
         simulation=simulation,
     )
@@ -113,7 +126,8 @@ def find_links(job: Job) -> Links:
     replicas = layout.dp * layout.cp
     shard = min(job.execution.shard_size or replicas, replicas)
     inner = min(strides["cp"], strides["dp"]) if layout.cp > 1 else strides["dp"]
-    crosses = layout.pp > 1 and strides["pp"] * layout.pp > layout.gpus_per_node
+    reach = domain_size(job.hardware, layout.gpus_per_node)
+    crosses = layout.pp > 1 and strides["pp"] * layout.pp > reach
     return Links(
         tp=link(strides["tp"], layout.tp),
         cp=link(strides["cp"], layout.cp),

@@ -13,11 +13,12 @@ from launcher.plan.estimate import estimate_layout
 from launcher.plan.fill import close_shared
 from launcher.plan.schedule import SCHEDULES, build_orders, build_schedule
 from launcher.plan.schedule_clock import Durations, walk
+from launcher.plan.schedule_peaks import peaks_of
 from launcher.plan.schedule_records import StageTimes
 from launcher.plan.search import rank_layouts
 from launcher.plan.search_advice import search_layouts
 from launcher.plan.search_auto import fixed_keys
-from launcher.plan.search_bounds import peaks_of, shortest_s
+from launcher.plan.search_bounds import shortest_s
 from launcher.plan.search_choice import changed, layout_of
 from launcher.plan.search_space import build_space, enumerate_choices
 from launcher.plan.simulate import peak_in_flight, simulate

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.plan.schedule import Action, Schedule, build_schedule
+from launcher.plan.schedule import SCHEDULES, Action, Schedule, build_schedule
 from launcher.plan.simulate import ScheduleError, StageTimes, peak_in_flight, simulate
+from launcher.plan.simulate_named import simulate_named
 
 LINES = (Path(__file__).parent / "bubble_1f1b.csv").read_text().splitlines()
 BUBBLES = list(csv.DictReader(line for line in LINES if not line.startswith("#")))
@@ -190,3 +191,14 @@ def test_the_quick_peak_is_that_of_the_whole_schedule(name, p, m):
         peak_in_flight(name, p, m)
         == simulate(build_schedule(name, p, m), uniform(p)).peak_in_flight
     )
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEDULES if SCHEDULES[name].order])
+@pytest.mark.parametrize(("p", "m"), [(1, 3), (3, 7), (4, 12)])
+def test_a_named_schedule_is_simulated_without_its_transfers_all_the_same(name, p, m):
+    schedule = build_schedule(name, p, m)
+    times = [
+        StageTimes(forward_s=1 + part % 3, backward_s=2.5, weight_s=0.7)
+        for part in range(schedule.chain.num_parts)
+    ]
+    assert simulate_named(name, schedule.chain, m, times, 0.3) == simulate(schedule, times, 0.3)

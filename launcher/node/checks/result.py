@@ -21,13 +21,13 @@ class Checks:
 
 def read_checks(start: StartFiles) -> Checks:
     """The verdict; where there is none, nodes that have not written a word."""
-    verdict = read_record(start.check_verdict)
-    if verdict is None:
-        return _unfinished(start)
+    verdict = read_record(start.check_verdict) or {}
     if verdict.get("ok"):
         return Checks()
     records = [read_record(path) or {} for path in sorted(start.root.glob("check_*.json"))]
     bad = tuple(str(record["node"]) for record in records if record.get("ok") is False)
+    if not verdict and not bad:
+        return _unfinished(start)
     return Checks(
         bad_nodes=bad,
         why=str(verdict.get("why") or ""),
