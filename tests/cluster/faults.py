@@ -75,12 +75,24 @@ def wait_for_recovery(job: Job, fault: Fault, timeout_s: float = 400) -> Recover
     )
 
 
-def heal(cluster: Cluster, fault: Fault) -> None:
-    """The node is as it was before; a daemon that returns finds what was left running."""
-    if fault.kind == "cable":
-        cluster.join(fault.node)
-    elif fault.kind not in ("rank", "torchrun", "agent", "hang"):
-        cluster.up(fault.node)
+def heal(job: Job, fault: Fault, timeout_s: float = 400) -> None:
+    """The node is as it was before, and free; meanwhile the run, which takes seconds, stands still.
+
+    A daemon that returns finds what was left running.
+    """
+    if fault.kind in ("rank", "torchrun", "agent", "hang"):
+        return
+    cluster = job.cluster
+    with frozen(job):
+        if fault.kind == "cable":
+            cluster.join(fault.node)
+        else:
+            cluster.up(fault.node)
+        spare = cluster.num_nodes - len(cluster.job_nodes(job.job_id))
+        wait_until(
+            lambda: len(cluster.idle_nodes()) >= spare, timeout_s, f"spare nodes after {fault}",
+            lambda: cluster.slurm("sinfo", "-N", "-l"),
+        )  # fmt: skip
 
 
 @contextlib.contextmanager
