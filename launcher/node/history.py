@@ -36,6 +36,7 @@ def past_of(starts: Sequence[Start]) -> list[Past]:
         Past(
             reason=str((start.end or {}).get("reason", "node_failure")),
             first_step=int(_number(start.nodes.get("first_step"))),
+            node=((start.end or {}).get("first_error") or {}).get("node"),
         )
         for start in starts
     ]
