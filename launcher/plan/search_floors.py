@@ -17,6 +17,7 @@ from launcher.plan.schedule_records import StageTimes
 from launcher.plan.search_bounds import quick_s
 from launcher.plan.search_choice import ORDERS, Choice
 from launcher.plan.search_cost import Coster, Mesh, has_late_weights, mesh_of
+from launcher.plan.search_cuts import Cut
 from launcher.plan.search_memory import Sharding
 from launcher.plan.stage_time import BlockTimes, PartCost, StageState, part_cost, stage_state
 from launcher.plan.step_time import tail_s_of, update_s
@@ -151,12 +152,12 @@ class Floors:
         jobs = [replace(job, layout=replace(layout, order=order)) for order in found.values()]
         return [self.coster.links(one) for one in jobs]
 
-    def pipeline_s(self, choice: Choice) -> float:
+    def pipeline_s(self, choice: Choice, cut: Cut) -> float:
         """The schedule's bound, whatever the sharding, on the quickest links of any order."""
         if choice.schedule not in SCHEDULES:
             return 0.0
         coster, mesh = self.coster, mesh_of(choice)
-        cut, late = coster.cut(mesh, coster.chain(choice)), has_late_weights(choice.schedule)
+        late = has_late_weights(choice.schedule)
         key = (mesh, late, id(cut))
         if key not in self._kinds:
             # What sharded weights wait for is in the floor of the sharding.
