@@ -1,4 +1,4 @@
-"""Checks that are made before a job is submitted; they belong to the table of rules."""
+"""Checks of a job before it is submitted, and of the words that name a run, as rules."""
 
 from __future__ import annotations
 
@@ -66,6 +66,8 @@ SUBMIT_CHECKS = (
     ),
     ("conda-there", "launch.conda", "there is a conda to activate it", "The job would fail."),
     ("setup-readable", "launch.setup", "bash can read the script", "The job would fail."),
+    ("one-run", "RUN", "the word means one run", "A sweep has several runs."),
+    ("no-such-rank", "--rank", "the rank has written a log", "There is nothing to show."),
     (
         "one-array",
         "--multirun",

@@ -21,12 +21,14 @@ from launcher.node.processes import end_tree
 from launcher.node.records import read_record, write_record
 from launcher.node.rendezvous import (
     Endpoint,
+    ask_again,
     free_port,
+    is_asked_again,
     name_of_this_node,
     publish,
     published,
 )
-from launcher.node.steps import last_sign_at
+from launcher.node.steps import last_sign_at, trained_steps
 from launcher.plan.records import layout_from_json
 
 WORKER = "launcher.runtime.worker"
@@ -74,8 +76,10 @@ class Agent:
         self._node = name_of_this_node(place.node)
         self._log = place.start.torchrun_log(place.node)
         self._heard: signal.Signals | None = None
+        self._noted: signal.Signals | None = None
         self._asked_at = 0.0
         self._looked_at = 0.0
+        self._num_restarts = 0
         self._started_at = time.time()
         self._first_step_at: float | None = None
         self._ended_by: str | None = None
@@ -86,7 +90,7 @@ class Agent:
             signal.signal(number, self._hear)
 
     def run(self) -> int:
-        """Meet, train, and try another port where one was taken; the exit code."""
+        """Meet and train; meet again where a port was taken or a torchrun killed; the exit code."""
         code, tried = 1, 0
         self._write()
         while tried < _ROUNDS:
@@ -94,8 +98,8 @@ class Agent:
             if endpoint is None:
                 break
             tried = endpoint.round
-            code, is_port_taken, is_other_round = self._train(endpoint)
-            if not (is_port_taken or is_other_round):
+            code, is_tried_again = self._train(endpoint)
+            if not is_tried_again:
                 break
         self._write(exit_code=code)
         return code
@@ -117,8 +121,8 @@ class Agent:
             time.sleep(_POLL_S)
         raise RunFailed(f"the first node has not said within {_MEET_S:.0f} s where to meet")
 
-    def _train(self, endpoint: Endpoint) -> tuple[int, bool, bool]:
-        """Exit code, whether the port was taken, whether another round has begun."""
+    def _train(self, endpoint: Endpoint) -> tuple[int, bool]:
+        """Exit code, and whether the agents are to meet again."""
         place = self._place
         is_host = place.index == 0
         name = f"{place.job_id}.{place.restart}.{endpoint.round}"
@@ -136,9 +140,30 @@ class Agent:
             end_tree(process)
         said = (said + echo.copy())[-65536:]
         taken = is_host and process.returncode != 0 and _is_port_taken(said)
-        newer = published(place.start.rendezvous)
-        is_other = newer is not None and newer.round > endpoint.round
-        return self._exit_code(process), taken, is_other
+        again = taken or self._is_killed(process, endpoint) or self._is_over(endpoint)
+        return self._exit_code(process), again
+
+    def _is_killed(self, process: subprocess.Popen[bytes], endpoint: Endpoint) -> bool:
+        """Whether torchrun alone was killed here: its workers are gone with it, the node is not.
+
+        The others, whose torchrun would wait for this one, are asked to meet once more.
+        """
+        if process.returncode != -signal.SIGKILL or self._ended_by or self._heard is not None:
+            return False
+        if self._is_over(endpoint) or self._num_restarts >= self._workers.max_restarts:
+            return False
+        self._num_restarts += 1
+        print(f"torchrun on {self._place.node} was killed: all meet again", flush=True)
+        if self._place.index != 0:
+            ask_again(self._place.start, self._place.node, endpoint.round)
+        return True
+
+    def _is_over(self, endpoint: Endpoint) -> bool:
+        """Whether another try has begun or, to the first node's agent, was asked for."""
+        newer = published(self._place.start.rendezvous)
+        if newer is not None and newer.round > endpoint.round:
+            return True
+        return self._place.index == 0 and is_asked_again(self._place.start, endpoint.round)
 
     def _exit_code(self, process: subprocess.Popen[bytes]) -> int:
         code = process.returncode or 0
@@ -150,6 +175,10 @@ class Agent:
     def _pass_on(self, process: subprocess.Popen[bytes]) -> None:
         """A signal reaches the workers again and again: one that starts does not hear it."""
         if self._heard is not None and time.monotonic() - self._asked_at >= _ASK_AGAIN_S:
+            if self._noted is not self._heard:
+                # At once: the next start asks for it where this one is killed before its end.
+                self._noted = self._heard
+                self._write()
             self._asked_at = time.monotonic()
             torchrun.ask_to_stop(process.pid, self._workers.module)
 
@@ -159,12 +188,11 @@ class Agent:
             return
         self._looked_at = time.monotonic()
         self._note_first_step()
-        newer = published(self._place.start.rendezvous)
         if self._place.is_superseded:
             self._ended_by = "the job was started again elsewhere, so its processes here are ended"
             end_tree(process, patience_s=0.0)
-        elif newer is not None and newer.round > endpoint.round:
-            end_tree(process)
+        elif self._is_over(endpoint):
+            end_tree(process, patience_s=0.0)  # nothing that it could still do is wanted
         elif self._must_end_now():
             self._ended_by = "the time limit is here, and the workers have not ended"
             end_tree(process, patience_s=0.0)
@@ -193,7 +221,9 @@ class Agent:
         """When training went on, for the record of how long that took."""
         if self._place.index == 0 and self._first_step_at is None:
             at = last_sign_at(self._place.files)
-            if at is not None and at > self._started_at:
+            before = (read_record(self._place.start.nodes) or {}).get("first_step", 0)
+            is_new = at is not None and at > self._started_at
+            if at is not None and is_new and trained_steps(self._place.files) > before:
                 self._first_step_at = at
                 self._write()
                 self._say_recovery(at)

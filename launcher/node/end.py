@@ -22,7 +22,6 @@ from launcher.node.records import read_record, write_record
 from launcher.node.steps import saved_step, trained_steps
 from launcher.plan.run_files import RunFiles
 
-_REQUEUED_WITHIN_S = 120.0
 _CUT_TRIES = 20
 
 
@@ -110,6 +109,8 @@ def _facts(place: Place, exit_code: int, was_asked: bool) -> Facts:
     nodes = read_record(start.nodes) or {}
     job = queue.job_facts(place.job_id)
     failure = _first_failure(place)
+    # The queue asks a job to end (TERM) whose other node it has lost, too.
+    is_cut_off = job.state == "NODE_FAIL" or (job.restarts or 0) > place.restart
     return Facts(
         exit_code=exit_code,
         outcome=_outcome(files),
@@ -125,6 +126,8 @@ def _facts(place: Place, exit_code: int, was_asked: bool) -> Facts:
             and not _is_at_limit(nodes)
         ),
         is_preempted=job.is_preempted,
+        is_cut_off=is_cut_off,
+        lost_nodes=queue.lost_nodes(nodes.get("nodes") or ()) if is_cut_off else (),
         left_s=job.left_s,
         bad_nodes=_failed_checks(place),
         hung=any(start.root.glob("hang_*.txt")),

@@ -63,7 +63,9 @@ class Facts:
     """Those that did not pass the checks."""
     hung: bool = False
     is_cut_off: bool = False
-    """It ended without a word: one of its nodes was lost."""
+    """The queue has taken it back by itself: one of its nodes was lost."""
+    lost_nodes: Sequence[str] = ()
+    """Which ones, as far as the queue says."""
     cause: Cause | None = None
     """Of the first error of a rank; None: no rank told one."""
     error: str = ""
@@ -90,6 +92,11 @@ def is_final(cause: Cause, has_trained: bool) -> bool:
     if cause.kind == "run_in_use":  # by processes of the start before, which are ending
         return False
     return cause.again == "useless" and (cause.kind in _ALWAYS_FINAL or not has_trained)
+
+
+def lost_words(nodes: Sequence[str]) -> str:
+    """lost_words(["n2"]) -> 'lost n2'"""
+    return f"lost {', '.join(nodes)}" if nodes else "one of its nodes was lost"
 
 
 def decide(facts: Facts, limits: Limits) -> Ending:
@@ -126,6 +133,9 @@ def _what_happened(facts: Facts, limits: Limits) -> Ending:
         return Ending(status="done", reason="finished", why=f"{facts.trained_step} steps are done")
     if facts.is_cancelled:
         return Ending(status="stopped", reason="cancelled", why="the job was cancelled")
+    if facts.is_cut_off:
+        why = f"the queue took the job back: {lost_words(facts.lost_nodes)}"
+        return _again("node_failure", why)
     if facts.cause is not None and is_final(facts.cause, has_trained):
         reason: Reason = "worker_failed" if facts.cause.kind == "not_a_number" else "configuration"
         return _failed(reason, f"{facts.error}: {facts.cause.meaning}; not tried again")
@@ -135,8 +145,6 @@ def _what_happened(facts: Facts, limits: Limits) -> Ending:
         if facts.left_s is not None and facts.left_s <= limits.signal_seconds + _SLOW_SIGNAL_S:
             return _again("time_limit", "the time limit was near")
         return Ending(status="stopped", reason="cancelled", why="it was asked to save and end")
-    if facts.is_cut_off:
-        return _again("node_failure", "the job ended without a word: a node was lost")
     if facts.bad_nodes:
         names = ", ".join(facts.bad_nodes)
         return _again("bad_node", f"checks before the training failed on {names}", facts.bad_nodes)

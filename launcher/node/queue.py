@@ -9,6 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 _TIMEOUT_S = 60.0
+_PATIENCE_S = 300.0
+_ASK_AGAIN_S = 5.0
+# Slurm's words where the controller is away (slurm_errno.c); any other refusal is an answer.
+_SILENCE = ("does not answer", "unable to contact", "timed out", "connection refused")
 _FIELD = re.compile(r"(\w[\w/:]*)=(\S*)")
 
 
@@ -52,9 +56,25 @@ def hostnames(nodelist: str) -> tuple[str, ...]:
     return tuple(shown.split()) if shown else (nodelist,)
 
 
-def requeue(job_id: str) -> str | None:
-    """Put a running job, which ends by it, back into the queue; why not, where that is refused."""
-    return _do("scontrol", "requeue", job_id)
+def lost_nodes(names: Sequence[str]) -> tuple[str, ...]:
+    """Those of the nodes that the queue takes for dead."""
+    if not names:
+        return ()
+    shown = _answer("sinfo", "-h", "-N", "-n", ",".join(names), "-t", "down,fail", "-o", "%N")
+    return tuple(dict.fromkeys(shown.split())) if shown else ()
+
+
+def requeue(job_id: str, patience_s: float = _PATIENCE_S) -> str | None:
+    """Put a running job, which ends by it, back into the queue; why not, where that is refused.
+
+    A queue that does not answer, as while its controller starts again, is asked for some time.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        answer = _do("scontrol", "requeue", job_id)
+        if answer is None or not _is_silence(answer) or time.monotonic() > deadline:
+            return answer
+        time.sleep(_ASK_AGAIN_S)
 
 
 def exclude(job_id: str, nodes: Sequence[str]) -> str | None:
@@ -87,6 +107,10 @@ def _do(*words: str) -> str | None:
         lines = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
         return lines[-1]
     return None
+
+
+def _is_silence(answer: str) -> bool:
+    return any(words in answer.lower() for words in _SILENCE)
 
 
 def _run(words: Sequence[str]) -> subprocess.CompletedProcess[str] | None:

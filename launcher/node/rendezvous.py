@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.node.records import read_record, write_record
+from launcher.plan.run_files import StartFiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +38,25 @@ def publish(path: Path, endpoint: Endpoint) -> None:
 
 
 def published(path: Path) -> Endpoint | None:
-    """What the first node has told; None until then."""
-    record = read_record(path)
-    if record is None:
+    """What the first node has told; None until then, and where it cannot be understood."""
+    record = read_record(path) or {}
+    try:
+        return Endpoint(
+            host=str(record["host"]), port=int(record["port"]), round=int(record["round"])
+        )
+    except (KeyError, ValueError, TypeError):
         return None
-    return Endpoint(host=str(record["host"]), port=int(record["port"]), round=int(record["round"]))
+
+
+def ask_again(start: StartFiles, node: str, round_number: int) -> None:
+    """Ask the first node's agent for another try after this one."""
+    write_record(start.again(node), {"node": node, "round": round_number})
+
+
+def is_asked_again(start: StartFiles, round_number: int) -> bool:
+    """Whether a node asks for another try after this one."""
+    records = [read_record(path) or {} for path in start.root.glob("again_*.json")]
+    return any(record.get("round") == round_number for record in records)
 
 
 def name_of_this_node(slurm_name: str) -> str:

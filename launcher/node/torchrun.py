@@ -62,6 +62,9 @@ def start(command: list[str], log: BinaryIO) -> subprocess.Popen[bytes]:
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
+        # Else workers that torchrun starts again meet in the store of those before them, and try
+        # the addresses of dead processes (github.com/pytorch/pytorch/issues/135712).
+        env={**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
         # The queue signals the group of its task: torchrun would give its workers half a minute.
         start_new_session=True,
         preexec_fn=_prepare() if sys.platform == "linux" else None,

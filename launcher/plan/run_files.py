@@ -167,6 +167,10 @@ class StartFiles:
         """Where the agents meet: host, port and the number of the try."""
         return self.root / "rendezvous.json"
 
+    def again(self, node: str) -> Path:
+        """A node's wish that all meet once more."""
+        return self.root / f"again_{node}.json"
+
     def check(self, node: str) -> Path:
         """What was found wrong with a node before the model was built."""
         return self.root / f"check_{node}.json"

@@ -37,6 +37,8 @@ class StartOfJob:
     reason: str
     why: str
     ended_at: float | None
+    recovery_s: float | None = None
+    """Seconds from the last sign of the start before to this one's first step; None: none yet."""
     bad_nodes: tuple[str, ...] = ()
 
 
@@ -154,8 +156,16 @@ def _start(start: Start, starts: list[Start]) -> StartOfJob:
         reason=str(record.get("reason") or ""),
         why=str(record.get("why") or ""),
         ended_at=_number(record.get("ended_at")),
+        recovery_s=_recovery_s(start),
         bad_nodes=tuple(str(name) for name in bad) if isinstance(bad, list) else (),
     )
+
+
+def _recovery_s(start: Start) -> float | None:
+    before = _number(start.nodes.get("last_sign_at"))
+    agents = [read_record(path) or {} for path in start.files.root.glob("agent_*.json")]
+    steps = [at for agent in agents if (at := _number(agent.get("first_step_at"))) is not None]
+    return min(steps) - before if steps and before is not None else None
 
 
 def _number(value: Any) -> float | None:

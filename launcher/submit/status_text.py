@@ -129,6 +129,8 @@ def _start(start: StartOfJob, is_live: bool) -> str:
     if start.started_at is not None:
         began = time.strftime("  %Y-%m-%d %H:%M:%S", time.localtime(start.started_at))
     nodes = f"  {','.join(start.nodes)}" if start.nodes else ""
+    if start.recovery_s is not None:
+        steps += f", training again after {start.recovery_s:.0f} s"
     if start.status == "open":
         end = "  runs" if is_live else "  has not said its end"
     else:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.cluster.runs import STEPS, Job, submit
 from tests.cluster.slurm import Cluster, why_not_here
 
 
@@ -28,3 +29,11 @@ def cluster(running_cluster: Cluster) -> Iterator[Cluster]:
     yield running_cluster
     running_cluster.slurm("scancel", "--user=root")
     running_cluster.mend()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(running_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """The run that the others are compared with."""
+    job = submit(running_cluster, tmp_path_factory.mktemp("undisturbed"), "run", *STEPS)
+    assert job.wait_for_end() == "COMPLETED", job.log
+    return job

@@ -254,6 +254,9 @@ class Cluster:
             )  # fmt: skip
 
     def _remove_links(self) -> None:
+        # Both ends go with the one here; those of a deleted namespace would stay for a moment.
+        for path in Path("/sys/class/net").glob(f"{self._bridge}-*"):
+            subprocess.run(["ip", "link", "del", path.name], capture_output=True, check=False)
         for path in Path("/run/netns").glob(f"{self._bridge}-n*"):
             node = path.name.partition("-")[2]
             while pids := self.processes(node):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import random
+from dataclasses import dataclass, field
 
 import pytest
 
-from tests.cluster.runs import Job, launch, submit
+from tests.cluster.faults import Fault, Recovery, heal, strike, wait_for_recovery
+from tests.cluster.runs import INTERVAL, STEPS, Job, same, status_of, submit
+from tests.cluster.slurm import wait_until
 
-STEPS = ("train.steps=120", "checkpoint.every_steps=40")
+KINDS = ("rank", "torchrun", "slurmd", "cable", "head")
 URGENT = """\
 #!/usr/bin/env bash
 #SBATCH --output=/dev/null --nodes=4 --partition=urgent --exclusive
@@ -16,24 +19,19 @@ sleep 3
 """
 
 
-@pytest.fixture(scope="module")
-def undisturbed(running_cluster, tmp_path_factory) -> Job:
-    """The run that the others are compared with."""
-    job = submit(running_cluster, tmp_path_factory.mktemp("undisturbed"), "run", *STEPS)
-    assert job.wait_for_end() == "COMPLETED", job.log
-    return job
+@dataclass
+class Suffering:
+    """A run and what has happened to it, by kind."""
 
-
-def same(job: Job, reference: Job) -> bool:
-    return job.weights == reference.weights and job.losses == reference.losses
+    job: Job = None  # type: ignore[assignment]
+    happened: dict[str, tuple[Fault, Recovery]] = field(default_factory=dict)
 
 
 def test_a_submitted_run_trains_to_its_end_on_two_nodes(cluster, undisturbed):
     assert undisturbed.ends == ["done: finished"]
     assert undisturbed.num_steps == 120
     assert len(undisturbed.starts[0].nodes["nodes"]) == 2
-    status = launch(cluster, "status", str(undisturbed.files.root), "--json")
-    assert json.loads(status.stdout)["state"] == "done"
+    assert status_of(undisturbed)["state"] == "done"
 
 
 def test_a_preempted_run_saves_goes_on_and_ends_with_the_same_weights(
@@ -53,12 +51,46 @@ def test_a_preempted_run_saves_goes_on_and_ends_with_the_same_weights(
     assert same(job, undisturbed)
 
 
-def test_a_node_that_dies_costs_at_most_one_interval(cluster, undisturbed, tmp_path):
-    job = submit(cluster, tmp_path, "run", *STEPS)
-    job.wait_for_step(50)
-    cluster.kill_node(cluster.job_nodes(job.job_id)[1])
-    assert job.wait_for_end() == "COMPLETED", job.log
-    assert job.ends[-1] == "done: finished"
-    assert len(job.ends) == 2
-    assert job.starts[1].nodes["first_step"] == 40
-    assert same(job, undisturbed)
+@pytest.fixture(scope="module")
+def suffering(running_cluster, tmp_path_factory) -> Suffering:
+    """One run to which everything happens, each time as soon as it has saved again."""
+    told = Suffering()
+    choice = random.Random(0)
+    folder = tmp_path_factory.mktemp("suffering")
+    told.job = submit(running_cluster, folder, "run", *STEPS, "launch.max_restarts=3")
+    for number, kind in enumerate(KINDS, 1):
+        told.job.wait_for_step(number * INTERVAL + INTERVAL // 4)
+        fault = strike(told.job, kind, choice)
+        recovery = wait_for_recovery(told.job, fault)
+        told.happened[kind] = fault, recovery
+        heal(running_cluster, fault)
+        wait_until(
+            lambda: len(running_cluster.idle_nodes()) == running_cluster.num_nodes - 2, 120,
+            f"after {fault} only the job's nodes are at work",
+        )  # fmt: skip
+        print(f"{kind}: {recovery.seconds:.1f} s by {recovery.by}, from {recovery.first_step}")
+    assert told.job.wait_for_end() == "COMPLETED", told.job.log
+    return told
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_goes_on_by_itself_with_nothing_lost_that_was_saved(suffering, kind):
+    fault, recovery = suffering.happened[kind]
+    assert recovery.first_step >= fault.saved
+    assert fault.step - recovery.first_step <= INTERVAL
+    # What did not cost a node does not go through the queue.
+    assert recovery.by == ("torchrun" if kind in ("rank", "torchrun") else "queue")
+
+
+def test_after_all_of_it_weights_and_losses_are_those_of_an_undisturbed_run(suffering, undisturbed):
+    assert same(suffering.job, undisturbed)
+
+
+def test_every_end_is_on_record_with_its_reason(cluster, suffering):
+    job = suffering.job
+    lost = ["requeued: node_failure"] * 3
+    assert job.ends == [*lost, "done: finished"]
+    told = status_of(job)
+    assert told["state"] == "done"
+    assert told["num_requeues"] == 3
+    assert [start["reason"] for start in told["starts"]][-1] == "finished"

@@ -113,13 +113,17 @@ def test_every_template_has_a_golden_script():
     assert set(slurm_templates()) <= {path.stem for path in GOLDEN.iterdir()}
 
 
-def hostile_script() -> str:
-    """All hostile texts in all places of one script."""
+# A mount is a path: a rule refuses the comma, which separates mounts.
+MOUNTS = tuple(f"/m/{text}" for text in HOSTILE if "," not in text)
+
+
+def hostile_script(environment: str) -> str:
+    """All hostile texts in all places of one script; `environment` is conda or venv."""
     texts = tuple(HOSTILE)
     env = {f"GIVEN_{number}": text for number, text in enumerate(texts)}
-    launch = {"mounts": tuple(f"/m/{text}" for text in texts), "modules": texts, "env": env}
+    launch: dict[str, object] = {"mounts": MOUNTS, "modules": texts, "env": env}
     everywhere = " ".join(texts)
-    launch |= {"job_name": everywhere, "conda": everywhere, "venv": everywhere, "image": everywhere}
+    launch |= {"job_name": everywhere, environment: everywhere, "image": everywhere}
     plan = slurm_plan(container="apptainer", container_python=everywhere, **launch)
     return script(plan, Path("/runs") / everywhere, everywhere)
 
@@ -128,7 +132,8 @@ def hostile_script() -> str:
 def test_shellcheck_finds_nothing(tmp_path):
     for case in (*CASES, "array"):
         (tmp_path / f"{case}.sh").write_text(rendered(case))
-    (tmp_path / "hostile.sh").write_text(hostile_script())
+    for environment in ("conda", "venv"):
+        (tmp_path / f"hostile_{environment}.sh").write_text(hostile_script(environment))
     folder = Path("/runs") / " ".join(HOSTILE)
     array = render_array([slurm_plan()], folder, "n", submitting_machine())
     (tmp_path / "hostile_array.sh").write_text(array)
@@ -167,20 +172,22 @@ def test_hostile_names_are_one_option_each_of_the_job(tmp_path, shell, text):
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_around_the_workers_is_one_word_each(tmp_path, shell, text):
+    mounts = tuple({f"/m/{text}"} & set(MOUNTS))
     plan = slurm_plan(
         env={"GIVEN": text}, container="apptainer", image=f"/i/{text}",
-        mounts=(f"/m/{text}",), container_python=text, container_options=(f"--env={text}",),
+        mounts=mounts, container_python=text, container_options=(f"--env={text}",),
     )  # fmt: skip
     write_bundle(bundled(tmp_path / "run", plan, python="python"))
     calls = shell(tmp_path / "run" / "job.sbatch")
     (step,) = (call for call in calls if call[0] == "srun")
-    for word in (f"/i/{text}", f"--bind=/m/{text}:/m/{text}", text, f"--env={text}"):
+    binds = [f"--bind={mount}:{mount}" for mount in mounts]
+    for word in (f"/i/{text}", *binds, text, f"--env={text}"):
         assert word in step
 
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_names_of_environments_are_one_word_each(tmp_path, text):
-    lines = script(slurm_plan(modules=(text,), conda=text, venv=f"/v/{text}")).splitlines()
+    lines = script(slurm_plan(modules=(text,), conda=text)).splitlines()
     program = "\n".join(
         line.replace("module load", "printf '%s\\n'").replace("conda activate", "printf '%s\\n'")
         for line in lines
@@ -188,6 +195,7 @@ def test_hostile_names_of_environments_are_one_word_each(tmp_path, text):
     )
     done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout == f"{text}\n{text}\n"
+    lines = script(slurm_plan(venv=f"/v/{text}")).splitlines()
     (activate,) = (line for line in lines if line.startswith(". "))
     done = subprocess.run(
         ["bash", "-c", f"printf %s {activate[2:]}"], capture_output=True, text=True

@@ -19,7 +19,9 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 PRELOAD = [
-    "torch", "torch.distributed", "torch.utils.checkpoint", "launcher.runtime.model",
+    "torch", "torch.distributed", "torch.utils.checkpoint", "torch._dynamo",
+    "torch.distributed.fsdp", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer",
+    "launcher.runtime.model",
     "tests.runtime.saver_loop",
 ]  # fmt: skip
 

@@ -229,6 +229,20 @@ def test_steps_of_an_earlier_start_do_not_make_a_start_running(submitted, slurm)
     assert status()[0]["state"] == "starting"
 
 
+def test_a_job_that_went_on_says_after_what_time(submitted, slurm):
+    end(begin(submitted, 0))
+    folder = begin(submitted, 1, age_s=100.0)
+    nodes = json.loads((folder / "nodes.json").read_text())
+    began = nodes["started_at"]
+    (folder / "nodes.json").write_text(json.dumps(nodes | {"last_sign_at": began - 20.0}))
+    (folder / "agent_n1.json").write_text(json.dumps({"first_step_at": began + 13.5}))
+    (folder / "agent_n2.json").write_text(json.dumps({"first_step_at": None}))
+    slurm.queued(line(state="RUNNING", nodes="n[1-2]"))
+    document, text = status()
+    assert [start["recovery_s"] for start in document["starts"]] == [None, 33.5]
+    assert "training again after 34 s  runs" in text
+
+
 def test_a_requeued_job_says_how_often_and_why(submitted, slurm):
     end(begin(submitted, 0, 900), why="a job of higher priority took its nodes")
     end(begin(submitted, 1, 800), reason="time_limit", last_step=70)
