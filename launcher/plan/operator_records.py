@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from launcher.plan.execution import Job
 from launcher.plan.kernels import Gemm
@@ -84,6 +85,7 @@ class Size:
     vocabulary: int
 
 
+@lru_cache(maxsize=256)
 def size_of(job: Job) -> Size:
     """Sizes on one rank of this layout."""
     model, layout = job.model, job.layout

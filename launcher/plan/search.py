@@ -17,12 +17,13 @@ from typing import NamedTuple
 from launcher.config.rules import obeys_rules
 from launcher.config.schema import is_schedule_file
 from launcher.plan.collectives import Links
-from launcher.plan.search_choice import ORDER, PLAIN, Choice, changed, run_of
+from launcher.plan.search_choice import PLAIN, Choice, changed, run_of
 from launcher.plan.search_cost import Coster, Mesh
 from launcher.plan.search_cuts import Cut
 from launcher.plan.search_floors import Floor, Floors
 from launcher.plan.search_memory import NO_LIMIT, Memory, Sharding
 from launcher.plan.search_space import Space
+from launcher.plan.search_stages import Stages, choice_in
 
 SLACK = 1 - 1e-9
 """Bounds and simulations add up the same numbers in different orders."""
@@ -58,16 +59,6 @@ class Ranking:
 
     best: tuple[Ranked, ...]
     counts: Counts
-
-
-class Stages(NamedTuple):
-    """Degrees, batch and recomputation are decided; these shardings may fit."""
-
-    mesh: Mesh
-    pp: int
-    dp: int
-    num_microbatches: int
-    shardings: tuple[Sharding, ...]
 
 
 class _Recomputed(NamedTuple):
@@ -241,7 +232,7 @@ class Search:
         """Legal layouts of one sharding, in one order of ranks: no other changes their memory."""
         (engine, stage, offload), *_ = stages.shardings
         for name, vpp in self.space.pipelines(stages.pp, stages.num_microbatches):
-            choice = _choice(stages, (engine, stage, offload), name, vpp)
+            choice = choice_in(stages, (engine, stage, offload), name, vpp)
             if self.space.order is not None:
                 choice = replace(choice, order=self.space.order)
             if self._is_pipeline_legal(choice) and obeys_rules(run_of(self.space.run, choice)):
@@ -257,12 +248,11 @@ class Search:
         """Those that may have room on the first stage."""
         mesh, pp, dp, count, shardings = node
         for position, (name, vpp) in enumerate(self.space.pipelines(pp, count)):
-            choice = _choice(node, PLAINEST, name, vpp)
-            cut = self.coster.cut(mesh, self.coster.chain(choice))
+            cut = self.coster.cut(mesh, self.coster.chain(name, pp, vpp))
             room = self.memory.first_room(mesh, name, count, cut)
             states = self.memory.states(mesh, pp, dp, cut.first_layers)
             if any(states[one] <= room for one in shardings):
-                seconds = self.floors.pipeline_s(choice, cut)
+                seconds = self.floors.pipeline_s(node, name, cut)
                 yield _Bounded(seconds, position, name, vpp, cut, room)
             else:
                 self.counts.over_memory += 1
@@ -270,13 +260,13 @@ class Search:
     # 3. Sharding, with the first schedule; each brings the next one when it is taken further.
     def _expand_scheduled(self, node: _Scheduled, bound: float) -> None:
         """Push what a rule allows with some schedule."""
-        mesh, pp, dp, count, shardings = node.stages
+        pp, shardings = node.stages.pp, node.stages.shardings
         for sharding in shardings:
             engine, stage, offload = sharding
             if stage == 2 and pp > 1 and (engine, 1, offload) in shardings:
                 continue  # Inside a pipeline ZeRO-2 is ZeRO-1: it takes as long, and no less.
             if self._is_legal(engine=engine, zero_stage=stage, offload=offload, pp=pp):
-                floor = self.floors.sharding_s(mesh, pp, dp, count, sharding)
+                floor = self.floors.sharding_s(node.stages, sharding)
                 self._push_pipeline(_Pipeline(node, sharding, floor, 0), bound)
 
     def _push_pipeline(self, node: _Pipeline, bound: float) -> None:
@@ -296,7 +286,7 @@ class Search:
         stages, pipelines = node.scheduled
         one = pipelines[node.rank]
         self._push_pipeline(node._replace(rank=node.rank + 1), 0.0)
-        choice = _choice(stages, node.sharding, one.name, one.vpp)
+        choice = choice_in(stages, node.sharding, one.name, one.vpp)
         if choice.kind in kinds or not self._is_pipeline_legal(choice):
             return
         if not self.memory.fits(choice):
@@ -346,20 +336,6 @@ class Search:
             self._allowed[key] = obeys_rules(run)
             self.counts.illegal += not self._allowed[key]
         return self._allowed[key]
-
-
-PLAINEST: Sharding = ("deepspeed", 0, "none")
-
-
-def _choice(stages: Stages, sharding: Sharding, schedule: str, vpp: int) -> Choice:
-    """In the plain order of ranks."""
-    tp, cp, ep, split, micro, recompute = stages.mesh
-    engine, zero_stage, offload = sharding
-    return Choice(
-        tp=tp, cp=cp, ep=ep, pp=stages.pp, vpp=vpp, schedule=schedule, recompute=recompute,
-        engine=engine, zero_stage=zero_stage, offload=offload, sequence_parallel=split, order=ORDER,
-        micro_batch_size=micro, num_microbatches=stages.num_microbatches, dp=stages.dp,
-    )  # fmt: skip
 
 
 def _samples(choice: Choice) -> int:

@@ -128,7 +128,7 @@ class Memory:
     def peak_bytes(self, choice: Choice) -> int:
         """Of the fullest rank, as `estimate_layout` says."""
         coster = self.coster
-        cut = coster.cut(mesh_of(choice), coster.chain(choice))
+        cut = coster.cut(mesh_of(choice), coster.chain_of(choice))
         # Of the stages of each size, the one that keeps most.
         fullest: dict[object, tuple[int, int]] = {}
         for stage, (size, peak) in enumerate(zip(cut.sizes, self._peaks(choice), strict=True)):
