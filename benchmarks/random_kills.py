@@ -87,7 +87,7 @@ def suffer(job: Job, kind: str, steps: int, choice: random.Random) -> tuple[Faul
     recovery = wait_for_recovery(job, fault, PATIENCE_S)
     print(
         f"| {kind} | {fault.step} | {fault.node} | {recovery.first_step} | "
-        f"{fault.step - recovery.first_step} | {recovery.by} | {recovery.seconds:.1f} s |",
+        f"{num_lost(fault, recovery)} | {recovery.by} | {recovery.seconds:.1f} s |",
         flush=True,
     )
     heal(job.cluster, fault)
@@ -96,6 +96,11 @@ def suffer(job: Job, kind: str, steps: int, choice: random.Random) -> tuple[Faul
         lambda: len(job.cluster.idle_nodes()) >= spare, PATIENCE_S, "nodes to go on are there"
     )
     return fault, recovery
+
+
+def num_lost(fault: Fault, recovery: Recovery) -> int:
+    """Steps that were done twice; a step may still have been saved as it happened."""
+    return max(0, fault.step - recovery.first_step)
 
 
 def finish(job: Job) -> None:
@@ -116,7 +121,7 @@ def report(happened: list[tuple[Fault, Recovery]], seconds: float, reference: Jo
             f"{name:24} {len(times):2} times, median {statistics.median(times):.1f} s, "
             f"longest {max(times):.1f} s"
         )
-    lost = [fault.step - recovery.first_step for fault, recovery in happened]
+    lost = [num_lost(fault, recovery) for fault, recovery in happened]
     start = reference.starts[0]
     alone_s = (start.end or {})["ended_at"] - start.nodes["started_at"]
     print(

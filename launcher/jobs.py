@@ -87,6 +87,7 @@ def require_workers(answer: Plan) -> None:
     parts = {
         "model.experts": model.experts and model.name,
         "model.latent": model.latent and model.name,
+        "model.encoder": model.encoder and model.name,
         "parallelism.offload": None if degrees.offload == "none" else degrees.offload,
         "parallelism.recompute_every": None
         if degrees.recompute_every == 1

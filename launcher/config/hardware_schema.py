@@ -77,6 +77,8 @@ class Gpu(Record):
     """Share of the fp8 peak that large matrix products reach; None: max_efficiency."""
     flash_attention: Safe[AttentionRates] = AttentionRates()
     """FlashAttention 2 and what copies it."""
+    triton_attention: Safe[AttentionRates | None] = None
+    """FlashAttention 1 written in Triton; None: as flash_attention."""
     cudnn_attention: Safe[AttentionRates | None] = None
     """cuDNN's and FlashAttention 3's kernels; None: as flash_attention."""
     kernels: Safe[Annotated[tuple[MeasuredKernel, ...], Field(strict=False)]] = ()
@@ -102,6 +104,11 @@ class Node(Record):
     """Bytes per second between a device and the node's RAM, per direction."""
     host_memory_bandwidth: Safe[PositiveFloat] = 200e9
     """Bytes per second of the node's RAM, which its processes share."""
+    switch_efficiency: Safe[Annotated[float, Field(gt=0, le=1)] | None] = None
+    """What NCCL's own model takes off the bandwidth where the switch adds up (NVLink SHARP, NVLS);
+    None: it cannot."""
+    domain_gpus: Safe[Positive | None] = None
+    """Devices joined at `bandwidth` where switches join more than a node (NVL72); None: a node."""
 
 
 class Network(Record):
@@ -120,6 +127,9 @@ class Network(Record):
     Its bandwidth is divided by 1 + contention x log2(nodes)."""
     oversubscription: Safe[Annotated[float, Field(ge=1)]] = 1.0
     """Bandwidth into the leaf switches of a fat tree over that out of them; 1: non-blocking."""
+    nodes_per_leaf: Safe[Positive | None] = None
+    """Nodes that reach each other through one leaf switch, which oversubscription does not touch;
+    None: one."""
     efficiency: Safe[Annotated[float, Field(gt=0, le=1)]] = 0.8
     """Share of bandwidth that large collectives reach."""
 

@@ -53,6 +53,19 @@ class LatentAttention(Record):
     """Columns per value head."""
 
 
+class Encoder(Record):
+    """What reads the input of an encoder-decoder (T5): blocks as wide as the model's own, which are
+    then the decoder's and attend to its output besides.
+    """
+
+    num_layers: Forbidden[Layers]
+    """Encoder blocks; the model's num_layers counts those of the decoder."""
+    decoder_length: Forbidden[Width | None] = None
+    """Target tokens per sample, where train.sequence_length is the input's; None: as many."""
+    relative_buckets: Forbidden[Annotated[int, Field(ge=0)]] = 0
+    """Learned biases of relative positions per head, one table for each side; 0: none."""
+
+
 class Model(Record):
     """A decoder, as facts: GPT-2, GPT-3, Llama, Mistral and Yi differ in these fields only."""
 
@@ -102,6 +115,9 @@ class Model(Record):
     """None: every block has one MLP."""
     latent: Forbidden[LatentAttention | None] = None
     """None: plain, grouped or multi-query attention."""
+
+    encoder: Forbidden[Encoder | None] = None
+    """None: a decoder alone."""
 
     @property
     def kv_heads(self) -> int:

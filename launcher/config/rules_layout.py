@@ -145,21 +145,19 @@ def _order_complete(run: Run) -> str | None:
     return None
 
 
-def _only(key: str, value: object, reason: str) -> Rule:
-    """A rule that a key keeps its one value that this version can run."""
+def _ep_experts(run: Run) -> str | None:
+    ep = run.parallelism.ep
+    if run.model.experts is None:
+        return None if ep == 1 else "the model has no experts to share out"
+    number = run.model.experts.num_experts
+    return f"{ep} does not divide model.experts.num_experts={number}" if number % ep else None
 
-    def broken(run: Run) -> str | None:
-        given = getattr(run.parallelism, key)
-        return None if given == value else reason
 
-    return Rule(
-        id=f"{key.replace('_', '-')}-not-available",
-        field=f"parallelism.{key}",
-        says=f"{key} is {str(value).lower()} in this version",
-        why=f"{reason[0].upper()}{reason[1:]}; refusing beats ignoring the key.",
-        broken=broken,
-        candidates=lambda run: (value,),
-    )
+def _ep_replicas(run: Run) -> str | None:
+    dp, ep = known_dp(run), run.parallelism.ep
+    if dp is None or (dp * run.parallelism.cp) % ep == 0:
+        return None
+    return f"{ep} does not divide dp={dp} x cp={run.parallelism.cp}"
 
 
 LAYOUT_RULES = (
@@ -240,5 +238,20 @@ LAYOUT_RULES = (
         broken=_order_complete,
         candidates=lambda run: (AXES,),
     ),
-    _only("ep", 1, "expert parallelism is not in this version"),
+    Rule(
+        id="ep-divides-experts",
+        field="parallelism.ep",
+        says="ep divides model.experts.num_experts; without experts it is 1",
+        why="Each rank of an expert group holds whole experts (GShard, 2006.16668).",
+        broken=_ep_experts,
+        candidates=lambda run: divisors(run.model.experts.num_experts if run.model.experts else 1),
+    ),
+    Rule(
+        id="ep-divides-replicas",
+        field="parallelism.ep",
+        says="ep divides dp x cp",
+        why="Experts are shared out over ranks that would otherwise hold copies of them.",
+        broken=_ep_replicas,
+        candidates=lambda run: divisors((known_dp(run) or 1) * run.parallelism.cp),
+    ),
 )

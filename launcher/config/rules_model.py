@@ -48,7 +48,38 @@ def _byte_vocabulary(run: Run) -> str | None:
     return None
 
 
+def _encoder_kind(run: Run) -> str | None:
+    model = run.model
+    if model.encoder and (model.experts or model.latent):
+        return "its costs are known for plain attention and one MLP per block"
+    return None
+
+
+def _encoder_cp(run: Run) -> str | None:
+    cp = run.parallelism.cp
+    if run.model.encoder and cp > 1:
+        return f"cp={cp} would cut input and target, which attend to each other, differently"
+    return None
+
+
 MODEL_RULES = (
+    Rule(
+        id="encoder-of-plain-blocks",
+        field="model.encoder",
+        says="an encoder-decoder has neither experts nor latent attention",
+        why="Costs of such blocks with attention to an encoder are not known.",
+        broken=_encoder_kind,
+        candidates=lambda run: (None,),
+        fix="model.encoder=null",
+    ),
+    Rule(
+        id="encoder-whole-sequence",
+        field="parallelism.cp",
+        says="an encoder-decoder has cp=1",
+        why="Its decoder attends to the whole input: a cut sequence is planned for one side.",
+        broken=_encoder_cp,
+        candidates=lambda run: (1,),
+    ),
     Rule(
         id="heads-divide-hidden",
         field="model.num_heads",

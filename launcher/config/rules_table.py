@@ -89,7 +89,7 @@ BASIC_CHECKS = (
         "planned-only",
         "run, verify",
         "workers can do it",
-        "Experts, latent attention, offload and recompute_every are planned, not yet run.",
+        "Experts, latent attention, encoders, offload and recompute_every are planned, not run.",
     ),
     (
         "kernel-table-readable",

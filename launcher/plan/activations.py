@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from launcher.config.schema import Experts, LatentAttention
+from launcher.plan.context_traffic import dealt_keys
+from launcher.plan.encoder import source_tokens
 from launcher.plan.execution import Job
 from launcher.plan.operator_records import Size, size_of
 
@@ -33,18 +35,53 @@ def block_kept_bytes(job: Job, recompute: str) -> int:
     )
     # Inputs of the two norms, and of the products behind them as those products read them.
     inputs = size.tokens * hidden if job.execution.keeps_gathered_inputs else whole
-    rest = size.tokens * _attention_width(job, size) + mlp
+    rest = size.tokens * attention_width(job, size) + mlp
     kept = (2 * whole + 2 * inputs + rest) * element + masks
+    if job.execution.saves_quantised and job.execution.matmul == "fp8":
+        kept -= _quantised_saving(job, size, inputs)
+    if job.model.encoder:
+        kept += _cross_kept(job, size, recompute)
     if recompute == "none":
-        kept += _core_bytes(job, size)
+        kept += core_bytes(job, size)
     return kept
 
 
-def _attention_width(job: Job, size: Size) -> int:
+def _cross_kept(job: Job, size: Size, recompute: str) -> int:
+    """Of attention to the encoder's output: the norm's input and output, q, k, v and the result."""
+    execution, source = job.execution, source_tokens(job)
+    whole = size.norm_tokens * job.model.hidden_size
+    width = size.tokens * 2 * size.queries + source * 2 * size.keys
+    masks = whole if execution.dropout_masks else 0
+    kept = (2 * whole + width) * execution.element_bytes + masks
+    if recompute != "none" or execution.attention != "matrix":
+        return kept + (size.tokens * size.heads * 4 if recompute == "none" else 0)
+    per_score = 5 if execution.dropout_masks else 2
+    return kept + per_score * size.tokens * size.heads * job.layout.sequence_length
+
+
+def _quantised_saving(job: Job, size: Size, inputs: int) -> int:
+    """Bytes that 8-bit inputs of products save: behind both norms and behind the activation.
+
+    What attention computed is kept besides, for its own backward: there a byte comes on top.
+    """
+    less = job.execution.element_bytes - 1
+    experts = job.model.experts
+    ffn = size.tokens * size.ffn
+    if experts:
+        ffn = size.tokens * experts.experts_per_token * experts.ffn_hidden_size
+        ffn //= job.layout.tp if job.layout.ep == 1 else 1
+    return less * (2 * inputs + ffn) - size.tokens * size.queries
+
+
+def attention_width(job: Job, size: Size) -> int:
     """q, k, v and what the output projection reads."""
     if job.model.latent:
         return _latent_width(job, job.model.latent, size.heads)
-    width = 2 * size.queries + 2 * size.read_keys
+    keys = size.read_keys
+    width = 2 * size.queries + 2 * keys
+    if job.layout.cp > 1 and job.execution.cp_mode == "ulysses":
+        # The core's own output beside the one that came back; heads that several ranks need.
+        width += size.queries + 2 * (dealt_keys(job, size) - keys)
     if job.execution.fusion == "fused" and job.model.position == "rope":
         # Values are a view of one product's output, which therefore stays beside what was rotated.
         width += size.queries + size.keys
@@ -81,7 +118,7 @@ def _experts_kept(job: Job, size: Size, experts: Experts) -> int:
     return own + router + size.tokens * _mlp_width(job, shared)
 
 
-def _core_bytes(job: Job, size: Size) -> int:
+def core_bytes(job: Job, size: Size) -> int:
     """The core's own: log-sum-exp per query and head, or scores, mask and probabilities."""
     if job.execution.attention != "matrix":
         return size.tokens * size.heads * 4

@@ -8,18 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from launcher.config.schema import Run
-from launcher.plan.backtest_facts import share_fabrics
-from launcher.plan.backtest_rows import (
-    BadRow,
-    Facts,
-    Measured,
-    Unsupported,
-    for_fit,
-    read_cells,
-    read_number,
-    read_row,
-    zero_stage,
-)
+from launcher.plan.backtest_cells import BadRow, Unsupported, read_cells, read_number
+from launcher.plan.backtest_facts import zero_stage
+from launcher.plan.backtest_hardware import share_fabrics
+from launcher.plan.backtest_rows import Facts, Measured, for_fit, read_row
 from launcher.plan.estimate import estimate_layout
 from launcher.plan.execution import Job
 from launcher.plan.fill import build_layout
@@ -58,6 +50,8 @@ class Answer:
     group: tuple[str, ...] = ()
     tokens: int = 0
     """Per step: layouts are compared by time per token."""
+    assumed: tuple[str, ...] = ()
+    """What the row does not say, and how it was taken."""
 
 
 def _compare_own(row: Mapping[str, str | None], run: Run, name: str, source: str) -> Answer:
@@ -85,15 +79,18 @@ def predict_row(row: Mapping[str, str | None], facts: Facts) -> Answer:
     try:
         if "too many cells" in row:
             raise BadRow("more cells than columns")
-        if (row.get("notes") or "").strip().startswith("[A]"):
+        if (row.get("notes") or "").strip().startswith("[A]") and not row.get("layers"):
             return _model_states(row, name, source)
         if own := read_own_run(row):
             return _compare_own(row, own, name, source)
         return compare(read_row(row, facts))
     except (Unsupported, ScheduleError) as reason:
         return Answer(id=name, source=source, status="unsupported", reason=str(reason))
-    except BadRow as reason:
-        return Answer(id=name, source=source, status="bad", reason=str(reason))
+    except BadRow as bad:
+        return Answer(id=name, source=source, status="bad", reason=str(bad))
+    except (ValueError, ArithmeticError, LookupError, AssertionError) as error:
+        words = f"internal error, please report it: {type(error).__name__}: {error}"
+        return Answer(id=name, source=source, status="unsupported", reason=words)
 
 
 def _model_states(row: Mapping[str, str | None], name: str, source: str) -> Answer:
@@ -134,6 +131,7 @@ def compare(measured: Measured) -> Answer:
         measured_fits=not measured.did_not_fit,
         group=measured.group,
         tokens=job.layout.global_batch_size * job.layout.sequence_length,
+        assumed=measured.assumed,
     )
 
 

@@ -7,10 +7,12 @@ one source.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from launcher.config.schema import Gpu, Hardware
+from launcher.plan.backtest_cells import Unsupported
 from launcher.plan.execution import Execution, Recompute
 
 
@@ -48,7 +50,7 @@ reduction behind the last backward, blocking exchanges between stages."""
 
 MEGATRON = Execution(
     attention="cudnn", fusion="fused", overlap_dp=True, final_all_reduce_again=True,
-    overlap_p2p=False, unused_gradients=True, **PIPELINE_STATE,
+    overlap_p2p=False, unused_gradients=True, saves_quantised=True, **PIPELINE_STATE,
 )  # fmt: skip
 """Megatron-Core with Transformer Engine."""
 
@@ -57,9 +59,17 @@ FSDP = Execution(attention="flash", fusion="eager", overlap_dp=True, **SHARDED_S
 
 PROGRAMS = (
     Program(
+        # grad_sync_dtype=bf16: NVIDIA/NeMo-Framework-Launcher, examples/training/*/h100/*.sh;
+        # beside bf16 weights NeMo keeps the other 16 bits of the float32 master
+        # (store_param_remainders in megatron_base_model.py of NVIDIA/NeMo).
         pattern=r"nemo|dgxc|dgx cloud|performance recipes",
         execution=replace(
-            MEGATRON, overlap_tp=True, fused_loss=True, gradient_bytes=2, reduce_bytes=2
+            MEGATRON,
+            overlap_tp=True,
+            fused_loss=True,
+            gradient_bytes=2,
+            reduce_bytes=2,
+            state_bytes=10,
         ),
     ),
     Program(
@@ -75,8 +85,9 @@ PROGRAMS = (
         microbatch_per_stage=True,
     ),
     Program(
+        # attn_impl=triton: scripts/train/benchmarking/submit_benchmarks.py of mosaicml/llm-foundry.
         pattern=r"llm-foundry|mosaic|composer",
-        execution=replace(FSDP, fused_loss=True, fused_optimizer=False),
+        execution=replace(FSDP, attention="triton", fused_loss=True, fused_optimizer=False),
     ),
     Program(
         pattern=r"internevo|internlm",
@@ -103,7 +114,7 @@ PROGRAMS = (
     ),
     Program(pattern=r"fsdp", execution=FSDP),
     Program(
-        pattern=r"deepspeed|zero",
+        pattern=r"deepspeed|\bzero\b(?![- ]?bubble)|zero[- ]?(3|infinity|offload)",
         execution=replace(MEGATRON, attention="flash", unused_gradients=False, reduce_bytes=2),
     ),
     Program(pattern=r"", execution=MEGATRON),
@@ -124,16 +135,19 @@ def find_program(row: dict[str, str]) -> Program:
             break
     else:
         program = next(entry for entry in PROGRAMS if re.search(entry.pattern, source))
-    if program.pattern in ("", "deepspeed|zero") and row["zero_or_fsdp"].startswith("fsdp"):
+    is_fsdp = "fsdp" in row["zero_or_fsdp"].lower()
+    if program.execution.weight_bytes != SHARDED_STATE["weight_bytes"] and is_fsdp:
         program = Program(pattern="fsdp", execution=FSDP)
     written = [int(number) for number in re.findall(r"\b(2\d{3})\.\d{5}\b", source)]
     is_old = bool(written) and min(written) < FIRST_FLASH and "flash" not in source
-    if is_old and program.is_modern and not row["zero_or_fsdp"].startswith("fsdp"):
+    if is_old and program.is_modern and not is_fsdp:
         program = Program(pattern="", execution=MEGATRON_2021, is_modern=False)
     return program
 
 
-def find_execution(row: dict[str, str], tp: int, vpp: int, num_layers: int) -> Execution:
+def find_execution(
+    row: dict[str, str], tp: int, vpp: int, num_layers: int, hardware: Hardware
+) -> Execution:
     """The program's execution with what this row says of it."""
     program = find_program(row)
     execution, words = program.execution, f"{row['id']} {row['notes']}".lower()
@@ -158,23 +172,76 @@ def find_execution(row: dict[str, str], tp: int, vpp: int, num_layers: int) -> E
         changes["fused_loss"] = True
     if re.search(r"cp a2a|ulysses", words):
         changes["cp_mode"] = "ulysses"
-    if "fp8" in row["precision"] or "float8" in row["precision"]:
-        changes["matmul"] = "fp8"
+    assert hardware.gpu is not None
+    changes |= _number_formats(row, hardware.gpu)
     if "parallel attn" in words:
         changes["parallel_block"] = True
     given = row["sp"].lower()
-    changes["sequence_parallel"] = tp > 1 and (given == "yes" or (not given and program.is_modern))
+    is_split = given not in NO if given else program.is_modern
+    changes["sequence_parallel"] = tp > 1 and is_split
+    if offload := _offload(words + " " + row["zero_or_fsdp"].lower()):
+        changes["offload"] = offload
     if "allocated" in words:
         changes |= {"reserved": False, "process": False}
     elif "nvidia-smi" not in words:
         changes["process"] = False
     recompute, share = read_recompute(row["recompute"], num_layers)
     changes |= {"recompute": recompute, "recompute_share": share}
-    if groups := re.search(r"\((\d+)-gpu groups\)", row["zero_or_fsdp"].lower()):
-        changes["shard_size"] = int(groups[1])
+    changes["shard_size"] = _shard_size(row, hardware.gpus_per_node or 1)
     if "internevo" in row["source"].lower() and "all dp" in row["zero_or_fsdp"].lower():
         changes["broadcasts_shards"] = True
     return replace(execution, **changes)
+
+
+NO = ("no", "none", "off", "false", "0", "n", "disabled", "without")
+"""Ways to write that something is not used."""
+
+
+def _number_formats(row: Mapping[str, str], gpu: Gpu) -> dict[str, Any]:
+    """What `fp8(delayed)`, `fp16`, `bf16-mixed`, `amp` and `fp32` say of kernels and state."""
+    words = row["precision"].lower().replace("-", "").replace("_", "")
+    known = "fp4|int8|int4|tf32|fp8|float8|bf16|bfloat16|fp16|float16|half|amp|mixed|fp32|float32"
+    first = re.search(f"{known}|single", words)
+    kind = first[0] if first else ""
+    if kind in ("fp4", "int8", "int4", "tf32"):
+        raise Unsupported(f"precision={row['precision']}: no facts of its rates")
+    if kind in ("fp8", "float8"):
+        if gpu.peak_flops.fp8 is None:
+            raise Unsupported(f"precision={row['precision']}: {gpu.name} has no 8-bit floats")
+        return {"matmul": "fp8"}
+    if kind in ("fp32", "float32", "single"):
+        sizes = {"weight_bytes": 4, "gradient_bytes": 4, "state_bytes": 8}
+        return {"matmul": "fp32", "element_bytes": 4, "reduce_bytes": 4, "gather_bytes": 4} | sizes
+    return {}
+
+
+def _offload(words: str) -> str | None:
+    """What waits in the node's RAM."""
+    if not re.search(r"off-?load", words) or re.search(r"(no|without)( cpu)? off-?load", words):
+        return None
+    whole = r"param\w*[- ]off-?load|off-?load\w* (of )?(param|weight)|zero-infinity|cpu_offload"
+    return "parameters" if re.search(whole, words) else "optimizer"
+
+
+def zero_stage(text: str, pp: int) -> int:
+    """Of `zero1(dist-opt)`, `ZeRO stage 2`, `fsdp2(zero3)`, `fsdp`, `SHARD_GRAD_OP`, `ddp`, `0`."""
+    if found := re.search(r"(?:zero|stage|^z|^)[-_ ]*(?:stage)?[-_ =:]*([0-3])(?!\d)", text):
+        return int(found[1])
+    if re.search(r"shard_grad_op|grad_op|\bos\+g\b", text):
+        return 2
+    if re.search(r"no_shard|\bddp\b", text):
+        return 0
+    if "fsdp" in text or "hsdp" in text or "full_shard" in text or "hybrid_shard" in text:
+        return 3 if pp == 1 else 2  # inside a pipeline weights stay gathered for the step
+    return 1 if re.search(r"dist|\bp?os\b|optimizer", text) else 0
+
+
+def _shard_size(row: Mapping[str, str], per_node: int) -> int | None:
+    """`hsdp(16-GPU groups)`; HSDP that says no more shards inside a node."""
+    text = row["zero_or_fsdp"].lower()
+    if groups := re.search(r"(\d+)[- ]gpu (?:groups?|shards?)|shard[ =:]+(\d+)", text):
+        return int(groups[1] or groups[2])
+    return per_node if re.search(r"hsdp|hybrid", text) else None
 
 
 def keep_gathered(execution: Execution, pp: int) -> Execution:
@@ -185,80 +252,22 @@ def keep_gathered(execution: Execution, pp: int) -> Execution:
 def read_recompute(text: str, num_layers: int) -> tuple[Recompute, float]:
     """`full`, `selective(op SAC)`, `full on 5 layers`, `selective(every 2nd layer)`, `none`."""
     text = text.lower().strip()
-    if found := re.search(r"on (\d+) layers", text):
+    words = re.findall(r"[a-z]+", text)
+    if not text or words[:1] in ([word] for word in NO) or text in NO:
+        return "none", 1.0
+    if found := re.search(r"(?:on|of|for|first)? ?(\d+) (?:of \d+ )?(?:layers|blocks)", text):
         return "full", min(1.0, int(found[1]) / num_layers)
+    if found := re.search(r"(\d+(?:\.\d+)?) ?%", text):
+        return "full", min(1.0, float(found[1]) / 100)
+    if re.search(r"every (other|second)", text):
+        return "full", 0.5
     if found := re.search(r"every (\d+)", text):
-        return "full", 1 / int(found[1])
-    if text.startswith("full") or text in ("yes", "true", "1", "block"):
-        return "full", 1.0
-    if "op" in re.findall(r"[a-z]+", text):
+        return "full", 1 / max(1, int(found[1]))
+    if {"op", "sac", "ops", "operators"} & set(words):
         return "operators", 1.0
-    if text.startswith("selective"):
+    if re.match(r"sel|attn|attention|core", text) or "selective" in words:
         return "selective", 1.0
-    return "none", 1.0
-
-
-DEVICES = (
-    (r"a100.*40", "a100_40gb", "hgx_a100", "ib_hdr200"),
-    (r"a100|a800", "a100_80gb", "hgx_a100", "ib_hdr200"),
-    (r"v100", "v100_sxm2_32gb", "dgx1_v100", "ib_edr100_half"),
-    (r"mi250", "mi250x_gcd", "mi250x", "slingshot_200"),
-    (r"mi300", "mi300x", "mi300x", "ib_ndr400"),
-    (r"h100.*hbm2e", "h100_96gb_hbm2e", "hgx_h100", "ib_ndr400"),
-    (r"h800", "h800_sxm", "hgx_h800", "ib_ndr400"),
-    (r"h100", "h100_sxm", "hgx_h100", "ib_ndr400"),
-    (r"h200", "h200_sxm", "hgx_h100", "ib_ndr400"),
-    (r"gb200", "gb200", "hgx_b200", "ib_ndr400"),
-    (r"b200", "b200_sxm", "hgx_b200", "ib_ndr400"),
-)
-"""Pattern of the gpu cell; facts of the device, of its node and of the fabric it usually has."""
-
-
-def find_devices(row: dict[str, str]) -> tuple[str, str, str] | None:
-    """Names under conf/hardware: gpu, node, network."""
-    for pattern, gpu, node, network in DEVICES:
-        if re.search(pattern, row["gpu"].lower()):
-            unknown = "interconnect not stated" in row["notes"].lower()
-            return gpu, node, "roce_100" if unknown else network
-    return None
-
-
-FABRIC = re.compile(
-    r"\d+\s*x\s*\d+\s*Gb[^;.,]*|\d+\s*Gb(?:/s|ps)?/GPU[^;.,]*"
-    r"|[\d.]+\s*[GT]b(?:/s|ps)[^.;]*(?:per|/) ?(?:host|node|server)"
-)
-"""How notes state a network: `8x200Gb HDR IB`, `400Gb/s/GPU RoCE`, `2 Tb/s RoCE per host`."""
-
-
-def share_fabrics(rows: Iterable[Mapping[str, str | None]]) -> list[dict[str, str | None]]:
-    """Rows that state no network get the one that all other rows of their source and GPU state."""
-    copies = [dict(row) for row in rows]
-    stated: dict[tuple[str | None, str | None], set[str]] = {}
-    for row in copies:
-        if found := FABRIC.search(row.get("notes") or ""):
-            stated.setdefault((row.get("source"), row.get("gpu")), set()).add(found[0].strip())
-    for row in copies:
-        fabrics = stated.get((row.get("source"), row.get("gpu")), set())
-        if len(fabrics) == 1 and not FABRIC.search(row.get("notes") or ""):
-            row["notes"] = f"{row.get('notes') or ''}; {next(iter(fabrics))}"
-    return copies
-
-
-def stated_bandwidth(row: dict[str, str], gpus_per_node: int) -> float | None:
-    """Bytes per second and GPU where the notes say so.
-
-    `8x200Gb`, `400Gb/s/GPU`, `2 Tb/s RoCE per host`, `400 Gbps EFA per node`.
-    """
-    notes = row["notes"]
-    if found := re.search(r"(\d+)\s*x\s*(\d+)\s*Gb", notes):
-        return int(found[1]) * int(found[2]) * 1e9 / 8 / gpus_per_node
-    if found := re.search(r"(\d+)\s*Gb(?:/s|ps)?/GPU", notes):
-        return int(found[1]) * 1e9 / 8
-    each = r"([\d.]+)\s*([GT])b(?:/s|ps)[^.;]*(?:per|/) ?(?:host|node|server)"
-    if found := re.search(each, notes):
-        scale = 1e12 if found[2] == "T" else 1e9
-        return float(found[1]) * scale / 8 / gpus_per_node
-    return None
+    return "full", 1.0
 
 
 SCHEDULE_WORDS = (

@@ -6,26 +6,28 @@ import csv
 import io
 
 from launcher.errors import ConfigError, Finding
-from launcher.plan.backtest_rows import COLUMNS
+from launcher.plan.backtest_cells import COLUMNS, column_name, column_unit
 
-REQUIRED = ("id", "source", "layers", "hidden", "heads", "vocab", "seq", "gpu", "gpus",
-            "global_batch")  # fmt: skip
+REQUIRED = ("gpu", "gpus")
 """Columns without which no row can be predicted; others may be absent, as empty cells."""
 
 
 def read_table(text: str, name: str) -> list[dict[str, str | None]]:
-    """The rows of a CSV; ConfigError where it is none or lacks a column that all rows need."""
-    reader = csv.DictReader(io.StringIO(text.lstrip("\ufeff")))
+    """The rows of a CSV; ConfigError where it is none or lacks a column that all rows need.
+
+    Blank rows are none; a column that means the same as an earlier one is left out.
+    """
+    reader = csv.reader(io.StringIO(text.lstrip("\ufeff"), newline=""))
     try:
-        header = [column.strip() for column in reader.fieldnames or ()]
-        missing = [column for column in REQUIRED if column not in header]
-        if missing:
-            raise ConfigError([_missing(name, column) for column in missing])
-        reader.fieldnames = header
-        return [_cells(row) for row in reader]
+        lines = [line for line in reader if any(cell.strip() for cell in line)]
     except csv.Error as error:
         reason = f"not a CSV table: {error}"
         raise ConfigError([Finding(field=name, rule="bad-table", reason=reason)]) from None
+    header = [column_name(cell) for cell in lines[0]] if lines else []
+    if missing := [column for column in REQUIRED if column not in header]:
+        raise ConfigError([_missing(name, column) for column in missing])
+    units = [column_unit(cell) for cell in lines[0]]
+    return [_cells(header, units, line, number) for number, line in enumerate(lines[1:], 2)]
 
 
 def _missing(name: str, column: str) -> Finding:
@@ -38,9 +40,16 @@ def _missing(name: str, column: str) -> Finding:
     )
 
 
-def _cells(row: dict[str | None, str | None]) -> dict[str, str | None]:
+def _cells(
+    header: list[str], units: list[str], line: list[str], number: int
+) -> dict[str, str | None]:
     """A row with more cells than the header has is marked as broken by a cell of its own."""
-    cells = {key: value for key, value in row.items() if key is not None}
-    if None in row:
-        cells["too many cells"] = str(row[None])
+    cells: dict[str, str | None] = {}
+    for column, unit, cell in zip(header, units, line, strict=False):
+        has_unit = not unit or not cell.strip() or cell.strip()[-1].isalpha()
+        cells.setdefault(column, cell if has_unit else f"{cell} {unit}")
+    if len(line) > len(header) and any(cell.strip() for cell in line[len(header) :]):
+        cells["too many cells"] = ",".join(line[len(header) :])
+    if not (cells.get("id") or "").strip():
+        cells["id"] = f"row {number}"
     return cells

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from launcher.plan.encoder import memory_bytes
 from launcher.plan.execution import Job
 from launcher.plan.links import Link, broadcast_s, stride_link, transfer_s
 from launcher.plan.operator_records import Work, size_of
@@ -66,36 +67,6 @@ def _pair_s(payload: float, link: Link) -> float:
     return transfer_s("all_gather", payload, link) + transfer_s("reduce_scatter", payload, link)
 
 
-def cp_times(job: Job, links: Links, attention_s: PassTimes) -> PassTimes:
-    """Keys and values of one block between the ranks of a sequence."""
-    if job.layout.cp == 1:
-        return PassTimes()
-    size, element = size_of(job), job.execution.element_bytes
-    keys = 2 * size.read_keys * size.tokens * element
-    if job.execution.cp_mode == "ulysses":
-        moved = (2 * size.queries * size.tokens * element + keys) / job.layout.cp
-        once = 4 * links.cp.latency_s + moved * (job.layout.cp - 1) / links.cp.bandwidth
-        return PassTimes(forward_s=once, backward_s=once)
-    whole = keys * job.layout.cp
-    gather = transfer_s("all_gather", whole, links.cp)
-    if job.execution.cp_mode == "all_gather":
-        own = 1 / job.layout.cp  # attention to this rank's own keys needs no other's
-        forward_s, backward_s = attention_s.forward_s, attention_s.backward_s
-        scatter = transfer_s("reduce_scatter", whole * 4 / element, links.cp)  # in float32
-        if job.execution.row_chunks is None:  # this launcher's workers scatter at the end
-            scatter = exposed_s(scatter, (1 - own) * backward_s)
-        return PassTimes(
-            forward_s=exposed_s(gather, own * forward_s),
-            backward_s=exposed_s(gather, own * backward_s) + scatter,
-        )
-    # Keys and values again, and their gradients: by this launcher's workers in float32.
-    backward = 2 if job.execution.row_chunks is None else 1 + 4 / element
-    return PassTimes(
-        forward_s=exposed_s(gather, attention_s.forward_s),
-        backward_s=exposed_s(backward * gather, attention_s.backward_s),
-    )
-
-
 def ep_times(work: Work, job: Job, links: Links) -> PassTimes:
     """Tokens to their experts and back, forward and backward."""
     if not work.all_to_all_bytes or job.layout.ep == 1:
@@ -108,7 +79,8 @@ def ep_times(work: Work, job: Job, links: Links) -> PassTimes:
 
 def boundary_bytes(job: Job) -> int:
     """What passes from one stage to the next: every tp rank holds and sends all of its tokens."""
-    return size_of(job).norm_tokens * job.model.hidden_size * job.execution.element_bytes
+    sent = size_of(job).norm_tokens * job.model.hidden_size * job.execution.element_bytes
+    return sent + memory_bytes(job)
 
 
 def boundary_s(job: Job, links: Links) -> float:

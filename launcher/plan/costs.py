@@ -65,7 +65,7 @@ def count_parameters(model: Model) -> int:
     blocks = (model.num_layers - num_dense) * sum_sizes(block_parameters(model, num_dense))
     if num_dense:
         blocks += num_dense * sum_sizes(block_parameters(model, 0))
-    return sum_sizes(ends) + blocks
+    return sum_sizes(ends + encoder_parameters(model)) + blocks
 
 
 def sum_sizes(specs: tuple[ParameterSpec, ...], tp: int = 1) -> int:
@@ -89,19 +89,38 @@ def block_parameters(model: Model, layer: int) -> tuple[ParameterSpec, ...]:
     at = f"layers.{layer}"
     specs = _norm(f"{at}.attention_norm", model)
     specs += _latent(at, model) if model.latent else _attention(at, model)
+    if model.encoder:
+        specs += _norm(f"{at}.cross_norm", model) + _attention(at, model, "cross_attention")
     specs += _norm(f"{at}.mlp_norm", model)
     if model.experts is None or layer < model.experts.num_dense_layers:
         return specs + _mlp(f"{at}.mlp", model, model.ffn_hidden_size)
     return specs + _experts(at, model, model.experts)
 
 
-def _attention(at: str, model: Model) -> tuple[ParameterSpec, ...]:
+def encoder_parameters(model: Model) -> tuple[ParameterSpec, ...]:
+    """The encoder's blocks and last norm, and the position biases of both sides; else none."""
+    if model.encoder is None:
+        return ()
+    alone = model.model_copy(update={"encoder": None})
+    specs: tuple[ParameterSpec, ...] = ()
+    for layer in range(model.encoder.num_layers):
+        block = block_parameters(alone, layer)
+        specs += tuple(replace(spec, name=f"encoder.{spec.name}") for spec in block)
+    specs += _norm("encoder.final_norm", model)
+    shape, heads = (model.encoder.relative_buckets, model.num_heads), model.num_heads
+    if model.encoder.relative_buckets:
+        for name in ("encoder.position_bias", "position_bias"):
+            specs += (ParameterSpec(name=name, shape=shape, tp_dim=1, num_units=heads),)
+    return specs
+
+
+def _attention(at: str, model: Model, name: str = "attention") -> tuple[ParameterSpec, ...]:
     hidden, heads, kv_heads = model.hidden_size, model.num_heads, model.kv_heads
     queries, keys = heads * model.head_size, kv_heads * model.head_size
-    specs = _column(f"{at}.attention.q_proj", hidden, queries, model.bias, heads)
-    specs += _column(f"{at}.attention.k_proj", hidden, keys, model.bias, kv_heads, is_kv=True)
-    specs += _column(f"{at}.attention.v_proj", hidden, keys, model.bias, kv_heads, is_kv=True)
-    return specs + _row(f"{at}.attention.out_proj", queries, hidden, model.bias, heads)
+    specs = _column(f"{at}.{name}.q_proj", hidden, queries, model.bias, heads)
+    specs += _column(f"{at}.{name}.k_proj", hidden, keys, model.bias, kv_heads, is_kv=True)
+    specs += _column(f"{at}.{name}.v_proj", hidden, keys, model.bias, kv_heads, is_kv=True)
+    return specs + _row(f"{at}.{name}.out_proj", queries, hidden, model.bias, heads)
 
 
 def _latent(at: str, model: Model) -> tuple[ParameterSpec, ...]:

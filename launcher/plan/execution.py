@@ -11,9 +11,9 @@ from typing import Literal
 from launcher.config.schema import Hardware, Model, Optimizer, Run
 from launcher.plan.records import Layout
 
-Attention = Literal["matrix", "flash", "cudnn"]
-"""matrix: the S x S scores are written out; flash: FlashAttention 2; cudnn: cuDNN's or its
-third version's kernels, which use what Hopper and Blackwell added."""
+Attention = Literal["matrix", "triton", "flash", "cudnn"]
+"""matrix: the S x S scores are written out; triton: FlashAttention 1 in Triton; flash: its second
+version; cudnn: cuDNN's or its third version's, which use what Hopper and Blackwell added."""
 
 Fusion = Literal["eager", "fused", "compiled"]
 """eager: one kernel per torch operator; fused: hand-written kernels for norms, activations and
@@ -51,6 +51,8 @@ class Execution:
     unused_gradients: bool = False
     """Products add weight gradients to the sums themselves, and a tensor of each weight's shape is
     kept for autograd all the same (Transformer Engine)."""
+    saves_quantised: bool = False
+    """Products keep inputs in the type that they multiply in (Transformer Engine under fp8)."""
     torch_pipeline: bool = False
     """torch.distributed.pipelining around FSDP2: a buffer for what every microbatch receives, every
     output kept until the next step; gradients are whole until a stage's last backward."""
@@ -98,10 +100,14 @@ class Execution:
     p2p_split: bool = False
     """tp ranks send a share each and gather it behind the wire."""
     fused_optimizer: bool = True
+    sees_all: bool = False
+    """Attention has no causal mask (an encoder)."""
     dropout_masks: bool = False
     """Dropout is on: masks are kept and read."""
     document_masks: bool = False
     """Documents of a sample are kept apart by a mask over all pairs of its tokens."""
+    window_masks: bool = False
+    """A sliding window is a mask over all pairs of tokens."""
     parallel_block: bool = False
     """Attention and MLP read the same input: one all-reduce for both."""
     final_all_reduce_again: bool = False
@@ -112,6 +118,8 @@ class Execution:
     """Memory is what the allocator reserves, not only what tensors hold."""
     snapshot_bytes: int = 0
     """Of host memory per parameter, for the copy that a checkpoint is written from."""
+    under_pressure: bool = False
+    """The allocator gives free segments back before it fails, so that less of a reserve stays."""
     process: bool = True
     """Memory includes the process: context, libraries, communicators."""
 
@@ -175,7 +183,13 @@ def runtime_execution(run: Run, layout: Layout) -> Execution:
         dropout_masks=run.model.dropout > 0,
         snapshot_bytes=saved_bytes_per_parameter(run.optimizer) if run.checkpoint.is_on else 0,
         document_masks=run.data.packing == "documents",
+        window_masks=has_window(run.model, layout.sequence_length),
     )
+
+
+def has_window(model: Model, sequence_length: int) -> bool:
+    """Whether some token does not see all tokens before it."""
+    return model.sliding_window is not None and model.sliding_window < sequence_length
 
 
 def saved_bytes_per_parameter(optimizer: Optimizer) -> int:

@@ -161,8 +161,8 @@ def _attention_model_s(
     """Its rate grows with the sequence, and suffers from narrow heads."""
     if gpu.multiprocessors is None:
         return gpu.op_overhead_s + flops / (peak_flops(gpu, kind) * gpu.max_efficiency)
-    table = gpu.cudnn_attention if kernel == "cudnn" and gpu.cudnn_attention else None
-    table = table or gpu.flash_attention
+    others = {"cudnn": gpu.cudnn_attention, "triton": gpu.triton_attention}
+    table = others.get(kernel) or gpu.flash_attention
     share = table.forward if direction == "forward" else table.backward
     keys = 2 * keys_seen  # of the whole sequence; causal kernels see half on average
     share *= keys / (keys + ATTENTION_START[direction])

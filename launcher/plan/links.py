@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from launcher.config.schema import Hardware
+from launcher.config.schema import Hardware, Node
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,12 +25,20 @@ class Link:
     inner_ll128_latency_s: float | None = None
     num_nodes: int = 1
     """Nodes that the group touches."""
+    switch_bandwidth: float | None = None
+    """Bytes per second of a whole that the node's switch adds up (NVLS); None: it cannot."""
 
 
 def stride_link(hardware: Hardware, gpus_per_node: int, stride: int, size: int) -> Link:
     """The link of `size` ranks that are `stride` apart."""
-    per_node = min(size, max(1, gpus_per_node // stride))
+    per_node = min(size, max(1, domain_size(hardware, gpus_per_node) // stride))
     return make_link(hardware, size, -(-size // per_node))
+
+
+def domain_size(hardware: Hardware, gpus_per_node: int) -> int:
+    """Ranks that reach each other without the network: of a node, or of all under one switch."""
+    assert hardware.node is not None
+    return max(gpus_per_node, hardware.node.domain_gpus or 1)
 
 
 def make_link(
@@ -45,11 +53,14 @@ def make_link(
             group_size=size, crosses_nodes=num_nodes > 1, bandwidth=inner,
             latency_s=node.latency_s, num_nodes=num_nodes, inner_latency_s=node.latency_s,
             ll128_latency_s=node.ll128_latency_s, inner_ll128_latency_s=node.ll128_latency_s,
+            switch_bandwidth=switch_bandwidth(node),
         )  # fmt: skip
     # Ranks of the group on the same node share its adapters: a ring leaves the node once, and
     # over as many of them as the group has ranks there.
     rails = max(1, size // num_nodes) if shares_adapters else 1
-    outer = rails * network.bandwidth * network.efficiency / network.oversubscription
+    outer = rails * network.bandwidth * network.efficiency
+    if num_nodes > (network.nodes_per_leaf or 1):  # some of it passes the upper switches
+        outer /= network.oversubscription
     if shares_adapters:  # flows of a collective meet in the switches; a pair of stages has its own
         outer /= 1 + network.contention * math.log2(num_nodes)
     return Link(
@@ -61,7 +72,25 @@ def make_link(
         ll128_latency_s=network.ll128_latency_s,
         inner_ll128_latency_s=node.ll128_latency_s,
         num_nodes=num_nodes,
+        switch_bandwidth=switch_bandwidth(node),
     )
+
+
+NVLS_SHARE = 5 / 6
+"""Of the switch's bandwidth that becomes bytes of the whole (NCCL, tuning.cc: ratio of NVLS)."""
+
+NVLS_TREE_SHARE = 0.7
+"""The same of the network's, per half of a ring's steps between nodes (NCCL, tuning.cc)."""
+
+NVLS_S, NVLS_NET_S = 25e-6, 20.9e-6
+"""Latency inside a node, and of a hop of its tree between nodes (NCCL, tuning.cc: hwLat)."""
+
+
+def switch_bandwidth(node: Node) -> float | None:
+    """Bytes per second of an all-reduce's whole, where the node's switch adds up."""
+    if node.switch_efficiency is None:
+        return None
+    return node.bandwidth * node.efficiency * node.switch_efficiency * NVLS_SHARE
 
 
 def sent_bytes(op: str, payload_bytes: float, group_size: int) -> float:
@@ -80,7 +109,9 @@ def transfer_s(op: str, payload_bytes: float, link: Link) -> float:
     """Seconds of one operation on `payload_bytes`, the size of the whole (unsharded) tensor.
 
     The fastest of the algorithms and protocols that NCCL chooses from by such a sum of its own
-    (tuning.cc): rings for everything, trees for all-reduce across nodes.
+    (tuning.cc): rings for everything; for all-reduce trees across nodes and, where switches add
+    up, NVLS inside a node and NVLSTree across. An all-reduce's ring is a reduce-scatter and an
+    all-gather, inside nodes at their rate, between them over every adapter of the group's ranks.
     """
     if op == "send_recv":
         return link.latency_s + payload_bytes / link.bandwidth
@@ -93,7 +124,22 @@ def transfer_s(op: str, payload_bytes: float, link: Link) -> float:
     if op == "all_reduce" and link.crosses_nodes:
         depth, chain = math.ceil(math.log2(link.num_nodes)), link.group_size // link.num_nodes - 1
         found = min(found, _fastest_s(seconds / TREE_SHARE, 2 * depth, 2 * chain, link))
+    if op == "all_reduce" and link.switch_bandwidth is not None:
+        found = min(found, _switched_s(payload_bytes, link, link.switch_bandwidth))
     return found
+
+
+def _switched_s(payload_bytes: float, link: Link, switch: float) -> float:
+    """Added up in the node's switch, and between nodes along a tree of nodes (NVLS, NVLSTree)."""
+    inside_s = payload_bytes / switch
+    if not link.crosses_nodes:
+        return NVLS_S + inside_s
+    nodes = link.num_nodes
+    if link.group_size // nodes == 1:
+        return math.inf
+    around = NVLS_TREE_SHARE * nodes / (2 * (nodes - 1))
+    hops_s = NVLS_S + 2 * math.ceil(math.log2(nodes)) * NVLS_NET_S
+    return hops_s + max(inside_s, payload_bytes / (around * link.bandwidth))
 
 
 def broadcast_s(payload_bytes: float, link: Link) -> float:

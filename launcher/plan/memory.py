@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from launcher.config.schema import Gpu, Run
 from launcher.plan.activations import block_kept_bytes, embedding_kept_bytes, head_kept_bytes
+from launcher.plan.context_traffic import sees_whole_sequences
 from launcher.plan.costs import embedding_parameters, sum_sizes
+from launcher.plan.encoder import encoder_job, memory_bytes
 from launcher.plan.execution import Job, runtime_job
 from launcher.plan.memory_fsdp2 import group_buffers_bytes
 from launcher.plan.memory_pipeline import gradients_of_one_chunk, transfer_bytes
@@ -33,6 +35,10 @@ ALLOCATOR_SHARE = 0.14
 """Of activations and buffers, which come and go: what torch's allocator keeps in pieces too small
 for the next tensor. Median of SimuMax's ten pairs of reserved and allocated memory, the
 embedding's gradient aside."""
+
+PRESSED_SHARE = 0.07
+"""The same where the device is full: before it fails, torch's allocator returns segments that
+nothing uses; pieces of the others stay. Assumed: half."""
 
 EXPANDABLE_SHARE = 0.02
 """The same with expandable segments, whose pieces grow together; rounding remains."""
@@ -148,6 +154,8 @@ def _reserve_bytes(job: Job, stage: Stage, alive: int) -> int:
         return int(HEAP_SHARE * alive)
     if job.execution.expandable_segments:
         return int(EXPANDABLE_SHARE * alive)
+    if job.execution.under_pressure:
+        return int(PRESSED_SHARE * alive)
     # The embedding's dense gradient comes last, when only pieces are free.
     has_table = stage.is_first and job.layout.zero_stage < 3
     table = sum_sizes(embedding_parameters(job.model), job.layout.tp) if has_table else 0
@@ -229,30 +237,41 @@ def _share(job: Job, stage: Stage, size: int) -> int:
 
 def in_flight_bytes(job: Job, stage: Stage, in_flight: int) -> int:
     """What the stage keeps of the microbatches (of their chunks, where stages are interleaved)."""
-    execution = job.execution
-    num_layers = stage.num_layers
-    again = round(num_layers * execution.recompute_share)
-    blocks = again * block_kept_bytes(job, execution.recompute)
-    if again < num_layers:
-        blocks += (num_layers - again) * block_kept_bytes(job, "none")
-    layout = job.layout
+    execution, layout = job.execution, job.layout
+    blocks = _blocks_bytes(job, stage.num_layers)
     vpp = layout.vpp
     kept = -(-in_flight * blocks // vpp)
-    if execution.document_masks:  # one for all blocks of a pass
+    if execution.document_masks and sees_whole_sequences(job):  # one for all blocks of a pass
         pairs = layout.micro_batch_size * layout.sequence_length**2
         kept += in_flight * pairs * execution.element_bytes
     passes = -(-in_flight // vpp)
     if stage.is_first:
         kept += passes * embedding_kept_bytes(job)
+    if job.model.encoder:
+        kept += passes * memory_bytes(job)
+    if job.model.encoder and stage.is_first:
+        side = encoder_job(job)
+        kept += passes * _blocks_bytes(side, side.model.num_layers)
     if stage.is_last:
         kept += (passes if vpp == 1 else 1) * head_kept_bytes(job)
     return kept
+
+
+def _blocks_bytes(job: Job, num_layers: int) -> int:
+    """Of so many blocks, with those that recompute among them."""
+    again = round(num_layers * job.execution.recompute_share)
+    blocks = again * block_kept_bytes(job, job.execution.recompute)
+    if again < num_layers:
+        blocks += (num_layers - again) * block_kept_bytes(job, "none")
+    return blocks
 
 
 def _pass_buffers(job: Job, stage: Stage) -> int:
     """Temporaries of forward and backward: in a block, or in the loss and the head."""
     layout, execution = job.layout, job.execution
     working = backward_temporary_bytes(job)
+    if job.model.encoder and stage.is_first:
+        working = max(working, backward_temporary_bytes(encoder_job(job)))
     ends = count_stage_parameters(job.model, 0, stage.is_first, stage.is_last, layout.tp)
     logits = logit_temporary_bytes(job) if stage.is_last else 0
     if layout.engine == "fsdp2":
@@ -264,6 +283,8 @@ def _pass_buffers(job: Job, stage: Stage) -> int:
     if stage.is_last and execution.reserved and execution.expandable_segments:
         logits += block_leftover_bytes(job)
     buffers = max(working, logits) + unused_gradients_bytes(job)
+    if execution.window_masks and sees_whole_sequences(job):  # one for all blocks of a stage
+        buffers += layout.sequence_length**2 * execution.element_bytes
     block = count_stage_parameters(job.model, 1, False, False, layout.tp, layout.ep)
     if execution.torch_pipeline:  # a gather's own buffers, of the block at hand and the next one
         buffers += 2 * block * execution.gather_bytes

@@ -10,6 +10,7 @@ from launcher.config.schema import Model
 from launcher.plan.costs import (
     block_parameters,
     embedding_parameters,
+    encoder_parameters,
     head_parameters,
     sum_sizes,
     tied_copy,
@@ -39,6 +40,8 @@ def gathered_per_microbatch(model: Model, stage: Stage, tp: int) -> int:
     A lookup's backward reads no weight, and the head's begins where its forward ends.
     """
     blocks = stage.num_layers * sum_sizes(block_parameters(model, 0), tp)
+    if stage.is_first:
+        blocks += sum_sizes(encoder_parameters(model), tp)
     return 2 * blocks + sum(outer_groups(model, stage, tp))
 
 

@@ -77,6 +77,27 @@ def build_mesh(layout: Layout) -> Mesh:
     return Mesh(order=order, sizes={axis: getattr(layout, axis) for axis in order})
 
 
+def expert_part(mesh: Mesh, rank: int, ep: int) -> int:
+    """Which of ep parts of the experts a rank has: neighbours among dp x cp have different ones."""
+    here, place, stride = mesh.coordinates(rank), 0, 1
+    for axis in mesh.order:
+        if axis in ("cp", "dp"):
+            place += stride * here[axis]
+            stride *= mesh.sizes[axis]
+    return place % ep
+
+
+def expert_groups(mesh: Mesh, ep: int) -> tuple[tuple[int, ...], ...]:
+    """Ranks that together have all experts, in the order of their first rank."""
+    axes = tuple(axis for axis in mesh.order if axis in ("cp", "dp"))
+    cut = [
+        group[start : start + ep]
+        for group in mesh.groups(*axes)
+        for start in range(0, len(group), ep)
+    ]
+    return tuple(sorted(cut))
+
+
 def crosses_nodes(group: tuple[int, ...], gpus_per_node: int) -> bool:
     """Whether a group has ranks on more than one node (ranks are numbered node by node)."""
     return group[0] // gpus_per_node != group[-1] // gpus_per_node

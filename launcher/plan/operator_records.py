@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from launcher.plan.encoder import target_length
 from launcher.plan.execution import Job
 from launcher.plan.kernels import Gemm
 
@@ -87,17 +88,17 @@ class Size:
 
 @lru_cache(maxsize=256)
 def size_of(job: Job) -> Size:
-    """Sizes on one rank of this layout."""
+    """Sizes on one rank of this layout; of an encoder-decoder those of its decoder."""
     model, layout = job.model, job.layout
-    tp = layout.tp
-    tokens = layout.micro_batch_size * layout.sequence_length // layout.cp
+    tp, length = layout.tp, target_length(model, layout.sequence_length)
+    tokens = layout.micro_batch_size * length // layout.cp
     is_split = job.execution.sequence_parallel
     queries = model.num_heads // tp * model.head_size
     keys = max(1, model.kv_heads // tp) * model.head_size
     return Size(
         batch=layout.micro_batch_size,
         tokens=tokens,
-        sequence=layout.sequence_length,
+        sequence=length,
         norm_tokens=-(-tokens // tp) if is_split else tokens,
         queries=queries,
         keys=keys,

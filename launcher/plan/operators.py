@@ -14,7 +14,7 @@ from launcher.plan.operator_records import (
     moved_in,
     size_of,
 )
-from launcher.plan.operators_attention import latent_attention, plain_attention
+from launcher.plan.operators_attention import cross_attention, latent_attention, plain_attention
 from launcher.plan.operators_mlp import experts_work, mlp_work
 
 
@@ -27,7 +27,10 @@ def block_work(job: Job, layer: int | None = None) -> Work:
     attention = latent_attention(job, size) if model.latent else plain_attention(job, size)
     mlp = experts_work(job, size) if is_moe else mlp_work(job, size, size.ffn)
     norms = _norms(job, size)
-    return join_work(norms, attention, mlp)
+    if model.encoder is None:
+        return join_work(norms, attention, mlp)
+    more = Work(traffic=norms.traffic[1:3])  # one norm and one sum
+    return join_work(norms, more, attention, cross_attention(job, size), mlp)
 
 
 def _norms(job: Job, size: Size) -> Work:

@@ -6,6 +6,7 @@ Q and K = width of this rank's queries and keys.
 from __future__ import annotations
 
 from launcher.config.schema import Model
+from launcher.plan.encoder import source_tokens
 from launcher.plan.execution import Job
 from launcher.plan.operator_records import (
     NORM,
@@ -52,11 +53,31 @@ def plain_attention(job: Job, size: Size) -> Work:
         heads=size.heads,
         score_dim=model.head_size,
         value_dim=model.head_size,
-        seen=keys_seen(model, size.sequence),
+        seen=size.sequence if job.execution.sees_all else keys_seen(model, size.sequence),
         dropout=job.execution.dropout_masks,
     )
     output = make_matmul(job, tokens, size.queries, hidden, saved=False)
     return Work(matmuls=(*projections, output), traffic=tuple(traffic), attention=(core,))
+
+
+def cross_attention(job: Job, size: Size) -> Work:
+    """The decoder's queries over keys and values of the encoder's output, which see all of it."""
+    hidden, source = job.model.hidden_size, source_tokens(job)
+    core = Attention(
+        batch=size.batch, queries=size.sequence, keys=job.layout.sequence_length, heads=size.heads,
+        score_dim=job.model.head_size, value_dim=job.model.head_size,
+        seen=job.layout.sequence_length, dropout=job.execution.dropout_masks,
+    )  # fmt: skip
+    width = 2 * (size.queries + 2 * size.keys)
+    return Work(
+        matmuls=(
+            make_matmul(job, size.tokens, hidden, size.queries),
+            make_matmul(job, source, hidden, 2 * size.keys),
+            make_matmul(job, size.tokens, size.queries, hidden, saved=False),
+        ),
+        traffic=(moved_in(job, size.tokens)(width, width, 1, 1),),
+        attention=(core,),
+    )
 
 
 def keys_seen(model: Model, length: int) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from launcher.config.schema import Run
-from launcher.plan.backtest_rows import COLUMNS
+from launcher.plan.backtest_cells import COLUMNS
 from launcher.plan.records import Plan
 
 SOURCE = "own runs"

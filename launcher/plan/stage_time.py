@@ -8,12 +8,13 @@ from launcher.plan.collectives import (
     Links,
     PassTimes,
     StateTraffic,
-    cp_times,
     ep_times,
     exposed_s,
     state_traffic,
     tp_times,
 )
+from launcher.plan.context_traffic import cp_times
+from launcher.plan.encoder import encoder_job
 from launcher.plan.execution import Job
 from launcher.plan.kernels import traffic_s
 from launcher.plan.operator_records import Work
@@ -74,6 +75,7 @@ class Parts:
     dense: BlockTimes
     """With a plain MLP; the same as `block` in a model without experts."""
     embedding: BlockTimes
+    """With the encoder, where the model has one."""
     head: BlockTimes
 
     @property
@@ -100,6 +102,8 @@ class Kernels:
     dense: Timed
     embedding: BlockTimes
     head: BlockTimes
+    encoder: Timed | None = None
+    """A block of the encoder, where there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,11 +121,18 @@ def list_kernels(job: Job) -> Kernels:
     if experts is not None and experts.num_dense_layers > 0:
         work = block_work(job, 0)
         dense = Timed(work=work, times=time_work(job, work))
+    embedding, encoder = _end_times(time_work(job, embedding_work(job))), None
+    if job.model.encoder:
+        side = encoder_job(job)
+        embedding += _end_times(time_work(side, embedding_work(side)))
+        work = block_work(side)
+        encoder = Timed(work=work, times=time_work(side, work))
     return Kernels(
         block=block,
         dense=dense,
-        embedding=_end_times(time_work(job, embedding_work(job))),
+        embedding=embedding,
         head=_end_times(time_work(job, head_work(job))),
+        encoder=encoder,
     )
 
 
@@ -133,10 +144,14 @@ def estimate_parts(job: Job, links: Links | None = None, kernels: Kernels | None
     kernels = kernels or list_kernels(job)
     block = _block_times(job, links, kernels.block)
     has_dense = kernels.dense is not kernels.block
+    embedding = kernels.embedding
+    if kernels.encoder:
+        side = encoder_job(job)
+        embedding += _block_times(side, links, kernels.encoder).times(side.model.num_layers)
     return Parts(
         block=block,
         dense=_block_times(job, links, kernels.dense) if has_dense else block,
-        embedding=kernels.embedding,
+        embedding=embedding,
         head=kernels.head,
     )
 
@@ -185,11 +200,11 @@ def _waits(job: Job, links: Links, timed: Timed, recompute: str) -> PassTimes:
     if job.layout.cp > 1:  # what hides it
         core = time_work(job, Work(attention=timed.work.attention))
         attention = PassTimes(forward_s=core.forward_s, backward_s=core.input_gradient_s)
-        cp = cp_times(job, links, attention)
+        cp = cp_times(job, links.cp, attention, recompute)
     ep = ep_times(timed.work, job, links)
-    # What computes the attention core again needs the keys of other ranks again.
-    cores = 1.0 if recompute == "selective" and job.execution.row_chunks is not None else repeats
-    again = cores * cp.forward_s + repeats * ep.forward_s
+    again = repeats * ep.forward_s
+    if job.model.encoder:  # three branches of a decoder's block are summed, not two
+        tp = PassTimes(forward_s=1.5 * tp.forward_s, backward_s=1.5 * tp.backward_s)
     return PassTimes(
         forward_s=tp.forward_s + cp.forward_s + ep.forward_s,
         backward_s=tp.backward_s + cp.backward_s + ep.backward_s + again,

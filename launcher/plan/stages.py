@@ -12,6 +12,7 @@ from launcher.config.schema import Model
 from launcher.plan.costs import (
     block_parameters,
     embedding_parameters,
+    encoder_parameters,
     head_parameters,
     sum_sizes,
     tied_copy,
@@ -91,7 +92,7 @@ def count_stage_parameters(
         dense = _num_dense(model, num_layers, is_first)
         total += dense * (_block_size(model, 0, tp) - _block_size(model, -1, tp))
     if is_first:
-        total += sum_sizes(embedding_parameters(model), tp)
+        total += sum_sizes(embedding_parameters(model), tp) + count_encoder(model, tp)
     if is_last:
         total += sum_sizes(head_parameters(model), tp)
     if is_last and not is_first:
@@ -119,6 +120,12 @@ def count_dense_layers(model: Model, first_layer: int, end_layer: int) -> int:
 def _num_dense(model: Model, num_layers: int, is_first: bool) -> int:
     """Blocks of a stage that have no experts: the model's first ones."""
     return min(num_layers, model.experts.num_dense_layers) if model.experts and is_first else 0
+
+
+@lru_cache(maxsize=1024)
+def count_encoder(model: Model, tp: int) -> int:
+    """The encoder of an encoder-decoder, which the first stage has; else 0."""
+    return sum_sizes(encoder_parameters(model), tp)
 
 
 @lru_cache(maxsize=1024)

@@ -9,7 +9,7 @@ from launcher.plan.collectives import Links, boundary_s, exposed_s
 from launcher.plan.costs import sum_sizes, tied_copy
 from launcher.plan.execution import Job
 from launcher.plan.kernels import peak_flops, traffic_s
-from launcher.plan.links import Link, make_link, stride_link, transfer_s
+from launcher.plan.links import Link, domain_size, make_link, stride_link, transfer_s
 from launcher.plan.records import Communication, Stage, Time
 from launcher.plan.schedule import SCHEDULES
 from launcher.plan.schedule_records import Chain, Schedule, StageTimes, has_weight_actions
@@ -126,7 +126,8 @@ def find_links(job: Job) -> Links:
     replicas = layout.dp * layout.cp
     shard = min(job.execution.shard_size or replicas, replicas)
     inner = min(strides["cp"], strides["dp"]) if layout.cp > 1 else strides["dp"]
-    crosses = layout.pp > 1 and strides["pp"] * layout.pp > layout.gpus_per_node
+    reach = domain_size(job.hardware, layout.gpus_per_node)
+    crosses = layout.pp > 1 and strides["pp"] * layout.pp > reach
     return Links(
         tp=link(strides["tp"], layout.tp),
         cp=link(strides["cp"], layout.cp),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from launcher.plan.activations import block_kept_bytes
+from launcher.plan.context_memory import attention_temporary_bytes, context_bytes
 from launcher.plan.execution import Job
 from launcher.plan.operator_records import Size, size_of
 from launcher.plan.stages import count_expert_parameters, count_stage_parameters
@@ -51,13 +52,16 @@ def backward_temporary_bytes(job: Job) -> int:
     size, model, execution = size_of(job), job.model, job.execution
     ffn = (2 if model.is_gated else 1) * size.ffn
     gradients = size.tokens * (2 * model.hidden_size + ffn) * execution.element_bytes
+    context = context_bytes(job)
+    if context and execution.row_chunks is not None:  # the MLP's are gone by then
+        gradients, context = max(gradients, attention_temporary_bytes(job)), 0
     if execution.keeps_gathered_inputs and size.norm_tokens < size.tokens:
         # What was gathered along tokens is put in order in a second buffer.
         gradients += size.tokens * model.hidden_size * execution.element_bytes
     if not execution.unused_gradients:
         # A product's weight gradient, before it is added to the sum.
         gradients += largest_weight(job) * execution.element_bytes
-    return gradients + recomputed_bytes(job) + _quantised_bytes(job, size) + context_bytes(job)
+    return gradients + recomputed_bytes(job) + _quantised_bytes(job, size) + context
 
 
 def recomputed_bytes(job: Job) -> int:
@@ -88,18 +92,6 @@ def _quantised_bytes(job: Job, size: Size) -> int:
     if job.execution.matmul != "fp8" or job.hardware.gpu is None:
         return 0
     return 2 * size.tokens * (job.model.hidden_size + size.ffn)
-
-
-def context_bytes(job: Job) -> int:
-    """Keys and values of other ranks' tokens: of one rank while those of the next come, or of all.
-
-    Where heads are dealt out instead (Ulysses), they take the place of this rank's own.
-    """
-    size, execution = size_of(job), job.execution
-    if job.layout.cp == 1 or execution.cp_mode == "ulysses":
-        return 0
-    shares = job.layout.cp if execution.cp_mode == "all_gather" else 2
-    return shares * 2 * size.read_keys * size.tokens * execution.element_bytes
 
 
 def unused_gradients_bytes(job: Job) -> int:

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from launcher.plan.collectives import Links, boundary_bytes
+from launcher.plan.context_traffic import cp_traffic
 from launcher.plan.costs import sum_sizes, tied_copy
+from launcher.plan.encoder import encoder_job
 from launcher.plan.execution import Job
 from launcher.plan.links import Link, sent_bytes, transfer_s
 from launcher.plan.memory_fsdp2 import gathered_per_microbatch
@@ -38,7 +40,7 @@ def list_communication(
     if layout.tp > 1:
         entries += _tensor_parallel(job, stages, links.tp)
     if layout.cp > 1:
-        entries += _context_parallel(job, stages, links.cp)
+        entries += cp_traffic(job, stages, links.cp)
     if layout.ep > 1:
         payload = round(block_work(job).all_to_all_bytes)
         blocks = max(stage.num_layers for stage in stages)
@@ -64,6 +66,8 @@ def _tensor_parallel(job: Job, stages: Sequence[Stage], link: Link) -> list[Comm
     payload = size_of(job).tokens * job.model.hidden_size * job.execution.element_bytes
     passes = [count_collectives(stage, layout.recompute) for stage in stages]
     sums = count * max(each.sums for each in passes)
+    if job.model.encoder:
+        return _encoder_decoder_tp(job, payload, sums, link)
     if not layout.sequence_parallel:
         return [_entry("tp", "all_reduce", payload, sums, link)]
     wholes = count * max(each.wholes for each in passes)
@@ -71,6 +75,22 @@ def _tensor_parallel(job: Job, stages: Sequence[Stage], link: Link) -> list[Comm
         _entry("tp", "all_gather", payload, wholes, link),
         _entry("tp", "reduce_scatter", payload, sums, link),
         sum_of_partial_gradients(job, stages, link),
+    ]
+
+
+def _encoder_decoder_tp(job: Job, payload: int, sums: int, link: Link) -> list[Communication]:
+    """Three sums in a block of the decoder, and two in one of the encoder over the input."""
+    side = encoder_job(job)
+    read = size_of(side).tokens * job.model.hidden_size * job.execution.element_bytes
+    again = side.model.num_layers if job.layout.recompute == "full" else 0
+    times = job.layout.num_microbatches * (4 * side.model.num_layers + again)
+    both = round((payload * 1.5 * sums + read * times) / (1.5 * sums + times))
+    count = round(1.5 * sums) + times
+    if not job.layout.sequence_parallel:
+        return [_entry("tp", "all_reduce", both, count, link)]
+    return [
+        _entry("tp", "all_gather", both, count, link),
+        _entry("tp", "reduce_scatter", both, count, link),
     ]
 
 
@@ -87,29 +107,6 @@ def sum_of_partial_gradients(job: Job, stages: Sequence[Stage], link: Link) -> C
 def embedding_link(links: Links) -> Link:
     """Between the first and the last stage."""
     return replace(links.pp, group_size=2)
-
-
-def _context_parallel(job: Job, stages: Sequence[Stage], link: Link) -> list[Communication]:
-    """Keys and values forward and, again, backward; their gradients in float32 on the way back.
-
-    Recomputation of whatever has attention in it sends once more.
-    """
-    size, layout, element = size_of(job), job.layout, job.execution.element_bytes
-    count = max(stage.num_layers for stage in stages) * layout.num_microbatches
-    passes = 2 if layout.recompute == "none" else 3
-    keys, others = 2 * size.read_keys * size.tokens, layout.cp - 1
-    if job.execution.cp_mode == "ulysses":
-        heads = max(1, job.model.kv_heads // layout.tp)
-        moved = 2 * size.queries * size.tokens + keys * max(1, layout.cp // heads)
-        # Queries, keys and values one way, results the other: half of it in each of two.
-        return [_entry("cp", "all_to_all", moved * element // 2, 2 * passes * count, link)]
-    if job.execution.cp_mode == "all_gather":
-        return [
-            _entry("cp", "all_gather", keys * element * layout.cp, passes * count, link),
-            _entry("cp", "reduce_scatter", keys * 4 * layout.cp, count, link),
-        ]
-    hop = keys * (passes * element + 4) // (passes + 1)
-    return [_entry("cp", "send_recv", hop, (passes + 1) * others * count, link)]
 
 
 def _data_parallel(job: Job, stages: Sequence[Stage], links: Links) -> list[Communication]:

@@ -12,10 +12,28 @@ def forward_flops_per_token(
     model: Model, sequence_length: int, *, causal: bool = True, with_head: bool = True
 ) -> float:
     """Matrix products of the whole model for one token; causal attention at half."""
+    if model.encoder:
+        return _encoder_decoder_flops(model, sequence_length, causal, with_head)
     attention = _seen(model, sequence_length) if causal else sequence_length
     block = 2.0 * _attention_weights(model) + 2.0 * attention * _attention_width(model)
     total = model.num_layers * block + 2.0 * _mlp_weights(model)
     return total + (2.0 * model.hidden_size * model.vocab_size if with_head else 0.0)
+
+
+def _encoder_decoder_flops(model: Model, length: int, causal: bool, with_head: bool) -> float:
+    """For one input token, with the target tokens that come with it."""
+    encoder = model.encoder
+    assert encoder is not None
+    alone = model.model_copy(update={"encoder": None})
+    target = encoder.decoder_length or length
+    read = alone.model_copy(update={"num_layers": encoder.num_layers})
+    total = forward_flops_per_token(read, length, causal=False, with_head=False)
+    written = forward_flops_per_token(alone, target, causal=causal, with_head=with_head)
+    width = model.num_heads * model.head_size
+    queries = 2.0 * model.num_layers * 2 * model.hidden_size * width  # in and out
+    keys = 2.0 * model.num_layers * 2 * model.hidden_size * model.kv_heads * model.head_size
+    written += queries + 2.0 * model.num_layers * length * 2 * width
+    return total + keys + written * target / length
 
 
 def model_flops_per_token(model: Model, sequence_length: int, *, causal: bool = True) -> float:

@@ -135,17 +135,23 @@ def exchange(parts: Tensor, axis: Axis) -> Tensor:
 
 def start_pass_on(x: Tensor, axis: Axis) -> Pending:
     """A step around the ring: x goes to the next rank, the previous rank's comes."""
+    following, previous = (axis.index + 1) % axis.size, (axis.index - 1) % axis.size
+    return start_send_and_receive(x, axis, following, previous)
+
+
+def start_send_and_receive(x: Tensor, axis: Axis, to: int | None, source: int | None) -> Pending:
+    """Send x to a rank of the axis, receive another's like it; None: nothing (which is empty).
+
+    Until it is waited for, the result holds what is sent.
+    """
     assert x.is_contiguous()
-    received = torch.empty_like(x)
-    following = axis.ranks[(axis.index + 1) % axis.size]
-    previous = axis.ranks[(axis.index - 1) % axis.size]
-    works = dist.batch_isend_irecv(
-        [
-            dist.P2POp(dist.isend, x, following, axis.group),
-            dist.P2POp(dist.irecv, received, previous, axis.group),
-        ]
-    )
-    # Until it is waited for, the result holds what is sent.
+    received = torch.empty_like(x) if source is not None else x.new_empty(0)
+    transfers = []
+    if to is not None:
+        transfers.append(dist.P2POp(dist.isend, x, axis.ranks[to], axis.group))
+    if source is not None:
+        transfers.append(dist.P2POp(dist.irecv, received, axis.ranks[source], axis.group))
+    works = dist.batch_isend_irecv(transfers) if transfers else []
     return Pending(_All(works, x), lambda: received)
 
 

@@ -25,6 +25,8 @@ CONF = ROOT / "conf"
 PUBLISHED = {
     "deepseek_v2": 235_741_434_880,
     "deepseek_v3": 671_026_404_352,  # the routers' 14,848 correction biases are no weights
+    "t5_3b": 2_851_598_336,
+    "t5_11b": 11_307_321_344,
     "mixtral_8x7b": 46_702_792_704,
     "mixtral_8x22b": 140_620_634_112,
     "qwen3_30b_a3b": 30_532_122_624 - 48 * 2 * 128,  # less the norms of queries and keys

@@ -29,7 +29,8 @@ def test_every_leaf_of_the_schema_is_walked():
     groups = {key for key in CLASSES if any(other.startswith(f"{key}.") for other in CLASSES)}
     assert len(CLASSES) - len(groups) == count(Run)
     assert groups == {
-        "model.rope_scaling", "model.experts", "model.latent", "hardware.gpu",
+        "model.rope_scaling", "model.experts", "model.latent", "model.encoder", "hardware.gpu",
+        "hardware.gpu.triton_attention",
         "hardware.gpu.cudnn_attention", "hardware.gpu.kernels", "hardware.node", "hardware.network",
         "data.sources",
     }  # fmt: skip

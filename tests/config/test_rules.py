@@ -33,8 +33,16 @@ def eight(**parallelism: Any) -> Run:
     return make_run(hardware=h100(num_nodes=1), parallelism={**OPEN, **parallelism})
 
 
+FEW_EXPERTS = {"num_experts": 4, "experts_per_token": 2, "ffn_hidden_size": 32}
+READER = {"num_layers": 2}
 IN_CONTAINER = {"container": "apptainer", "image": "/i.sif"}
 EXAMPLES: dict[str, list[Callable[[], Run]]] = {
+    "encoder-of-plain-blocks": [
+        lambda: make_run(model=TINY | {"encoder": READER, "experts": FEW_EXPERTS})
+    ],
+    "encoder-whole-sequence": [
+        lambda: make_run(model=TINY | {"encoder": READER}, parallelism={"cp": 2, "tp": 1, "pp": 1})
+    ],
     "heads-divide-hidden": [lambda: make_run(model=TINY | {"num_heads": 6, "num_kv_heads": None})],
     "kv-heads-divide-heads": [lambda: make_run(model=TINY | {"num_kv_heads": 3})],
     "rope-needs-even-heads": [
@@ -88,7 +96,9 @@ EXAMPLES: dict[str, list[Callable[[], Run]]] = {
         lambda: make_run(parallelism={"order": ["tp", "cp", "ep", "pp"]}),
         lambda: make_run(parallelism={"order": ["tp", "tp", "cp", "dp"]}),
     ],
-    "ep-not-available": [lambda: eight(ep=2)],
+    "ep-divides-experts": [lambda: eight(ep=2)],
+    "ep-divides-replicas": [lambda: make_run(model=TINY | {"experts": FEW_EXPERTS},
+                                             parallelism={"ep": 4, "dp": 2, "pp": 1, "tp": 1})],
     "cp-divides-sequence": [
         lambda: make_run(**{"train.sequence_length": 34, "parallelism.cp": 2}),
         lambda: make_run(

@@ -10,7 +10,8 @@ from launcher.config.assets import conf_dir
 from launcher.config.facts import read_gpus, read_models, read_networks, read_nodes
 from launcher.errors import ConfigError
 from launcher.plan.backtest import Answer, backtest, predict_row, sweeps
-from launcher.plan.backtest_facts import find_schedule, read_recompute, stated_bandwidth
+from launcher.plan.backtest_facts import find_schedule, read_recompute, zero_stage
+from launcher.plan.backtest_hardware import find_devices, stated_bandwidth, stated_taper
 from launcher.plan.backtest_report import render_backtest
 from launcher.plan.backtest_rows import Facts, read_row
 from launcher.plan.backtest_table import read_table
@@ -85,8 +86,8 @@ def test_a_broken_row_is_named_and_the_others_are_answered(cells, words):
 
 
 @pytest.mark.parametrize(("cells", "words"), [({"gpu": "Abacus"}, "Abacus"),
-                                              ({"hidden": ""}, "not published: hidden"),
-                                              ({"model": "foo-8x7b-moe"}, "experts")])  # fmt: skip
+                                              ({"hidden": "", "model": ""}, "not published"),
+                                              ({"model": "foo-moe"}, "experts")])  # fmt: skip
 def test_what_cannot_be_predicted_is_listed_with_its_reason(cells, words):
     answer = predict_row(ROW["tt_8b_fsdp8_compile"] | cells, FACTS)
     assert answer.status == "unsupported"
@@ -140,6 +141,12 @@ def test_recomputation_is_read_from_its_words(text, meaning):
         ("4x100Gb RoCE", 6.25e9),
         ("400Gb/s/GPU RoCE", 50e9),
         ("2 Tb/s RoCE per host", 31.25e9),
+        ("400 Gbps EFA per node", 6.25e9),
+        ("8 x 400 Gb/s InfiniBand", 50e9),
+        ("3.2 Tbps per node", 50e9),
+        ("200 Gbit/s per GPU", 25e9),
+        ("8x NDR", 50e9),
+        ("4x HDR100", 6.25e9),
         ("", None),
     ],
 )
@@ -165,3 +172,34 @@ def test_the_report_has_a_line_per_row_and_source():
     for row in ROWS:
         assert row["id"] in text
     assert "overall" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "stage"),
+    [("ZeRO-3", 3), ("zero1(dist-opt)", 1), ("DeepSpeed ZeRO stage 2", 2), ("fsdp2(zero3)", 3),
+     ("FSDP (full shard)", 3), ("SHARD_GRAD_OP", 2), ("ddp", 0), ("0", 0), ("2", 2), ("", 0),
+     ("distributed optimizer", 1), ("none", 0)],
+)  # fmt: skip
+def test_sharding_is_read_from_its_words(text, stage):
+    assert zero_stage(text.lower(), 1) == stage
+
+
+@pytest.mark.parametrize(
+    ("gpu", "facts"),
+    [("NVIDIA A100-SXM4-40GB", "a100_40gb"), ("A100 80GB PCIe", "a100_pcie_80gb"),
+     ("H100 SXM5", "h100_sxm"), ("H100 PCIe", "h100_pcie_80gb"), ("GH200", "gh200_96gb"),
+     ("H20", "h20"), ("H200", "h200_sxm"), ("B200", "b200_sxm"), ("GB200 NVL72", "gb200"),
+     ("MI300X", "mi300x"), ("MI250X GCD", "mi250x_gcd"), ("V100-SXM2-16GB", "v100_sxm2_16gb"),
+     ("TPU v4", None), ("RTX 4090", None), ("Gaudi2", None)],
+)  # fmt: skip
+def test_a_device_is_read_from_its_words_or_is_none(gpu, facts):
+    found = find_devices({"gpu": gpu, "notes": ""})
+    assert (found.gpu if found else None) == facts
+    assert facts is None or facts in FACTS.gpus
+    assert found is None or (found.node in FACTS.nodes and found.network in FACTS.networks)
+
+
+def test_a_tapered_tree_is_read():
+    assert stated_taper({"notes": "fat tree, 2:1 oversubscribed"}) == 2
+    assert stated_taper({"notes": "1:7 oversubscription"}) == 7
+    assert stated_taper({"notes": "MFU at 1:30 h"}) is None

@@ -87,3 +87,46 @@ def test_ll128_is_taken_where_latency_matters():
 
 def test_a_group_of_one_costs_nothing():
     assert transfer_s("all_reduce", 8e9, ring(1)) == 0
+
+
+def with_switch(efficiency):
+    node = HARDWARE.node.model_copy(update={"switch_efficiency": efficiency})
+    return HARDWARE.model_copy(update={"node": node})
+
+
+def test_large_sums_inside_a_node_go_through_its_switch_and_small_ones_do_not():
+    plain, switched = (stride_link(hardware, 8, 1, 8) for hardware in (HARDWARE, with_switch(0.85)))
+    large, small = 2**30, 2**10
+    assert transfer_s("all_reduce", large, switched) == pytest.approx(
+        25e-6 + large / (450e9 * RATE * 0.85 * 5 / 6)
+    )
+    assert transfer_s("all_reduce", large, switched) < transfer_s("all_reduce", large, plain)
+    assert transfer_s("all_reduce", small, switched) <= transfer_s("all_reduce", small, plain)
+    for op in ("all_gather", "reduce_scatter"):  # NCCL's switch algorithms need registered buffers
+        assert transfer_s(op, large, switched) == transfer_s(op, large, plain)
+
+
+def test_the_switch_never_makes_a_sum_across_nodes_slower():
+    for size in (16, 64, 512):
+        plain, switched = (
+            stride_link(hardware, 8, 1, size) for hardware in (HARDWARE, with_switch(0.85))
+        )
+        for payload in (2**10, 2**20, 2**25, 2**32):
+            assert transfer_s("all_reduce", payload, switched) <= transfer_s(
+                "all_reduce", payload, plain
+            )
+
+
+def test_a_leaf_switch_is_not_oversubscribed():
+    tapered = HARDWARE.network.model_copy(update={"oversubscription": 2.0, "nodes_per_leaf": 4})
+    hardware = HARDWARE.model_copy(update={"network": tapered})
+    inside, beyond = (stride_link(hardware, 8, stride=8, size=nodes) for nodes in (4, 8))
+    assert inside.bandwidth == pytest.approx(50e9 * RATE)
+    assert beyond.bandwidth == pytest.approx(50e9 * RATE / 2)
+
+
+def test_devices_under_one_switch_are_one_node_to_collectives():
+    node = HARDWARE.node.model_copy(update={"domain_gpus": 32})
+    hardware = HARDWARE.model_copy(update={"node": node})
+    assert not stride_link(hardware, 8, stride=1, size=32).crosses_nodes
+    assert stride_link(hardware, 8, stride=1, size=64).num_nodes == 2

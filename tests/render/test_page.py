@@ -261,3 +261,18 @@ def test_a_page_prints(browser, pages, name):
         f"rgb({', '.join(str(int(LIGHT['page'][i : i + 2], 16)) for i in (1, 3, 5))})"
     ), "paper is light"
     assert browser.evaluate("document.documentElement.scrollWidth") <= 700
+
+
+def test_the_page_says_error_bar_cost_and_where_experts_are():
+    experts = {"num_experts": 8, "experts_per_token": 2, "ffn_hidden_size": 256}
+    run = make_run(model=TINY | {"experts": experts},
+                   hardware=h100(2) | {"price_per_gpu_hour": 3600.0},
+                   parallelism={"tp": 2, "pp": 2, "dp": 4, "ep": 4})  # fmt: skip
+    plan = build_plan(run)
+    page = render_page(plan)
+    assert page.count('<b class=error style="left:') == len(plan.stages)
+    assert plan.memory.error_bytes > 0
+    assert f", costs {plan.time.cost:,.2f}" in page
+    # Neighbours among dp x cp hold different experts: rank 4 is replica 2, so part 2.
+    assert "pp 0, dp 2, tp 0, ep 2" in page
+    assert re.search(r"<th scope=row>ep</th><td>4</td><td>0, 2, 4, 6</td><td>inside", page)

@@ -12,10 +12,13 @@ import torch
 import torch.distributed as dist
 
 from launcher.config.schema import Run
+from launcher.plan.execution import runtime_job
 from launcher.plan.mesh import build_mesh
-from launcher.plan.records import Layout
+from launcher.plan.records import Communication, Layout
 from launcher.plan.schedule import build_schedule
 from launcher.plan.schedule_records import Schedule, has_weight_actions
+from launcher.plan.step_time import find_links
+from launcher.plan.traffic import list_communication
 from launcher.render.deepspeed import render_deepspeed_config
 from launcher.runtime.engine import Engine, build_engine
 from launcher.runtime.groups import Groups, build_groups
@@ -32,6 +35,7 @@ from launcher.runtime.pipeline.execute import (
 from launcher.runtime.pipeline.p2p import Channels, boundary_shape, build_channels
 from launcher.runtime.reference import Reference, is_arbitrary, train_reference
 from tests.factory import TINY, TINY_GPT, make_run
+from tests.runtime.sent import count_sent
 from tests.runtime.stages import cut_of, make_layout, make_stage
 
 STEPS = 4
@@ -44,6 +48,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "tied_llama": TINY | {"vocab_size": 97, "tie_embeddings": True},
     "dropout": TINY_GPT | {"vocab_size": 97, "dropout": 0.2},
     "window": TINY | {"vocab_size": 97, "sliding_window": 5},
+    "narrow_window": TINY | {"vocab_size": 97, "sliding_window": 3},
 }
 OVERRIDES: dict[str, Any] = {
     "train.steps": STEPS,
@@ -114,10 +119,13 @@ class Case:
 
     def run(self, **overrides: Any) -> Run:
         precision = {"name": self.precision, "compute": self.precision}
+        keys = {
+            "parallelism.cp_mode": self.cp_mode,
+            "data.packing": "documents" if self.packed else "concatenate",
+        }
         return make_run(
-            model=MODELS[self.model], precision=precision,
-            **{"parallelism.cp_mode": self.cp_mode}, **OVERRIDES, **overrides,
-        )  # fmt: skip
+            model=MODELS[self.model], precision=precision, **keys, **OVERRIDES, **overrides
+        )
 
 
 @dataclass
@@ -129,6 +137,8 @@ class Gap:
     validation: float = 0.0
     gradients: dict[str, float] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
+    sent_over_cp: dict[str, int] = field(default_factory=dict)
+    """Bytes of this rank in one step, by operation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +200,16 @@ def build_worker(case: Case, **overrides: Any) -> Worker:
     )
 
 
+def plan_traffic(case: Case) -> tuple[Communication, ...]:
+    """What the plan of a case says that its busiest rank sends."""
+    run, layout = case.run(), case.layout()
+    chain = make_schedule(layout).chain
+    num_layers = run.model.num_layers
+    stages = [make_stage(num_layers, stage, layout.pp, chain) for stage in range(layout.pp)]
+    job = runtime_job(run, layout)
+    return list_communication(job, stages, find_links(job))
+
+
 def make_microbatches(
     run: Run, layout: Layout, step: int, packed: bool = False
 ) -> list[Microbatch]:
@@ -238,8 +258,10 @@ def measure(case: Case, **overrides: Any) -> Gap:
     for step in range(STEPS):
         if step == 1 and not worker.run.model.dropout:  # which validation is without
             gap.validation = abs(worker.validate(step).item() / oracle.losses[step] - 1.0)
-        loss = worker.accumulate(step).item()
+        with count_sent(worker.groups.cp) as sent:
+            loss = worker.accumulate(step).item()
         if step == 0:
+            gap.sent_over_cp = sent
             gap.gradients = _compare(worker, worker.engine.gradients(), oracle.gradients, True)
         norm = worker.engine.step(worker.learning_rate(step))
         gap.loss = max(gap.loss, abs(loss / oracle.losses[step] - 1.0))

@@ -28,7 +28,7 @@ def render_memory(plan: Plan) -> Iterator[str]:
     fullest = max(memory.per_stage, key=lambda used: used.total_bytes).stage
     rows = chosen(len(plan.stages), MAX_ROWS, always=(fullest,))
     scale = 1.02 * max(memory.capacity_bytes, memory.peak_bytes)
-    yield legend([(key, name) for _, key, name in KINDS])
+    yield legend([*((key, name) for _, key, name in KINDS), ("error", "error bar")])
     yield "<div class=bars>"
     for row in rows:
         if row is None:
@@ -55,14 +55,33 @@ def _row(plan: Plan, stage: Stage, used: StageMemory, scale: float) -> str:
     lines = (
         f'<b class=usable style="left:{percent(memory.usable_bytes, scale):.3f}%"></b>'
         f'<b class=capacity style="left:{percent(memory.capacity_bytes, scale):.3f}%"></b>'
+        + _whisker(plan, used, scale)
     )
     over = used.total_bytes > memory.usable_bytes
     said = ", ".join(f"{part.name} {part.shown}" for part in parts)
-    label = f"stage {stage.stage}, {_size(used.total_bytes)}: {said}"
+    error = _size(_error_bytes(plan, used))
+    label = f"stage {stage.stage}, {_size(used.total_bytes)} plus or minus {error}: {said}"
     return (
         f"<div class=row><span class=name>stage {stage.stage}<span class=note>{_layers(stage)}"
         f"</span></span>{bar(parts, scale, label, lines)}"
         f'<span class="value{" bad" if over else ""}">{_size(used.total_bytes)}</span></div>'
+    )
+
+
+def _error_bytes(plan: Plan, used: StageMemory) -> int:
+    """The error bar of one stage: the same share as of the fullest."""
+    memory = plan.memory
+    return memory.error_bytes * used.total_bytes // max(1, memory.peak_bytes)
+
+
+def _whisker(plan: Plan, used: StageMemory, scale: float) -> str:
+    """From the least to the most that the estimate may mean."""
+    error = _error_bytes(plan, used)
+    left = percent(used.total_bytes - error, scale)
+    width = percent(used.total_bytes + error, scale) - left
+    return (
+        f'<b class=error style="left:{left:.3f}%;width:{width:.3f}%" '
+        f'title="error bar: {_size(used.total_bytes)} &plusmn; {_size(error)}"></b>'
     )
 
 

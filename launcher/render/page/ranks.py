@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from math import ceil, sqrt
 
-from launcher.plan.mesh import Mesh, build_mesh
+from launcher.plan.mesh import Mesh, build_mesh, expert_groups, expert_part
 from launcher.plan.records import Layout, Plan
 from launcher.render.page.markup import percent, table
 
@@ -34,6 +34,8 @@ def render_ranks(plan: Plan) -> Iterator[str]:
         yield _node(layout, mesh, node, axis)
     yield "</div>"
     rows = [_reach(layout, mesh, axis) for axis in mesh.order if mesh.sizes[axis] > 1]
+    if layout.ep > 1:
+        rows.append(_row_of("ep", layout.ep, layout, expert_groups(mesh, layout.ep)))
     if rows:
         yield table(
             "How far each axis reaches, fastest-varying first",
@@ -60,8 +62,13 @@ def _node(layout: Layout, mesh: Mesh, node: int, axis: str) -> str:
     """A node: what its ranks share in the head, what tells them apart on each device."""
     first = node * layout.gpus_per_node
     last = min(first + layout.gpus_per_node, layout.world_size) - 1
-    coordinates = [mesh.coordinates(rank) for rank in range(first, last + 1)]
+    coordinates = [
+        {**mesh.coordinates(rank), "ep": expert_part(mesh, rank, layout.ep)}
+        for rank in range(first, last + 1)
+    ]
     axes = [axis for axis in reversed(mesh.order) if mesh.sizes[axis] > 1]
+    if layout.ep > 1:
+        axes.append("ep")
     shared = [axis for axis in axes if len({place[axis] for place in coordinates}) == 1]
     own = [axis for axis in axes if axis not in shared]
     common = ", ".join(f"{axis} {coordinates[0][axis]}" for axis in shared)
@@ -112,12 +119,16 @@ def _map(layout: Layout, mesh: Mesh, axis: str) -> str:
 
 
 def _reach(layout: Layout, mesh: Mesh, axis: str) -> list[str]:
-    """How an axis' groups sit on nodes; the group of rank 0 as an example."""
-    group = mesh.group_of(0, axis)
+    """How an axis' groups sit on nodes."""
+    return _row_of(axis, mesh.sizes[axis], layout, mesh.groups(axis))
+
+
+def _row_of(name: str, size: int, layout: Layout, groups: tuple[tuple[int, ...], ...]) -> list[str]:
+    """A row of the table of axes; the group of rank 0 as an example."""
+    group = groups[0]
     listed = ", ".join(f"{rank:,}" for rank in (group if len(group) <= 4 else group[:3]))
     if len(group) > 4:
         listed += f" … {group[-1]:,}"
-    groups = mesh.groups(axis)
     crossing = sum(
         group[0] // layout.gpus_per_node != group[-1] // layout.gpus_per_node for group in groups
     )
@@ -127,4 +138,4 @@ def _reach(layout: Layout, mesh: Mesh, axis: str) -> list[str]:
         links = "across nodes"
     else:
         links = f"{percent(crossing, len(groups)):.0f} % of groups across nodes"
-    return [axis, f"{mesh.sizes[axis]:,}", listed, links]
+    return [name, f"{size:,}", listed, links]

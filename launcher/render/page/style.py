@@ -138,6 +138,11 @@ background:var(--panel)}
 .bars .row{margin-bottom:6px}
 .bars b{position:absolute;top:0;bottom:0;width:0;border-left:2px solid var(--text)}
 .bars b.usable,.lines b.usable{border-left-style:dotted}
+.bars b.error,.legend i.error{border:solid var(--text);border-width:0 1.5px}
+.bars b.error{top:50%;height:8px;margin-top:-4px}
+.legend i.error{position:relative;border-radius:0}
+.error::after{content:"";position:absolute;left:0;right:0;top:50%;margin-top:-.75px;
+border-top:1.5px solid var(--text)}
 .lines{margin:2px 0 8px;text-align:right;color:var(--muted);font-size:12px}
 .lines b{position:static;display:inline-block;height:11px;margin:0 6px 0 12px;vertical-align:-1px}
 .gap{margin:2px 0;color:var(--muted);font-size:12px}

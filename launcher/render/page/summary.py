@@ -28,12 +28,12 @@ def render_head(plan: Plan) -> str:
         (
             "peak memory",
             f"{gib(memory.peak_bytes)} GiB",
-            f"of {gib(memory.usable_bytes)} usable: {verdict}",
+            f"&plusmn; {gib(memory.error_bytes)}, of {gib(memory.usable_bytes)} usable",
         ),
         (
             "run",
             duration(steps * time.step_s),
-            f"{steps:,} {plural('step', steps)}, {number(time.gpu_hours)} device h",
+            f"{steps:,} {plural('step', steps)}, {number(time.gpu_hours)} device h{_price(plan)}",
         ),
     )
     tiles = "".join(
@@ -143,6 +143,12 @@ def render_decisions(plan: Plan) -> Iterator[str]:
         value, colon, why = line.partition(": ")
         yield f"<dt><code>{text(value)}</code></dt><dd>{text(why) if colon else ''}</dd>"
     yield "</dl>"
+
+
+def _price(plan: Plan) -> str:
+    """What the run costs, in the currency of the price; nothing without one."""
+    cost = plan.time.cost
+    return "" if cost is None else f", costs {cost:,.2f}" if cost < 1000 else f", costs {cost:,.0f}"
 
 
 def _tokens(plan: Plan) -> int:

@@ -123,8 +123,9 @@ class Parts:
         rows = self.cut.places_s[meeting.rows]
         inside = torch.arange(self._step, device=rows.device)
         keys = torch.cat([chunk * self._step + inside for chunk in meeting.chunks])
-        back = rows.unsqueeze(1) - keys
-        seen = (back >= 0) & (back < (self.window or self.cut.length))
+        seen = rows.unsqueeze(1) >= keys
+        if self.window is not None:
+            seen &= rows.unsqueeze(1) < keys + self.window
         seen = seen[None, None]
         if self.documents_BS is not None:
             asking, asked = self.documents_BS[:, rows], self.documents_BS[:, keys]

@@ -5,15 +5,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from launcher.plan.ring_reach import ring_reach
 from launcher.runtime.collectives import exchange
 from launcher.runtime.groups import Axis
 from launcher.runtime.parallel.attention_parts import Parts
+from launcher.runtime.parallel.neighbours import neighbours_attention
 from launcher.runtime.parallel.ring import gathered_attention, ring_attention
 from launcher.runtime.parallel.sequence_cut import SequenceCut
 
@@ -31,19 +35,31 @@ def apply_context_parallel(
         window = None
     for block in module.layers.values():  # type: ignore[operator]
         core = block.attention.core
-        if mode == "ulysses":
-            core.mix = Ulysses(core.mix, cut.axis)
-        else:
-            core.mix = MeetKeys(ATTENTIONS[mode], cut, window)
+        core.mix = meet(core.mix, mode, cut, window)
 
 
-ATTENTIONS = {"ring": ring_attention, "all_gather": gathered_attention}
+def meet(mix: Mix, mode: str, cut: SequenceCut, window: int | None) -> Mix:
+    """The way of a mode; `mix` knows queries that have all their keys at hand."""
+    if mode == "ulysses":
+        return Ulysses(mix, cut.axis)
+    return MeetKeys(_attention(mode, cut, window), cut, window)
+
+
+Attention = Callable[[Tensor, Tensor, Tensor, Parts], Tensor]
+"""Queries [B, N, s, D], keys and values [B, K, s, D] of this rank in, [B, N, s, D] out."""
+
+
+def _attention(mode: str, cut: SequenceCut, window: int | None) -> Attention:
+    if mode == "all_gather":
+        return gathered_attention
+    reach = ring_reach(cut.axis.size, cut.length, window)
+    return ring_attention if reach is None else partial(neighbours_attention, reach=reach)
 
 
 class MeetKeys:
     """Queries stay, keys and values come to them."""
 
-    def __init__(self, attention: Any, cut: SequenceCut, window: int | None) -> None:
+    def __init__(self, attention: Attention, cut: SequenceCut, window: int | None) -> None:
         self._attention, self._cut, self._window = attention, cut, window
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
@@ -57,7 +73,7 @@ class MeetKeys:
             window=self._window,
             documents_BS=None if packed is None else packed.documents_BS,
         )
-        return self._attention(  # type: ignore[no-any-return]
+        return self._attention(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), parts
         ).transpose(1, 2)
 
@@ -77,16 +93,18 @@ class Ulysses:
         if k.shape[2] < size:  # a head for each rank: neighbours get the same
             k, v = (x.repeat_interleave(size // k.shape[2], dim=2) for x in (k, v))
         widths = [x.shape[2] // size for x in (q, k, v)]
-        # Heads in the order of their ranks, of each rank its queries, keys and values.
-        by_rank = [x.unflatten(2, (size, -1)) for x in (q, k, v)]
-        together = torch.cat(by_rank, dim=3).flatten(2, 3)
-        whole = _Gather.apply(together, self._axis)  # type: ignore[no-untyped-call]
+        # For every rank its queries, keys and values.
+        parts = torch.cat([x.unflatten(2, (size, -1)).movedim(2, 0) for x in (q, k, v)], dim=3)
+        del q, k, v
+        whole = _Gather.apply(parts, self._axis)  # type: ignore[no-untyped-call]
+        del parts
         out = self._mix(*whole.split(widths, dim=2), seed, packed)
-        return _Part.apply(out, self._axis)  # type: ignore[no-any-return, no-untyped-call]
+        received = _Part.apply(out, self._axis)  # type: ignore[no-untyped-call]
+        return received.movedim(0, 2).flatten(2, 3)  # type: ignore[no-any-return]
 
 
 class _Gather(torch.autograd.Function):
-    """[B, s, heads, D] into [B, S, heads / n, D]."""
+    """[n, B, s, heads / n, D], for every rank its heads, into [B, S, heads / n, D]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, axis: Axis) -> Tensor:
@@ -113,11 +131,9 @@ class _Part(torch.autograd.Function):
         return _gather_tokens(grad, ctx.axis), None
 
 
-def _gather_tokens(x: Tensor, axis: Axis) -> Tensor:
-    parts = x.unflatten(2, (axis.size, -1)).movedim(2, 0)
+def _gather_tokens(parts: Tensor, axis: Axis) -> Tensor:
     return exchange(parts, axis).movedim(0, 1).flatten(1, 2)
 
 
 def _part_tokens(x: Tensor, axis: Axis) -> Tensor:
-    parts = x.unflatten(1, (axis.size, -1)).movedim(1, 0)
-    return exchange(parts, axis).movedim(0, 2).flatten(2, 3)
+    return exchange(x.unflatten(1, (axis.size, -1)).movedim(1, 0), axis)

@@ -36,27 +36,29 @@ class _Ring(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, parts: Parts) -> Tensor:
         mine, whole = torch.stack((k, v)), Whole()
         for source, (keys, values) in _pass_around(mine, parts):
-            for meeting in _meetings(source, parts):
+            for meeting in meetings_with(source, parts):
                 whole.add(parts.forward(meeting, q, keys, values), meeting.rows)
-        return _keep(ctx, q, mine, whole, parts)
+        return keep(ctx, q, mine, whole, parts)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, mine, out, log_sum = ctx.saved_tensors
         parts: Parts = ctx.parts
-        of_q, of_mine, of_others = _zeros(q), _zeros(mine), _zeros(mine)
+        of_q, of_mine = zeros_for_sums(q), zeros_for_sums(mine)
         coming: Pending | None = None
         for source, (keys, values) in _pass_around(mine, parts):
             is_mine = source == parts.cut.axis.index
             found = [
                 (meeting, parts.backward(meeting, grad, q, keys, values, Part(out, log_sum)))
-                for meeting in _meetings(source, parts)
+                for meeting in meetings_with(source, parts)
             ]
             # The gradients of these keys so far: from the rank that has had them before.
-            of_keys = of_mine if is_mine else of_others if coming is None else coming.wait()
-            for meeting, gradients in found:
-                _add(meeting, gradients, of_q, of_keys)
+            of_keys = (
+                of_mine if is_mine else zeros_for_sums(mine) if coming is None else coming.wait()
+            )
+            while found:  # each is freed once it is added
+                add_gradients(*found.pop(), of_q, of_keys)
             if not is_mine:
                 coming = start_pass_on(of_keys, parts.cut.axis)
         assert coming is not None
@@ -72,9 +74,10 @@ class _Gathered(torch.autograd.Function):
         own = parts.own()
         whole.add(parts.forward(own, q, *mine), own.rows)
         keys, values = _in_sequence(coming.wait())
+        del coming  # and with it what was gathered
         for meeting in parts.with_others():
             whole.add(parts.forward(meeting, q, keys, values), meeting.rows)
-        return _keep(ctx, q, mine, whole, parts)
+        return keep(ctx, q, mine, whole, parts)
 
     @staticmethod
     @once_differentiable
@@ -83,14 +86,20 @@ class _Gathered(torch.autograd.Function):
         parts: Parts = ctx.parts
         whole = Part(out, log_sum)
         coming = start_gather(mine, parts.cut.axis)
-        of_q, of_mine, own = _zeros(q), _zeros(mine), parts.own()
-        _add(own, parts.backward(own, grad, q, *mine, whole), of_q, of_mine)
+        of_q, of_mine, own = zeros_for_sums(q), zeros_for_sums(mine), parts.own()
+        add_gradients(own, parts.backward(own, grad, q, *mine, whole), of_q, of_mine)
         everything = _in_sequence(coming.wait())
-        of_all = _zeros(everything)
+        del coming
+        of_all = zeros_for_sums(everything)
         keys, values = everything
         for meeting in parts.with_others():
-            _add(meeting, parts.backward(meeting, grad, q, keys, values, whole), of_q, of_all)
-        of_mine += start_scatter(_by_rank(of_all, parts.cut.axis.size), parts.cut.axis).wait()
+            add_gradients(
+                meeting, parts.backward(meeting, grad, q, keys, values, whole), of_q, of_all
+            )
+        del everything, keys, values
+        by_rank = _by_rank(of_all, parts.cut.axis.size)
+        del of_all
+        of_mine += start_scatter(by_rank, parts.cut.axis).wait()
         return of_q.to(q.dtype), of_mine[0].to(q.dtype), of_mine[1].to(q.dtype), None
 
 
@@ -104,24 +113,27 @@ def _pass_around(mine: Tensor, parts: Parts) -> Iterator[tuple[int, Tensor]]:
             here = coming.wait()
 
 
-def _meetings(source: int, parts: Parts) -> list[Meeting]:
+def meetings_with(source: int, parts: Parts) -> list[Meeting]:
+    """Which of the rank's queries see keys of that rank."""
     return [parts.own()] if source == parts.cut.axis.index else parts.with_rank(source)
 
 
-def _keep(ctx: Any, q: Tensor, mine: Tensor, whole: Whole, parts: Parts) -> Tensor:
+def keep(ctx: Any, q: Tensor, mine: Tensor, whole: Whole, parts: Parts) -> Tensor:
+    """End of a forward pass: what backward needs, and the result."""
     out, log_sum = whole.finish(q.dtype)
     ctx.parts = parts
     ctx.save_for_backward(q, mine, out, log_sum)
     return out
 
 
-def _zeros(x: Tensor) -> Tensor:
+def zeros_for_sums(x: Tensor) -> Tensor:
     """For sums of gradients: at least in float32."""
     wide = torch.promote_types(x.dtype, torch.float32)
     return torch.zeros(x.shape, dtype=wide, device=x.device)
 
 
-def _add(meeting: Meeting, gradients: Any, of_q: Tensor, of_keys: Tensor) -> None:
+def add_gradients(meeting: Meeting, gradients: Any, of_q: Tensor, of_keys: Tensor) -> None:
+    """Where the meeting's queries and keys lie."""
     of_q[:, :, meeting.rows] += gradients.q_BNQD
     of_keys[0, :, :, meeting.keys] += gradients.k_BKTD
     of_keys[1, :, :, meeting.keys] += gradients.v_BKTD
@@ -129,12 +141,24 @@ def _add(meeting: Meeting, gradients: Any, of_q: Tensor, of_keys: Tensor) -> Non
 
 def _in_sequence(by_rank: Tensor) -> Tensor:
     """[n, 2, B, K, s, D] of all ranks into [2, B, K, S, D]: rank i has chunks i and 2n - 1 - i."""
-    halves = by_rank.unflatten(4, (2, -1))
-    first, second = halves[:, :, :, :, 0], halves[:, :, :, :, 1]
-    return torch.cat((first, second.flip(0))).movedim(0, 3).flatten(3, 4)
+    size, length = by_rank.shape[0], by_rank.shape[4]
+    whole = by_rank.new_empty((*by_rank.shape[1:4], size * length, by_rank.shape[5]))
+    for mine, there in zip(by_rank, _chunk_pairs(whole, size), strict=True):
+        for half, chunk in zip(mine.chunk(2, dim=3), there, strict=True):
+            chunk.copy_(half)
+    return whole
 
 
 def _by_rank(in_sequence: Tensor, size: int) -> Tensor:
     """The way back."""
-    chunks = in_sequence.unflatten(3, (2 * size, -1)).movedim(3, 0)
-    return torch.stack((chunks[:size], chunks[size:].flip(0)), dim=4).flatten(4, 5)
+    shape = (*in_sequence.shape[:3], in_sequence.shape[3] // size, in_sequence.shape[4])
+    by_rank = in_sequence.new_empty((size, *shape))
+    for mine, pair in zip(by_rank, _chunk_pairs(in_sequence, size), strict=True):
+        torch.cat(pair, dim=3, out=mine)
+    return by_rank
+
+
+def _chunk_pairs(in_sequence: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+    """Both chunks of every rank."""
+    chunks = in_sequence.chunk(2 * size, dim=3)
+    return list(zip(chunks[:size], reversed(chunks[size:]), strict=True))

@@ -1,0 +1,117 @@
+"""Cells of a table of measured runs as people write them: other names, units, marks for nothing.
+
+`1,024`, `~512`, `16 (inferred)`, `32k`, `41.5 %`, `850 ms`, `66.5 GiB`, `80 GB` and `-` are read as
+what they mean; what cannot be read names its cell.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+COLUMNS = (
+    "id", "source", "source_url_or_repo_path", "model", "params_b", "layers", "hidden", "heads",
+    "kv_heads", "ffn", "vocab", "seq", "gpu", "gpus", "gpus_per_node", "tp", "pp", "vpp", "cp",
+    "ep", "dp", "zero_or_fsdp", "sp", "micro_batch", "global_batch", "recompute", "precision",
+    "tflops_per_gpu", "tokens_per_s_per_gpu", "mfu", "step_time_s", "mem_gib", "notes",
+)  # fmt: skip
+"""Of a table; absent ones are empty cells."""
+
+ALIASES = {
+    "name": "id", "run": "id", "model_name": "model", "params": "params_b",
+    "num_params": "params_b", "parameters": "params_b", "num_layers": "layers",
+    "n_layers": "layers", "hidden_size": "hidden", "d_model": "hidden", "num_heads": "heads",
+    "attention_heads": "heads", "n_heads": "heads", "num_kv_heads": "kv_heads",
+    "num_query_groups": "kv_heads", "ffn_hidden_size": "ffn", "d_ff": "ffn", "vocab_size": "vocab",
+    "seq_len": "seq", "sequence_length": "seq", "seq_length": "seq", "num_gpus": "gpus",
+    "world_size": "gpus", "gpu_type": "gpu", "gpu_name": "gpu", "device": "gpu",
+    "micro_batch_size": "micro_batch", "mbs": "micro_batch", "global_batch_size": "global_batch",
+    "gbs": "global_batch", "zero": "zero_or_fsdp",
+    "zero_stage": "zero_or_fsdp", "fsdp": "zero_or_fsdp", "sequence_parallel": "sp",
+    "activation_checkpointing": "recompute", "recomputation": "recompute", "dtype": "precision",
+    "tflops": "tflops_per_gpu",
+    "tokens_per_second_per_gpu": "tokens_per_s_per_gpu", "step_time": "step_time_s",
+    "step_time_ms": "step_time_s", "iteration_time_s": "step_time_s", "mem_gb": "mem_gib",
+    "memory_gib": "mem_gib", "memory_gb": "mem_gib", "comment": "notes", "note": "notes",
+    "virtual_pp": "vpp", "url": "source_url_or_repo_path",
+}  # fmt: skip
+"""Other names of columns, in lower case with underscores."""
+
+UNIT_OF_COLUMN = {"step_time_ms": "ms", "mem_gb": "GB", "memory_gb": "GB"}
+"""Columns whose name says a unit that their cells do not."""
+
+NOTHING = ("", "-", "--", "\u2013", "\u2014", "?", "n/a", "na", "null", "unknown", "tbd",
+           "not stated", "not published", "unspecified")  # fmt: skip
+"""Cells that say that nothing was published, in lower case."""
+
+SCALES: dict[str, dict[str, float]] = {
+    "step_time_s": {"": 1.0, "s": 1.0, "sec": 1.0, "ms": 1e-3, "min": 60.0},
+    "mem_gib": {"": 1.0, "gib": 1.0, "mib": 2.0**-10, "tib": 2.0**10, "gb": 1e9 / 2**30,
+                "mb": 1e6 / 2**30, "g": 1.0},
+    "params_b": {"": 1.0, "b": 1.0, "m": 1e-3, "t": 1e3},
+    "tflops_per_gpu": {"": 1.0, "tflop/s": 1.0, "tflops": 1.0, "pflop/s": 1e3, "pflops": 1e3},
+    "tokens_per_s_per_gpu": {"": 1.0, "k": 1e3, "tokens/s": 1.0, "tok/s": 1.0, "tps": 1.0},
+    "mfu": {"": 1.0, "%": 0.01},
+    "seq": {"": 1.0, "k": 2.0**10, "m": 2.0**20},
+    "vocab": {"": 1.0, "k": 1e3},
+}  # fmt: skip
+"""Units that a column's cells may carry, in lower case; others may say k for a thousand."""
+
+NUMBER = re.compile(r"[~≈]?\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?)\s*([a-z/%]*)\s*[?*]?")
+
+
+class BadRow(ValueError):
+    """A cell of the row is broken; the message names it."""
+
+
+class Unsupported(ValueError):
+    """The row cannot be predicted; the message says why."""
+
+
+def column_name(header: str) -> str:
+    """The column that a header means; its own name where it means none."""
+    plain = re.sub(r"[^a-z0-9]+", "_", header.strip().strip("\ufeff").lower()).strip("_")
+    return plain if plain in COLUMNS else ALIASES.get(plain, header.strip())
+
+
+def column_unit(header: str) -> str:
+    """The unit that a header says and its cells need not."""
+    return UNIT_OF_COLUMN.get(re.sub(r"[^a-z0-9]+", "_", header.strip().lower()).strip("_"), "")
+
+
+def read_cells(row: Mapping[str, str | None]) -> dict[str, str]:
+    """Every column, empty where the table has none or says that nothing is known."""
+    cells = {column: " ".join((row.get(column) or "").split()) for column in COLUMNS}
+    return {column: "" if text.lower() in NOTHING else text for column, text in cells.items()}
+
+
+def read_number(cells: Mapping[str, str], name: str) -> float | None:
+    """A positive number in the column's unit, or None where the cell is empty."""
+    text = cells[name].lower()
+    if not text:
+        return None
+    bare = re.sub(r"\([^)]*\)", "", text)  # a remark
+    bare = re.sub(r"(?<=\d)[,_ ](?=\d{3}(?!\d))", "", bare).strip()
+    found = NUMBER.fullmatch(bare)
+    scales = SCALES.get(name, {"": 1.0, "k": 1e3, "gpus": 1.0, "x": 1.0})
+    if found is None or found[2] not in scales:
+        raise BadRow(f"{name}={cells[name]}: not a number")
+    value = float(found[1]) * scales[found[2]]
+    if not math.isfinite(value) or value <= 0:
+        raise BadRow(f"{name}={cells[name]}: not a positive number")
+    if name == "mfu" and value > 1 and found[2] == "":  # percent without its sign
+        value /= 100
+    if name == "mfu" and value > 1:
+        raise BadRow(f"mfu={cells[name]}: more than the peak")
+    return value
+
+
+def read_integer(cells: Mapping[str, str], name: str, default: int) -> int:
+    """A whole number from 1, or the default where the cell is empty."""
+    value = read_number(cells, name)
+    if value is None:
+        return default
+    if value != int(value) or not 1 <= value < 1e12:
+        raise BadRow(f"{name}={cells[name]}: not a whole number from 1")
+    return int(value)

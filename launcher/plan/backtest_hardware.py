@@ -1,0 +1,124 @@
+"""Which hardware a row of a table means: device, node and network, by the words of its cells."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Devices:
+    """Names under conf/hardware."""
+
+    gpu: str
+    node: str
+    network: str
+    gpus_per_node: int = 8
+
+
+def _devices(gpu: str, node: str, network: str, gpus_per_node: int = 8) -> Devices:
+    return Devices(gpu=gpu, node=node, network=network, gpus_per_node=gpus_per_node)
+
+
+DEVICES = (
+    (r"a100.*40|a100.*p4d", _devices("a100_40gb", "hgx_a100", "ib_hdr200")),
+    (r"a100.*pcie", _devices("a100_pcie_80gb", "pcie4", "ib_hdr200")),
+    (r"a100", _devices("a100_80gb", "hgx_a100", "ib_hdr200")),
+    (r"a800", _devices("a100_80gb", "hgx_a800", "ib_hdr200")),
+    (r"v100.*16", _devices("v100_sxm2_16gb", "dgx1_v100", "ib_edr100_half")),
+    (r"v100", _devices("v100_sxm2_32gb", "dgx1_v100", "ib_edr100_half")),
+    (r"mi250", _devices("mi250x_gcd", "mi250x", "slingshot_200")),
+    (r"mi325", _devices("mi325x", "mi300x", "ib_ndr400")),
+    (r"mi300", _devices("mi300x", "mi300x", "ib_ndr400")),
+    (r"gh200", _devices("gh200_96gb", "gh200", "ib_ndr400", 4)),
+    (r"h100.*(hbm2e|96)", _devices("h100_96gb_hbm2e", "hgx_h100", "ib_ndr400")),
+    (r"h100.*pcie", _devices("h100_pcie_80gb", "pcie5", "ib_ndr400")),
+    (r"h800", _devices("h800_sxm", "hgx_h800", "ib_ndr400")),
+    (r"h100", _devices("h100_sxm", "hgx_h100", "ib_ndr400")),
+    (r"h200", _devices("h200_sxm", "hgx_h100", "ib_ndr400")),
+    (r"h20(?!\d)", _devices("h20", "hgx_h100", "ib_ndr400")),
+    (r"gb200", _devices("gb200", "nvl72", "ib_ndr400", 4)),
+    (r"b200", _devices("b200_sxm", "hgx_b200", "ib_ndr400")),
+)
+"""Pattern of the gpu cell; facts of the device, of its node and of the fabric it usually has."""
+
+UNSTATED = r"(interconnect|network|fabric)( is|:)? (not stated|unstated|unknown|not published)"
+"""A row that says so is taken to have 100 Gb/s per GPU."""
+
+
+def find_devices(row: Mapping[str, str]) -> Devices | None:
+    """Facts of the row's hardware, None where there are none."""
+    plain = row["gpu"].lower().replace("_", "-")
+    for pattern, devices in DEVICES:
+        if re.search(rf"(?<![a-z0-9]){pattern}", plain):
+            if re.search(UNSTATED, row["notes"].lower()):
+                return _devices(devices.gpu, devices.node, "roce_100", devices.gpus_per_node)
+            return devices
+    return None
+
+
+RATE = r"([\d.]+) ?([GT])b(?:ps|/s|it/s)?(?![A-Za-z])"
+PER_NODE = r"(?:per|/) ?(?:host|node|server|machine)"
+PER_GPU = r"(?:per|/) ?(?:GPU|device|die|GCD)"
+
+STATED = (
+    (re.compile(rf"(\d+) ?[x\u00d7] ?{RATE}(?![^;.,]*{PER_GPU})", re.IGNORECASE), "count"),
+    (re.compile(rf"{RATE}[^;.,]{{0,24}}?{PER_GPU}", re.IGNORECASE), "gpu"),
+    (re.compile(rf"{RATE}[^;]{{0,40}}?{PER_NODE}", re.IGNORECASE), "node"),
+    (re.compile(r"(\d+) ?[x\u00d7] ?(EDR|HDR100|HDR|NDR200|NDR|XDR)\b", re.IGNORECASE), "name"),
+)
+"""How notes state a network: `8x200Gb HDR IB`, `400Gb/s/GPU RoCE`, `2 Tb/s RoCE per host`,
+`8x NDR`."""
+
+NAMES = {"edr": 100, "hdr100": 100, "hdr": 200, "ndr200": 200, "ndr": 400, "xdr": 800}
+"""Gb/s of an InfiniBand port with four lanes (two for those with a number)."""
+
+
+def stated_bandwidth(row: Mapping[str, str], gpus_per_node: int) -> float | None:
+    """Bytes per second and GPU where the notes say so."""
+    for pattern, kind in STATED:
+        found = pattern.search(row["notes"])
+        if found is None:
+            continue
+        if kind == "name":
+            return int(found[1]) * NAMES[found[2].lower()] * 1e9 / 8 / gpus_per_node
+        groups = found.groups()
+        rate = float(groups[-2]) * (1e12 if groups[-1].upper() == "T" else 1e9) / 8
+        if kind == "gpu":
+            return rate
+        return rate * (int(groups[0]) if kind == "count" else 1) / gpus_per_node
+    return None
+
+
+def stated_taper(row: Mapping[str, str]) -> float | None:
+    """Bandwidth into leaf switches over that out of them: `2:1 oversubscribed`, `1:7 taper`."""
+    words = r"(?:over-?subscri|taper|blocking)"
+    number = r"(\d+(?:\.\d+)?) ?: ?(\d+(?:\.\d+)?)"
+    found = re.search(rf"{number}[^;.,]{{0,12}}{words}|{words}[a-z ]{{0,12}}{number}",
+                      row["notes"].lower())  # fmt: skip
+    if found is None:
+        return None
+    sides = [float(group) for group in found.groups() if group is not None]
+    return max(sides) / min(sides) if min(sides) > 0 else None
+
+
+def _stated(notes: str) -> str | None:
+    for pattern, _ in STATED:
+        if found := pattern.search(notes):
+            return found[0].strip() + notes[found.end() :].split(";")[0].split(",")[0][:24]
+    return None
+
+
+def share_fabrics(rows: Iterable[Mapping[str, str | None]]) -> list[dict[str, str | None]]:
+    """Rows that state no network get the one that all other rows of their source and GPU state."""
+    copies = [dict(row) for row in rows]
+    stated: dict[tuple[str | None, str | None], set[str]] = {}
+    for row in copies:
+        if found := _stated(row.get("notes") or ""):
+            stated.setdefault((row.get("source"), row.get("gpu")), set()).add(found)
+    for row in copies:
+        fabrics = stated.get((row.get("source"), row.get("gpu")), set())
+        if len(fabrics) == 1 and not _stated(row.get("notes") or ""):
+            row["notes"] = f"{row.get('notes') or ''}; {next(iter(fabrics))}"
+    return copies

@@ -1,0 +1,173 @@
+"""The model of a row: dimensions that it publishes, the rest from conf/model or from its size."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from itertools import product
+from typing import Any
+
+from launcher.config.schema import Experts, Model
+from launcher.plan.backtest_cells import BadRow, Unsupported, read_integer, read_number
+from launcher.plan.costs import count_parameters
+
+HEAD_DIM, VOCABULARY = 128, 50304
+"""Taken where a row of an unknown model publishes no heads or no vocabulary."""
+
+
+def read_model(cells: Mapping[str, str], models: Mapping[str, Model], assumed: list[str]) -> Model:
+    """Dimensions of the row; of the MLP's and the head's kinds those whose size is published."""
+    known = known_model(cells["model"], models)
+    cells = _completed(cells, known, assumed)
+    if missing := [column for column in ("layers", "hidden", "seq") if not cells[column]]:
+        raise Unsupported(f"not published: {', '.join(missing)}")
+    heads, hidden = read_integer(cells, "heads", 1), read_integer(cells, "hidden", 1)
+    common: dict[str, Any] = {
+        "name": cells["model"] or cells["id"],
+        "num_layers": read_integer(cells, "layers", 1),
+        "hidden_size": hidden,
+        "num_heads": heads,
+        "num_kv_heads": read_integer(cells, "kv_heads", heads),
+        "ffn_hidden_size": read_integer(cells, "ffn", 4 * hidden),
+        "vocab_size": read_integer(cells, "vocab", 1),
+        "max_sequence_length": read_integer(cells, "seq", 1),
+    }
+    if heads % common["num_kv_heads"]:
+        raise BadRow(f"kv_heads={cells['kv_heads']}: does not divide heads={heads}")
+    if re.search(ENCODER_DECODER, f"{cells['model']} {cells['notes']}".lower()):
+        return _encoder_decoder(common, known, cells, assumed)
+    if hidden % heads and not (known and (known.head_dim or known.latent)):
+        raise BadRow(f"hidden={hidden}: not a multiple of heads={heads}")
+    is_kin = known and known.hidden_size == hidden and known.head_dim
+    if known and (known.experts or known.latent or is_kin):
+        return known.model_copy(update=common | _dense_layers(known, cells["notes"]))
+    if experts := _stated_experts(cells, common["ffn_hidden_size"], assumed):
+        kind = {"norm": "rmsnorm", "activation": "swiglu", "position": "rope"}
+        return Model.model_validate(common | kind | {"experts": experts})
+    return _fit_kind(common, read_number(cells, "params_b"))
+
+
+def known_model(name: str, models: Mapping[str, Model]) -> Model | None:
+    """A model of conf/model whose name this one has in it, `_`, `-`, `.` and minor versions aside.
+
+    `meta-llama/Llama-3.1-70B-L12` is llama3_70b.
+    """
+    plain = re.sub(r"(llama|qwen)[-_ ]?(\d)\.\d", r"\1\2", name.lower())
+    plain = re.sub(r"[^a-z0-9]", "", plain.rsplit("/", 1)[-1])
+    keys = {re.sub(r"[^a-z0-9]", "", key): key for key in models}
+    found = [key for key in keys if plain.startswith(key) and not plain[len(key) :][:1].isdigit()]
+    return models[keys[max(found, key=len)]] if found else None
+
+
+def _completed(cells: Mapping[str, str], known: Model | None, assumed: list[str]) -> dict[str, str]:
+    """Cells that are empty as conf/model has them, or at a default."""
+    filled = dict(cells)
+    facts: dict[str, Any] = {}
+    if known:
+        facts = {
+            "layers": known.num_layers, "hidden": known.hidden_size, "heads": known.num_heads,
+            "kv_heads": known.kv_heads, "ffn": known.ffn_hidden_size, "vocab": known.vocab_size,
+        }  # fmt: skip
+    if known and cells["hidden"] and read_integer(cells, "hidden", 1) != known.hidden_size:
+        facts = {"vocab": known.vocab_size}  # another width: nothing else is the same
+    if known and cells["heads"] and read_integer(cells, "heads", 1) != known.num_heads:
+        facts.pop("kv_heads", None)
+    for column, value in facts.items():
+        if not filled[column]:
+            filled[column] = str(value)
+            assumed.append(f"{column}={value}, as {known.name if known else ''}")
+    if not filled["heads"] and filled["hidden"]:
+        heads = max(1, read_integer(filled, "hidden", 1) // HEAD_DIM)
+        filled["heads"] = str(heads)
+        assumed.append(f"heads={heads}, {HEAD_DIM} wide each")
+    if not filled["vocab"]:
+        filled["vocab"] = str(VOCABULARY)
+        assumed.append(f"vocab={VOCABULARY}")
+    return filled
+
+
+def _dense_layers(known: Model, notes: str) -> dict[str, Any]:
+    """`1 dense + 3 MoE layers` of a model that was cut down."""
+    dense = re.search(r"(\d+) dense \+ \d+ moe", notes.lower())
+    if known.experts is None:
+        return {}
+    count = int(dense[1]) if dense else known.experts.num_dense_layers
+    return {"experts": known.experts.model_copy(update={"num_dense_layers": count})}
+
+
+def _stated_experts(cells: Mapping[str, str], ffn: int, assumed: list[str]) -> Experts | None:
+    """`8x7b`, `64 experts, top-6, expert ffn 1408, 2 shared`; two per token where not stated."""
+    name, words = cells["model"].lower(), f"{cells['model']} {cells['notes']}".lower()
+    number = re.search(r"(\d+)\s*(?:routed )?experts", words) or re.search(r"\b(\d+)x\d+b", name)
+    if number is None:
+        if re.search(r"moe|mixtral|-a\d+b|deepseek", name):
+            raise Unsupported(
+                f"experts of {cells['model']} are neither in the table nor in conf/model"
+            )
+        return None
+    if int(number[1]) < 2:
+        return None
+    top = re.search(r"top[- ]?(?:k ?= ?)?(\d+)", words)
+    width = re.search(r"(?:expert|moe)[-_ ]ffn[-_a-z ]*[=: ] ?(\d+)", words)
+    shared = re.search(r"(\d+) shared", words)
+    if top is None:
+        assumed.append("2 experts per token")
+    return Experts(
+        num_experts=int(number[1]),
+        experts_per_token=min(int(number[1]), int(top[1]) if top else 2),
+        ffn_hidden_size=int(width[1]) if width else ffn,
+        num_shared=int(shared[1]) if shared else 0,
+    )
+
+
+ENCODER_DECODER = (
+    r"(?<![a-z0-9])(?:m|by|flan-?|long)?t5(?![a-z0-9])|(?<![a-z])ul2(?![a-z])|bart(?![a-z])"
+    r"|encoder[- ]decoder"
+)
+"""Models that have both sides."""
+
+
+def _encoder_decoder(
+    common: dict[str, Any], known: Model | None, cells: Mapping[str, str], assumed: list[str]
+) -> Model:
+    """Layers of each side or of both, and widths of heads, whichever come nearest to its size."""
+    layers, length = common["num_layers"], common["max_sequence_length"]
+    stated = re.search(r"(?:target|decoder)[-_ ](?:seq|len)\w*[=: ]+(\d+)", cells["notes"])
+    if known and known.encoder and known.hidden_size == common["hidden_size"]:
+        target = int(stated[1]) if stated else known.encoder.decoder_length
+        encoder = known.encoder.model_copy(update={"decoder_length": target})
+        depth = {"num_layers": known.num_layers} if layers == 2 * known.num_layers else {}
+        return known.model_copy(update=common | depth | {"encoder": encoder})
+    plain = {"norm": "rmsnorm", "activation": "relu", "position": "none"}
+    gated = plain | {"activation": "swiglu"}
+    kinds = (plain | {"tie_embeddings": True}, gated, gated | {"tie_embeddings": True})
+    sides = (layers, layers // 2) if layers % 2 == 0 else (layers,)
+    widths = {common["hidden_size"] // common["num_heads"] or 1, 64, 128}
+    target = int(stated[1]) if stated else None
+    found = [
+        Model.model_validate(
+            common | kind | {"num_layers": side, "head_dim": width}
+            | {"encoder": {"num_layers": side, "decoder_length": target}}
+        )
+        for side, kind, width in product(sides, kinds, sorted(widths))
+    ]  # fmt: skip
+    params_b = read_number(cells, "params_b")
+    if params_b is None:
+        assumed.append(f"layers={layers} on each side, {found[0].head_size} per head")
+        return found[0]
+    if stated is None:
+        assumed.append(f"targets of {length} tokens")
+    return min(found, key=lambda model: abs(count_parameters(model) / 1e9 - params_b))
+
+
+def _fit_kind(common: dict[str, Any], params_b: float | None) -> Model:
+    llama = {"norm": "rmsnorm", "activation": "swiglu", "position": "rope"}
+    gpt = {"norm": "layernorm", "activation": "gelu", "position": "learned", "bias": True}
+    plain = {"norm": "rmsnorm", "activation": "relu", "position": "rope"}
+    kinds: list[dict[str, Any]] = [
+        gpt | {"tie_embeddings": True}, llama, llama | {"tie_embeddings": True}, plain,
+    ]  # fmt: skip
+    models = [Model.model_validate(common | kind) for kind in kinds]
+    if params_b is None:
+        return models[0] if common["ffn_hidden_size"] == 4 * common["hidden_size"] else models[1]
+    return min(models, key=lambda model: abs(count_parameters(model) / 1e9 - params_b))

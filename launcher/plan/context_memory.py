@@ -1,0 +1,88 @@
+"""What attention over a cut sequence needs for a moment: other ranks' keys, their gradients.
+
+Counted as `runtime/parallel/{ring,neighbours,context}.py` work, whose tests measure it.
+"""
+
+from __future__ import annotations
+
+from launcher.plan.context_traffic import (
+    dealt_keys,
+    gradient_element,
+    hops_of,
+    keys_bytes,
+    turns_back,
+)
+from launcher.plan.execution import Job
+from launcher.plan.operator_records import Size, size_of
+
+
+def context_bytes(job: Job) -> int:
+    """Beside what is kept of the block; 0 where the sequence is not cut."""
+    if job.layout.cp == 1:
+        return 0
+    if job.execution.row_chunks is None:
+        return _of_other_programs(job)
+    size, mode = size_of(job), job.execution.cp_mode
+    if mode == "ulysses":
+        return _dealt_bytes(job, size)
+    masks = _mask_bytes(job, size, mode)
+    return masks + (_gathered_bytes if mode == "all_gather" else _ring_bytes)(job, size)
+
+
+def attention_temporary_bytes(job: Job) -> int:
+    """In the backward pass of attention: gradients of the residual and of the core's output too."""
+    size = size_of(job)
+    outer = size.tokens * (job.model.hidden_size + size.queries) * job.execution.element_bytes
+    return outer + context_bytes(job)
+
+
+def _of_other_programs(job: Job) -> int:
+    """Of one rank while those of the next come, or of all; dealt out they replace its own."""
+    if job.execution.cp_mode == "ulysses":
+        return 0
+    shares = job.layout.cp if job.execution.cp_mode == "all_gather" else 2
+    return shares * keys_bytes(job)
+
+
+def _ring_bytes(job: Job, size: Size) -> int:
+    """Keys at hand and those on their way; sums of gradients of the queries and of the own keys,
+    and others' gradients as they come and go; what the part at hand adds to all of them.
+    """
+    element, keys, hops = job.execution.element_bytes, keys_bytes(job), hops_of(job)
+    queries = size.tokens * size.queries * element
+    wide = gradient_element(job) / element
+    # A part is of all queries and half of the keys, or the other way round.
+    part = max(queries + keys // 2, queries // 2 + keys)
+    coming, going = min(2, hops), min(2, hops)
+    if turns_back(job):  # gradients go home by themselves
+        coming, going = (1, 3) if hops == 2 else (min(2, hops), min(3, hops))
+    return round(coming * keys + part + wide * (queries + (1 + going) * keys))
+
+
+def _gathered_bytes(job: Job, size: Size) -> int:
+    """All keys as they come and in the sequence's order; then gradients of all of them."""
+    cp, element, keys = job.layout.cp, job.execution.element_bytes, keys_bytes(job)
+    queries = size.tokens * size.queries * element
+    wide = gradient_element(job) / element
+    part = max(queries + (cp - 1) * keys // 2, queries // 2 + (cp - 1) * keys)
+    phases = (2 * cp * keys, (1 + wide) * cp * keys + part, 2 * wide * cp * keys)
+    return round(wide * (queries + keys) + max(phases))
+
+
+def _dealt_bytes(job: Job, size: Size) -> int:
+    """Gradients of what was dealt out: as they are, put together, and on their way back."""
+    queries = size.tokens * size.queries
+    together = queries + 2 * size.tokens * dealt_keys(job, size)
+    phases = (2 * together - queries, together + queries)
+    return max(phases) * job.execution.element_bytes
+
+
+def _mask_bytes(job: Job, size: Size, mode: str) -> int:
+    """Within a window or documents: of one part at a time, the rank's tokens by those it meets."""
+    execution, cp = job.execution, job.layout.cp
+    if not (execution.document_masks or execution.window_masks):
+        return 0
+    mine = size.sequence // cp
+    met = max(2, cp - 1) * mine // 2 if mode == "all_gather" else mine
+    samples = size.batch if execution.document_masks else 1
+    return samples * mine * met * execution.element_bytes
