@@ -54,7 +54,7 @@ class Floors:
         experts = self.model.experts
         self._num_dense = min(self.model.num_layers, experts.num_dense_layers) if experts else 0
         self._lightest: dict[object, _Lightest] = {}
-        self._times: dict[object, dict[object, StageTimes]] = {}
+        self._units: dict[object, tuple[dict[str, float], ...]] = {}
         self._p2p: dict[object, float] = {}
 
     def mesh_s(self, mesh: Mesh) -> float:
@@ -157,16 +157,38 @@ class Floors:
 
     def _piece_times(self, mesh: Mesh, late: bool, cut: Cut) -> list[StageTimes]:
         """Of every kind of part; what sharded weights wait for is in the sharding's floor."""
-        known = self._times.setdefault((mesh, late), {})
-        found = []
-        for piece, kind in zip(cut.pieces, cut.piece_kinds, strict=True):
-            if kind not in known:
-                job = self.coster.mesh_job(mesh, late)
-                nearest = self.coster.nearest(mesh)
-                parts = self.coster.parts(mesh, late, nearest)
-                known[kind] = _times(part_cost(job, piece, parts, nearest), late)
-            found.append(known[kind])
-        return found
+        block, dense, first, last = self._unit_times(mesh, late)
+        return [
+            StageTimes(**{
+                key: (layers - num_dense) * block[key] + num_dense * dense[key]
+                + is_first * first[key] + is_last * last[key]
+                for key in block
+            })
+            for layers, num_dense, is_first, is_last in cut.piece_kinds
+        ]  # fmt: skip
+
+    def _unit_times(self, mesh: Mesh, late: bool) -> tuple[dict[str, float], ...]:
+        """Of a block, of one without experts, and of the model's ends: their sums are a part's
+        times, as `part_cost` has them where nothing but blocks and ends takes time.
+        """
+        if (mesh, late) not in self._units:
+            coster, end = self.coster, self.model.num_layers
+            job, nearest = coster.mesh_job(mesh, late), coster.nearest(mesh)
+            parts = coster.parts(mesh, late, nearest)
+
+            def times(start: int, is_first: bool = False, is_last: bool = False) -> StageTimes:
+                piece = Stage(
+                    stage=0, first_layer=start, end_layer=start + 1, parameters=0,
+                    is_first=is_first, is_last=is_last,
+                )  # fmt: skip
+                return _times(part_cost(job, piece, parts, nearest), late)
+
+            block = vars(times(end - 1))
+            dense = vars(times(0)) if self._num_dense else block
+            ends = (vars(times(end - 1, is_first=True)), vars(times(end - 1, is_last=True)))
+            first, last = ({key: each[key] - block[key] for key in block} for each in ends)
+            self._units[mesh, late] = block, dense, first, last
+        return self._units[mesh, late]
 
     def _quickest_p2p_s(self, stages: Stages) -> float:
         mesh, pp, dp, _, _ = stages
