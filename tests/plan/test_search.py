@@ -81,9 +81,10 @@ def assert_same(space, limit=8):
 @pytest.mark.parametrize(
     ("memory_gib", "fixed"),
     [
-        (3.2, {"micro_batch_size": 2}),
-        (1.6, {"micro_batch_size": 1, "sequence_parallel": False}),
-        (80.0, {"tp": 2, "recompute": "none"}),
+        (3.2, {"micro_batch_size": 2, "cp": 1, "sequence_parallel": True}),
+        (1.6, {"micro_batch_size": 1, "cp": 1, "sequence_parallel": False}),
+        (80.0, {"tp": 2, "cp": 1, "recompute": "none", "engine": "deepspeed"}),
+        (8.0, {"tp": 2, "recompute": "none", "micro_batch_size": 1, "engine": "deepspeed"}),
     ],
 )
 def test_pruning_loses_nothing_against_every_layout_tried(memory_gib, fixed):
@@ -110,8 +111,8 @@ def test_pruning_loses_nothing_on_other_models_and_clusters(
     run = small_run(memory, nodes, per_node, batch, num_layers=layers)
     network = run.hardware.network.model_copy(update={"bandwidth": bandwidth})
     run = changed(run, hardware={"network": network}, train={"micro_batch_size": 1})
-    fixed = frozenset({"micro_batch_size", "recompute"})
-    run = changed(run, parallelism={"recompute": "selective"})
+    fixed = frozenset({"micro_batch_size", "recompute", "cp"})
+    run = changed(run, parallelism={"recompute": "selective", "cp": 1})
     assert_same(build_space(run, fixed), limit=5)
 
 
