@@ -47,7 +47,6 @@ def run(request: Request) -> int:
     """Check, plan, write, start, follow; one after the other for every job of a sweep."""
     from launcher.render.bundle import render_bundle, run_name
     from launcher.submit.code import record_code
-    from launcher.submit.space import refuse_if_disk_is_small
     from launcher.submit.write import new_run_dir, write_bundle
 
     jobs = _jobs(request)
@@ -70,12 +69,11 @@ def run(request: Request) -> int:
         if request.dry_run:
             print(bundle.texts[bundle.script], end="")
             continue
-        refuse_here(plan)
+        refuse_here(bundle, plan)
         if plan.run.train.init_from is not None:
             from launcher.convert.init_from import require_init_from
 
             require_init_from(plan.run)
-        refuse_if_disk_is_small(plan, run_dir)
         write_bundle(bundle)
         record_code(bundle.files)
         with hold_run(bundle.files):

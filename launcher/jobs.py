@@ -65,19 +65,24 @@ def this_machine():  # type: ignore[no-untyped-def]
     )
 
 
-def refuse_here(answer: Plan) -> None:
-    """Refuse what cannot be submitted from here before anything is written."""
+def refuse_here(bundle, answer: Plan, first_step: int = 0) -> None:  # type: ignore[no-untyped-def]
+    """Refuse what cannot be started from here before anything is written."""
     from launcher.config.local_hardware import detect_machine
+    from launcher.render.shell_lines import interpreter
+    from launcher.submit.hosts import is_plain, refuse_unready_hosts
     from launcher.submit.local import refuse_if_not_here
+    from launcher.submit.space import refuse_if_disk_is_small
 
     require_workers(answer)
-    name = answer.run.launch.name
-    if name in ("torchrun", "mpirun"):
-        raise SubmissionRefused(
-            f"launch={name} [launch-not-available]: this version starts jobs on this machine and "
-            "through Slurm. Try launch=local, launch=slurm, or --dry-run."
-        )
+    if is_plain(answer.run.launch):
+        root, script = bundle.files.root, bundle.texts[bundle.script]
+        for note in refuse_unready_hosts(
+            answer, root, script, interpreter(answer, this_machine()), first_step
+        ):
+            print(f"note: {note}", file=sys.stderr)
+        return
     refuse_if_not_here(answer, detect_machine())
+    refuse_if_disk_is_small(answer, bundle.files.root, first_step)
 
 
 def require_workers(answer: Plan) -> None:
@@ -136,21 +141,34 @@ def hold_run(files: RunFiles) -> Iterator[None]:
 
 
 def start_job(bundle, answer: Plan, first_step: int = 0) -> None:  # type: ignore[no-untyped-def]
-    """Start the written bundle, follow it to its end and print what came out."""
+    """Start the written bundle, follow it to its end and print what came out.
+
+    Of a run whose hosts are started by hand it only says how.
+    """
+    from launcher.submit.hosts import close_plain_job, how_to_start, is_plain, record_plain_job
     from launcher.submit.local import run_bundle
     from launcher.submit.own_runs import append_run
     from launcher.submit.summary import render_summary, write_failure
 
-    print(f"\nrun directory  {bundle.files.root}", flush=True)
+    launch, files = answer.run.launch, bundle.files
+    print(f"\nrun directory  {files.root}", flush=True)
+    job_id = record_plain_job(files, launch.name) if is_plain(launch) else ""
+    if launch.name == "torchrun" and launch.start == "manual":
+        print(
+            f"{how_to_start(launch, files.root)}\nfollow it      launch logs {files.root} --follow"
+        )
+        return
     gc.enable()
     try:
         run_bundle(bundle, answer, first_step)
     except (LaunchError, KeyboardInterrupt) as error:
         status = "failed" if isinstance(error, LaunchError) else "interrupted"
-        write_failure(bundle.files, status, str(error))
-        print(f"run directory  {bundle.files.root}", file=sys.stderr)
+        write_failure(files, status, str(error))
+        why = (str(error).splitlines() or ["it was interrupted"])[0]
+        close_plain_job(files, job_id, status == "interrupted", why)
+        print(f"run directory  {files.root}", file=sys.stderr)
         raise
-    print(render_summary(bundle.files))
-    if table := append_run(bundle.files, answer):
+    print(render_summary(files))
+    if table := append_run(files, answer):
         print(f"measured runs  {table}")
-    print(f"run directory  {bundle.files.root}")
+    print(f"run directory  {files.root}")

@@ -40,7 +40,6 @@ def _resume(files: RunFiles, request: Request) -> int:
         say_start,
     )
     from launcher.submit.slurm import refuse_if_queued
-    from launcher.submit.space import refuse_if_disk_is_small
     from launcher.submit.start_point import find_start
 
     # 1. What the run is: a change that was cut off was decided, and counts.
@@ -72,8 +71,7 @@ def _resume(files: RunFiles, request: Request) -> int:
     if is_slurm:
         require_ready([plan], [files.root], bundle.texts[bundle.script], start.step)
     else:
-        refuse_here(plan)
-        refuse_if_disk_is_small(plan, files.root, start.step)
+        refuse_here(bundle, plan, start.step)
     # 4. New frozen files in the place of the old, and the job.
     record = record_text(files, start, changes, request.overrides)
     change_frozen(bundle, record, start.step, aside(files) if is_new else ())

@@ -85,8 +85,6 @@ def test_3_where_it_does_not_fit(verb):
         (["hardware=h100x64"], "not-this-machine"),
         (["hardware=h100x8"], "not-this-machine"),
         (["hardware=h100x64", "launch=slurm"], "slurm-"),
-        (["hardware=h100x64", "launch=torchrun", "launch.hosts=[a,b]"], "launch-not-available"),
-        (["hardware.device=cpu", "launch=mpirun"], "launch-not-available"),
     ],
 )
 def test_4_where_it_cannot_be_submitted_from_here(words, reason):

@@ -17,8 +17,8 @@ class Launch(Record):
     """Where the job is submitted."""
 
     name: Safe[Literal["local", "slurm", "torchrun", "mpirun"]]
-    """local: torchrun here; slurm: sbatch; torchrun: the command for each of a list of hosts;
-    mpirun: Open MPI starts the workers."""
+    """local: torchrun here; slurm: sbatch; torchrun: a plain list of hosts; mpirun: Open MPI starts
+    the agents of the hosts."""
 
     # The queue. None everywhere: the site's default, the option is not given.
     job_name: Safe[str | None] = None
@@ -107,6 +107,11 @@ class Launch(Record):
 
     # launch=torchrun and launch=mpirun.
     hosts: Safe[Texts] = ()
-    """Names of the machines, the first one where the agents meet; none: this machine."""
+    """Names or addresses of the machines, one per node, the first one where the agents meet. None:
+    this machine alone; with mpirun what Open MPI finds."""
+    start: Safe[Literal["ssh", "manual"]] = "ssh"
+    """torchrun. ssh: this command starts the agent of every host; manual: it prints the command
+    for each of them."""
     rendezvous_endpoint: Safe[str | None] = None
-    """HOST:PORT where the agents meet; None: the first host, at a port that is free there."""
+    """HOST:PORT where the agents meet, on the first host; None: its name, and a port that is free
+    there."""

@@ -12,6 +12,7 @@ from launcher.config.rule import Rule
 from launcher.config.rules_context import CONTEXT_RULES
 from launcher.config.rules_data import DATA_RULES
 from launcher.config.rules_engine import ENGINE_RULES
+from launcher.config.rules_hosts import HOST_RULES
 from launcher.config.rules_launch import LAUNCH_RULES
 from launcher.config.rules_layout import LAYOUT_RULES
 from launcher.config.rules_model import MODEL_RULES
@@ -29,6 +30,7 @@ RULES: tuple[Rule, ...] = (
     *DATA_RULES,
     *RUN_RULES,
     *LAUNCH_RULES,
+    *HOST_RULES,
 )
 """Every rule, in the order in which findings are reported."""
 

@@ -173,12 +173,6 @@ def _follow_ups(run: Run) -> str | None:
     return None
 
 
-def _hosts(run: Run) -> str | None:
-    if run.launch.hosts and run.launch.name == "slurm":
-        return "Slurm chooses the nodes; launch.nodelist names some that must be among them"
-    return None
-
-
 LAUNCH_RULES = (
     Rule(
         id="time-limit-readable",
@@ -286,13 +280,5 @@ LAUNCH_RULES = (
         broken=_follow_ups,
         candidates=lambda run: (0,),
         fix="launch.requeue=false",
-    ),
-    Rule(
-        id="hosts-without-slurm",
-        field="launch.hosts",
-        says="hosts are for launch=torchrun and launch=mpirun",
-        why="They would be ignored.",
-        broken=_hosts,
-        candidates=lambda run: ((),),
     ),
 )

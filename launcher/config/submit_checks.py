@@ -69,6 +69,30 @@ SUBMIT_CHECKS = (
     ("one-run", "RUN", "the word means one run", "A sweep has several runs."),
     ("no-such-rank", "--rank", "the rank has written a log", "There is nothing to show."),
     (
+        "starter-not-here",
+        "launch",
+        "ssh is here for launch=torchrun, mpirun for launch=mpirun",
+        "Nothing else starts the hosts; launch.start=manual needs neither.",
+    ),
+    (
+        "host-reachable",
+        "launch.hosts",
+        "ssh reaches every host without a password",
+        "The other hosts would wait for it.",
+    ),
+    (
+        "run-dir-shared",
+        "launch.hosts",
+        "every host sees a file that is made where the run directory will be",
+        "Hosts meet by files there, and read the run from it.",
+    ),
+    (
+        "python-on-hosts",
+        "launch.hosts",
+        "every host has the interpreter",
+        "Its agent could not start.",
+    ),
+    (
         "one-array",
         "--multirun",
         "the runs of a sweep ask the queue for the same",

@@ -55,7 +55,8 @@ def run_agent(place: Place, choose_port: Callable[[], int] = free_port) -> int:
         per_node=layout.gpus_per_node,
         max_restarts=launch.max_restarts,
     )
-    agent = Agent(place, workers, choose_port, min(_RESERVE_S, launch.signal_seconds / 3))
+    reserve_s = min(_RESERVE_S, launch.signal_seconds / 3)
+    agent = Agent(place, workers, choose_port, reserve_s, launch.rendezvous_endpoint)
     agent.listen()
     return agent.run()
 
@@ -69,10 +70,14 @@ class Agent:
         workers: torchrun.Workers,
         choose_port: Callable[[], int] = free_port,
         reserve_s: float = 20.0,
+        endpoint: str | None = None,
     ) -> None:
-        """`reserve_s` before the time limit the workers are ended, whatever they do."""
+        """`reserve_s` before the time limit the workers are ended, whatever they do.
+
+        `endpoint`: HOST:PORT of the first node where all meet; None: chosen there.
+        """
         self._place, self._workers, self._choose_port = place, workers, choose_port
-        self._reserve_s = reserve_s
+        self._reserve_s, self._endpoint = reserve_s, endpoint
         self._node = name_of_this_node(place.node)
         self._log = place.start.torchrun_log(place.node)
         self._heard: signal.Signals | None = None
@@ -108,7 +113,7 @@ class Agent:
         """Publish where to meet, or read it; None where there is nothing left to meet for."""
         path = self._place.start.rendezvous
         if self._place.index == 0:
-            endpoint = Endpoint(host=self._node, port=self._choose_port(), round=round_number)
+            endpoint = self._choose_endpoint(round_number)
             publish(path, endpoint)
             return endpoint
         deadline = time.monotonic() + _MEET_S
@@ -116,10 +121,21 @@ class Agent:
             endpoint = published(path)
             if endpoint is not None and endpoint.round >= round_number:
                 return endpoint
-            if self._heard is not None or self._place.is_superseded:
+            if self._heard is not None or self._place.is_superseded or self._has_ended():
                 return None
             time.sleep(_POLL_S)
         raise RunFailed(f"the first node has not said within {_MEET_S:.0f} s where to meet")
+
+    def _choose_endpoint(self, round_number: int) -> Endpoint:
+        host, port = self._node, 0
+        if self._endpoint is not None:
+            host, _, given = self._endpoint.rpartition(":")
+            port = int(given)
+        return Endpoint(host=host, port=port or self._choose_port(), round=round_number)
+
+    def _has_ended(self) -> bool:
+        """The first node has ended before it said where to meet: there was nothing to do."""
+        return read_record(self._place.start.end) is not None
 
     def _train(self, endpoint: Endpoint) -> tuple[int, bool]:
         """Exit code, and whether the agents are to meet again."""
@@ -139,7 +155,9 @@ class Agent:
         finally:
             end_tree(process)
         said = (said + echo.copy())[-65536:]
-        taken = is_host and process.returncode != 0 and _is_port_taken(said)
+        # A port that is given is the only one.
+        is_chosen = is_host and self._endpoint is None
+        taken = is_chosen and process.returncode != 0 and _is_port_taken(said)
         again = taken or self._is_killed(process, endpoint) or self._is_over(endpoint)
         return self._exit_code(process), again
 

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from launcher.config.run_yaml import read_run
@@ -25,20 +25,26 @@ from launcher.plan.run_files import RunFiles
 _CUT_TRIES = 20
 
 
-def finish(place: Place, exit_code: int, was_asked: bool) -> int:
-    """Decide what comes after this start and bring it about; the exit code of the job."""
+def finish(place: Place, exit_code: int, was_asked: bool, is_cut_off: bool = False) -> int:
+    """Decide what comes after this start and bring it about; the exit code of the job.
+
+    `is_cut_off`: it was ended because another node is gone.
+    """
     if place.is_superseded:
         print("the job was started again elsewhere; this start is over", flush=True)
         return 0
     if (already := read_record(place.start.end)) is not None:  # `start` has found nothing to do.
         return 1 if already["status"] == "failed" else 0
     run = read_run(place.files.run)
-    return conclude(place, run, _facts(place, exit_code, was_asked))
+    facts = _facts(place, exit_code, was_asked)
+    return conclude(place, run, replace(facts, is_cut_off=facts.is_cut_off or is_cut_off))
 
 
 def conclude(place: Place, run: Run, facts: Facts) -> int:
     """Write end.json and do what it says."""
     ending = decide(facts, limits_of(run))
+    if ending.status == "requeued" and not place.is_queued:
+        ending = replace(ending, status="failed")  # Nobody starts it again.
     failure = _first_failure(place)
     record = {
         **asdict(ending),
@@ -107,7 +113,7 @@ def _stay_away(job_id: str, nodes: list[str]) -> None:
 def _facts(place: Place, exit_code: int, was_asked: bool) -> Facts:
     files, start = place.files, place.start
     nodes = read_record(start.nodes) or {}
-    job = queue.job_facts(place.job_id)
+    job = queue.job_facts(place.job_id) if place.is_queued else queue.JobFacts()
     failure = _first_failure(place)
     # The queue asks a job to end (TERM) whose other node it has lost, too.
     is_cut_off = job.state == "NODE_FAIL" or (job.restarts or 0) > place.restart

@@ -44,7 +44,7 @@ class Facts:
     """What is known when a start has ended."""
 
     exit_code: int
-    """Of srun."""
+    """Of srun, or of the agent of the first host."""
     outcome: str | None
     """What the workers wrote: done, stopped, or nothing."""
     first_step: int
@@ -157,7 +157,8 @@ def _failure(facts: Facts) -> Ending:
     """A worker or an agent failed of itself."""
     if facts.cause is None:
         return _again(
-            "unknown", f"srun ended with exit code {facts.exit_code}, and no rank said why"
+            "unknown",
+            f"the job's step ended with exit code {facts.exit_code}, and no rank said why",
         )
     if facts.cause.kind == "port_taken":
         return _again("port", facts.error)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.errors import RunFailed
+from launcher.node.records import read_record
 from launcher.plan.run_files import RunFiles, StartFiles
 
 
@@ -24,7 +25,9 @@ class Place:
     index: int
     """Of the node among the job's nodes."""
     nodelist: str
-    """All nodes of the job, in the queue's short form: n[1-4]."""
+    """All nodes of the job, in the queue's short form: n[1-4]; of plain hosts, with commas."""
+    is_queued: bool = True
+    """In a Slurm job; False: one of a plain list of hosts."""
 
     @property
     def start(self) -> StartFiles:
@@ -33,7 +36,10 @@ class Place:
 
     @property
     def is_superseded(self) -> bool:
-        """The queue has started the job again elsewhere: what runs here has no right to."""
+        """The job was started again elsewhere: what runs here has no right to."""
+        if not self.is_queued:
+            record = read_record(self.files.submitted)
+            return record is not None and record.get("job_id") != self.job_id
         return self.files.start(self.job_id, self.restart + 1).root.exists()
 
 

@@ -43,8 +43,9 @@ def begin(place: Place) -> int:
     if not is_done:
         _put_aside(files, before)
     # 3. Where it goes on.
-    facts = queue.job_facts(place.job_id)
-    nodes = queue.hostnames(place.nodelist)
+    facts = queue.job_facts(place.job_id) if place.is_queued else queue.JobFacts()
+    nodes = tuple(place.nodelist.split(","))
+    nodes = queue.hostnames(place.nodelist) if place.is_queued else nodes
     write_record(
         place.start.nodes,
         {

@@ -117,9 +117,24 @@ PROGRAMS = (
         pattern=r"deepspeed|\bzero\b(?![- ]?bubble)|zero[- ]?(3|infinity|offload)",
         execution=replace(MEGATRON, attention="flash", unused_gradients=False, reduce_bytes=2),
     ),
-    Program(pattern=r"", execution=MEGATRON),
+    Program(
+        pattern=r"megatron|mcore|simumax|transformer[- ]engine|megascale|zero[- ]bubble",
+        execution=MEGATRON,
+    ),
+    Program(
+        pattern=r"",
+        execution=replace(
+            MEGATRON,
+            attention="flash",
+            unused_gradients=False,
+            saves_quantised=False,
+            gradient_bytes=2,
+            reduce_bytes=2,
+        ),
+    ),
 )
-"""The first whose pattern is found; the last one is the default."""
+"""The first whose pattern is found. The last one is the default: Megatron's way of doing things
+with FlashAttention 2 and 16-bit gradients, as in ZeRO's convention of 2 + 2 + 12 bytes."""
 
 FIRST_FLASH = 2301
 """Papers on arXiv before this month are taken to write attention scores out: FlashAttention
@@ -138,7 +153,7 @@ def find_program(row: dict[str, str]) -> Program:
     is_fsdp = "fsdp" in row["zero_or_fsdp"].lower()
     if program.execution.weight_bytes != SHARDED_STATE["weight_bytes"] and is_fsdp:
         program = Program(pattern="fsdp", execution=FSDP)
-    written = [int(number) for number in re.findall(r"\b(2\d{3})\.\d{5}\b", source)]
+    written = [int(number) for number in re.findall(r"\b([12]\d{3})\.\d{4,5}\b", source)]
     is_old = bool(written) and min(written) < FIRST_FLASH and "flash" not in source
     if is_old and program.is_modern and not is_fsdp:
         program = Program(pattern="", execution=MEGATRON_2021, is_modern=False)

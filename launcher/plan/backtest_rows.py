@@ -111,7 +111,7 @@ def _layout(cells: Mapping[str, str], model: Model, per_node: int, assumed: list
         raise BadRow(f"cp={cp}: does not divide seq={length}")
     _check_experts(model, ep, dp * cp * tp)
     vpp = read_integer(cells, "vpp", 2 if "interleaved" in cells["id"] else 1) if pp > 1 else 1
-    if model.num_layers < pp * vpp:
+    if model.num_layers < pp * vpp - (2 if vpp > 1 else 0):  # the ends may have a chunk without any
         raise BadRow(f"pp={pp}, vpp={vpp}: more chunks than layers={model.num_layers}")
     batch = read_batch(cells, dp, pp, length, assumed)
     count = batch.count
@@ -167,10 +167,26 @@ def _measured_step_s(cells: Mapping[str, str], job: Job) -> float | None:
         return tokens * published_flops_per_token(cells, job) / (rate * 1e12)
     if (share := read_number(cells, "mfu")) is not None:
         assert job.hardware.gpu is not None
-        peak = peak_flops(job.hardware.gpu, job.execution.matmul)
+        peak = _stated_peak(cells) or peak_flops(job.hardware.gpu, job.execution.matmul)
         return tokens * published_flops_per_token(cells, job) / (share * peak)
     return None
 
+
+def _stated_peak(cells: Mapping[str, str]) -> float | None:
+    """FLOP/s that a utilisation is a share of, where notes name them: `peak 312`, `989 peak`."""
+    number = r"(\d{3,4}(?:\.\d+)?)"
+    words = cells["notes"].lower()
+    found = re.search(rf"peak (?:of )?{number}|{number} ?(?:tflop\S*)? peak", words)
+    return None if found is None else float(found[1] or found[2]) * 1e12
+
+
+CAUSAL = re.compile(
+    r"(?<!non-)(?<!non )causal[- ](?:attention|half|flops|mask)|attention (?:counted )?at half"
+)
+"""Notes of sources whose FLOPs have half of the attention; by default they have all of it."""
+
+NO_ATTENTION = re.compile(r"(?:without|no|excluding) attention|attention (?:is )?not counted|6nd")
+"""Notes of sources that count parameters alone."""
 
 RECOMPUTE_COUNTED = r"narayanan|2104\.04473|bloom|bigscience|mt-nlg|2201\.11990|neox|2304\.11277"
 """Sources whose TFLOP/s count the recomputed forward of the blocks (SC21, equation 3)."""
@@ -180,7 +196,9 @@ def published_flops_per_token(cells: Mapping[str, str], job: Job) -> float:
     """As the source counts them: attention whole, and recomputation where it says so."""
     words = f"{cells['source']} {cells['source_url_or_repo_path']} {cells['notes']}".lower()
     model, length = job.model, job.layout.sequence_length
-    is_causal = re.search(r"(?<!non-)causal attention", words) is not None
+    is_causal = CAUSAL.search(words) is not None
+    if NO_ATTENTION.search(words):
+        is_causal, length = False, 1
     total = model_flops_per_token(model, length, causal=is_causal)
     says_so = re.search(r"(include|count)s? (the )?recompute|hardware flop", words)
     if job.execution.recompute == "full" and (re.search(RECOMPUTE_COUNTED, words) or says_so):

@@ -226,7 +226,8 @@ def _lines(found: Found, given: Run, typed: Sequence[str]) -> Iterator[str]:
     )
     if found.own is not None:
         yield _row("yours", found.own)
-        yield f"{'':<7}limited by {limit_words(found.own)}{_ratio(found, found.own)}"
+        own = limit_words(found.own) + _order(found.own)
+        yield f"{'':<7}limited by {own}{_ratio(found, found.own)}"
     yield ""
     if found.best_change is not None and found.own is not None:
         words = " ".join(f"{k}={_typed(v)}" for k, v in found.best_change.overrides.items())
@@ -255,8 +256,14 @@ def _row(label: str, predicted: Predicted) -> str:
 
 
 def _order(predicted: Predicted) -> str:
-    order = predicted.choice.order
-    return "" if order == ("tp", "cp", "dp", "pp") else f"; order {','.join(order)}"
+    """What the table has no column for."""
+    choice = predicted.choice
+    words = [
+        f"; {axis}={getattr(choice, axis)}" for axis in ("cp", "ep") if getattr(choice, axis) > 1
+    ]
+    if choice.order != ("tp", "cp", "dp", "pp"):
+        words.append(f"; order {','.join(choice.order)}")
+    return "".join(words)
 
 
 def _ratio(found: Found, other: Predicted) -> str:

@@ -9,6 +9,7 @@ from launcher.config.schema import Gpu
 from launcher.plan.execution import Execution, Job
 from launcher.plan.kernels import Gemm, attention_s, elementwise_s, gemm_s, traffic_s
 from launcher.plan.operator_records import Attention, Matmul, Traffic, Work
+from launcher.plan.stragglers import slowest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,14 +43,19 @@ def time_work(job: Job, work: Work) -> WorkTimes:
     traffic_forward_s = sum(_moved_s(entry, gpu, "forward") for entry in work.traffic)
     core_s = sum(_attention_s(core, execution, gpu, "forward") for core in work.attention)
     unsaved = [seconds for seconds, one in zip(products, matmuls, strict=True) if not one.saved]
+    input_gradient_s = sum(_input_gradient_s(product, execution, gpu) for product in matmuls)
+    input_gradient_s += sum(_moved_s(entry, gpu, "backward") for entry in work.traffic)
+    input_gradient_s += sum(
+        _attention_s(core, execution, gpu, "backward") for core in work.attention
+    )
+    weight_gradient_s = sum(_weight_gradient_s(product, execution, gpu) for product in matmuls)
+    longer = slowest(job.hardware)
     return WorkTimes(
-        forward_s=sum(products) + traffic_forward_s + core_s,
-        input_gradient_s=sum(_input_gradient_s(product, execution, gpu) for product in matmuls)
-        + sum(_moved_s(entry, gpu, "backward") for entry in work.traffic)
-        + sum(_attention_s(core, execution, gpu, "backward") for core in work.attention),
-        weight_gradient_s=sum(_weight_gradient_s(product, execution, gpu) for product in matmuls),
-        core_s=core_s,
-        unsaved_s=traffic_forward_s + sum(unsaved),
+        forward_s=longer * (sum(products) + traffic_forward_s + core_s),
+        input_gradient_s=longer * input_gradient_s,
+        weight_gradient_s=longer * weight_gradient_s,
+        core_s=longer * core_s,
+        unsaved_s=longer * (traffic_forward_s + sum(unsaved)),
     )
 
 

@@ -12,6 +12,7 @@ from launcher.config.schema import Run
 from launcher.plan.records import Plan
 from launcher.plan.run_files import RunFiles
 from launcher.render.deepspeed import render_deepspeed_config
+from launcher.render.hosts import render_host_script
 from launcher.render.machine import Machine
 from launcher.render.sbatch import render_sbatch
 from launcher.render.torchrun import WORKER, render_command
@@ -39,6 +40,8 @@ def render_bundle(plan: Plan, run_dir: Path, machine: Machine, module: str = WOR
     if plan.run.launch.name == "slurm":
         script = files.job
         text = render_sbatch(plan, run_dir, run_name(plan.run), machine)
+    elif plan.run.launch.name in ("torchrun", "mpirun"):
+        script, text = files.command, render_host_script(plan, run_dir, machine)
     else:
         script = files.command
         text = render_command(plan, run_dir, machine.python, machine.cores, module)

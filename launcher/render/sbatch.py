@@ -9,10 +9,17 @@ from string import Template
 
 from launcher.plan.records import Plan
 from launcher.render.container import container_options
-from launcher.render.environment import Variable, worker_environment
 from launcher.render.firewall import render_firewall
 from launcher.render.header import header_options, render_header
 from launcher.render.machine import Machine
+from launcher.render.shell_lines import (
+    describe_workers,
+    export_lines,
+    interpreter,
+    node_variables,
+    setup_lines,
+    without_gaps,
+)
 
 
 def render_sbatch(plan: Plan, run_dir: Path, name: str, machine: Machine) -> str:
@@ -26,16 +33,16 @@ def render_sbatch(plan: Plan, run_dir: Path, name: str, machine: Machine) -> str
 
     """
     launch = plan.run.launch
-    variables = _variables(plan)
+    variables = node_variables(plan)
     names = [variable.name for variable in variables] + list(launch.secrets)
     holes = {
-        "title": _title(plan, machine),
+        "title": describe_workers(plan, machine),
         "options": render_header(header_options(plan, run_dir / "logs", name)),
         "run_dir": shlex.quote(str(run_dir)),
-        "python": shlex.quote(_python(plan, machine)),
+        "python": shlex.quote(interpreter(plan, machine)),
         "firewall": render_firewall(plan.run.parallelism.engine == "fsdp2"),
-        "setup": _setup(plan),
-        "exports": _exports(variables, launch.secrets, machine),
+        "setup": setup_lines(plan),
+        "exports": export_lines(variables, launch.secrets, machine),
         "srun_options": _srun_options(plan),
     }
     if launch.container is not None:
@@ -45,7 +52,7 @@ def render_sbatch(plan: Plan, run_dir: Path, name: str, machine: Machine) -> str
             "container_python": shlex.quote(launch.container_python),
         }
     template = machine.slurm_templates[launch.container or "bare"]
-    return _without_gaps(Template(template).substitute(holes))
+    return without_gaps(Template(template).substitute(holes))
 
 
 def render_array(plans: Sequence[Plan], folder: Path, name: str, machine: Machine) -> str:
@@ -75,60 +82,6 @@ def render_array(plans: Sequence[Plan], folder: Path, name: str, machine: Machin
     )
 
 
-def _title(plan: Plan, machine: Machine) -> str:
-    layout = plan.layout
-    nodes = f"{layout.nodes} node{'' if layout.nodes == 1 else 's'}"
-    return f"{layout.world_size} workers on {nodes}. Code: {machine.code}."
-
-
-def _python(plan: Plan, machine: Machine) -> str:
-    launch = plan.run.launch
-    if launch.python is not None:
-        return launch.python
-    return "python" if launch.conda or launch.venv else machine.python
-
-
-def _variables(plan: Plan) -> tuple[Variable, ...]:
-    # Cores of the nodes are unknown here; the default is one per rank.
-    cores = plan.run.launch.cpus_per_task or plan.layout.gpus_per_node
-    return worker_environment(plan, cores)
-
-
-def _setup(plan: Plan) -> str:
-    """Modules, conda, venv, then the site's own lines; one that fails ends the job."""
-    launch = plan.run.launch
-    lines = [f"module load {shlex.quote(module)}" for module in launch.modules]
-    if launch.conda:
-        lines += ['eval "$(conda shell.bash hook)"', f"conda activate {shlex.quote(launch.conda)}"]
-    if launch.venv:
-        lines.append("# shellcheck source=/dev/null")
-        lines.append(f". {shlex.quote(launch.venv + '/bin/activate')}")
-    lines += launch.setup
-    if not lines:
-        return ""
-    # Such lines, conda's among them, often read names that are not set.
-    head = "# The environment on a node; a line that fails ends the job."
-    return "\n".join([head, "set -e +u", *lines, "set +e -u"])
-
-
-def _exports(variables: Sequence[Variable], secrets: Sequence[str], machine: Machine) -> str:
-    lines = [
-        line
-        for variable in variables
-        for line in (f"# {variable.why}", f"export {variable.name}={shlex.quote(variable.value)}")
-    ]
-    if machine.package.parent.name not in ("site-packages", "dist-packages"):
-        lines.append("# the code that was planned is the code that runs")
-        lines.append(
-            f"export PYTHONPATH={shlex.quote(str(machine.package.parent))}"
-            '"${PYTHONPATH:+:$PYTHONPATH}"'
-        )
-    for name in secrets:
-        lines.append("# a secret: its value comes from the shell that submitted, and is not here")
-        lines.append(f': "${{{name}:?is not set: submit from a shell that has it}}"')
-    return "\n".join(lines)
-
-
 def _srun_options(plan: Plan) -> str:
     nodes, cores = plan.layout.nodes, plan.run.launch.cpus_per_task
     words = [
@@ -141,10 +94,3 @@ def _srun_options(plan: Plan) -> str:
         "--kill-on-bad-exit=1",
     ]
     return " ".join(words)
-
-
-def _without_gaps(text: str) -> str:
-    """One empty line where holes left several."""
-    while "\n\n\n" in text:
-        text = text.replace("\n\n\n", "\n\n")
-    return text

@@ -12,10 +12,11 @@ import time
 from launcher.checkpoint.lock import Holder, holder_of
 from launcher.checkpoint.reader import list_checkpoints
 from launcher.errors import Finding, RunFailed, SubmissionRefused
-from launcher.node.records import list_starts, read_record, write_record
+from launcher.node.hosts import PLAIN
+from launcher.node.records import Start, list_starts, read_record, write_record
 from launcher.plan.run_files import RunFiles
 from launcher.submit.queue import Answer, QueueJob, ask_queue
-from launcher.submit.state import follow_ups, slurm_id
+from launcher.submit.state import follow_ups, own_starts, slurm_id
 
 _POLL_S = 0.2
 _SLURM_POLL_S = 2.0
@@ -32,12 +33,14 @@ def cancel(files: RunFiles, timeout_s: float, at_once: bool) -> str:
     job_id = slurm_id(submitted)
     if submitted.get("kind") == "slurm" and job_id is not None:
         return _cancel_slurm(files, [job_id, *follow_ups(submitted)], timeout_s, at_once)
+    if submitted.get("kind") in PLAIN and (starts := own_starts(files, submitted)):
+        return _cancel_hosts(files, starts[-1], timeout_s, at_once)
     return _cancel_here(files, timeout_s, at_once)
 
 
-def _note(files: RunFiles) -> None:
+def _note(files: RunFiles, at_once: bool = False) -> None:
     """On record before the job ends: whoever looks at its end must know that it was meant."""
-    document = {"at": time.time(), "by": f"{_user()}@{socket.gethostname()}"}
+    document = {"at": time.time(), "by": f"{_user()}@{socket.gethostname()}", "now": at_once}
     try:
         write_record(files.cancelled, document)
     except OSError as error:
@@ -101,6 +104,26 @@ def _signal(files: RunFiles, holder: Holder, number: signal.Signals) -> None:
         raise SubmissionRefused(
             _finding(files, "not-yours", f"{holder} belongs to another user")
         ) from error
+
+
+# On plain hosts: every agent looks for the note.
+
+
+def _cancel_hosts(files: RunFiles, start: Start, timeout_s: float, at_once: bool) -> str:
+    if start.end is not None:
+        raise SubmissionRefused(
+            _finding(files, "not-running", "no job runs in it", f"launch status {files.root}")
+        )
+    _note(files, at_once)
+    deadline = time.monotonic() + timeout_s
+    while start.end is None:
+        if time.monotonic() > deadline:
+            raise RunFailed(
+                f"its first host has not ended it within {timeout_s:g} s; it is still saving, "
+                f"hangs, or is gone. Try launch cancel {files.root} --now"
+            )
+        time.sleep(_POLL_S)
+    return f"cancelled; {_saved(files)}"
 
 
 # In Slurm's queue.

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -16,10 +12,9 @@ from typing import Any
 from launcher.checkpoint.reader import list_checkpoints
 from launcher.config.local_hardware import LocalMachine
 from launcher.errors import EXIT_INTERRUPTED, RunFailed, SubmissionRefused
-from launcher.node.processes import descendants, end_tree, words_of
 from launcher.plan.records import Plan
 from launcher.render.bundle import Bundle
-from launcher.render.torchrun import WORKER
+from launcher.submit.crew import Crew, LocalCrew, make_crew
 from launcher.submit.follow import MetricsTail, Progress
 from launcher.submit.postmortem import explain_failure
 from launcher.submit.summary import read_outcome
@@ -29,7 +24,6 @@ _ASK_AGAIN_S = 1.0
 """A worker that is still starting does not hear the first signal."""
 SAVING_PATIENCE_S = 600.0
 """So long a job may take to save and end after it was asked to."""
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -65,7 +59,8 @@ def run_bundle(bundle: Bundle, plan: Plan, first_step: int = 0) -> None:
     tail = MetricsTail(bundle.files.metrics, first_step)
     progress = Progress(plan.run.train.steps)
     try:
-        run_script(bundle, plan, on_poll=lambda: progress.update(tail.new_entries()))
+        crew = make_crew(bundle, plan)
+        run_script(bundle, plan, lambda: progress.update(tail.new_entries()), crew)
     finally:
         progress.close()
     outcome = read_outcome(bundle.files)
@@ -74,8 +69,12 @@ def run_bundle(bundle: Bundle, plan: Plan, first_step: int = 0) -> None:
         raise Interrupted(signal.SIGTERM)
 
 
-def run_script(bundle: Bundle, plan: Plan, on_poll: Callable[[], None]) -> None:
+def run_script(
+    bundle: Bundle, plan: Plan, on_poll: Callable[[], None], crew: Crew | None = None
+) -> None:
     """Run the script of the bundle to its end, calling `on_poll` now and then.
+
+    `crew` is what runs it; None: this machine.
 
     SIGTERM and SIGUSR1 are passed on: the workers save and end. SIGINT, or a second signal, ends
     them at once. Raises RunFailed with the first real error of the first rank that failed, and
@@ -83,25 +82,19 @@ def run_script(bundle: Bundle, plan: Plan, on_poll: Callable[[], None]) -> None:
     """
     asked = _Asked()
     previous = {number: signal.signal(number, asked.hear) for number in (signal.SIGINT, *_ASKING)}
+    crew = crew or LocalCrew(bundle.script)
     # An earlier attempt's log stays; what is explained below is what this one adds.
     with bundle.files.launcher_log.open("ab") as log:
         log_start = log.tell()
-        process = subprocess.Popen(
-            ["bash", str(bundle.script)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=_end_with_parent() if sys.platform == "linux" else None,
-        )
         try:
-            while process.poll() is None:
+            crew.start(log)
+            while (code := crew.poll()) is None:
                 on_poll()
-                asked.pass_on(process.pid)
+                asked.pass_on(crew)
                 time.sleep(_POLL_S)
             on_poll()
         finally:
-            end_tree(process)
+            crew.end()
             for number, handler in previous.items():
                 signal.signal(number, handler)
     if asked.number is not None:
@@ -110,8 +103,10 @@ def run_script(bundle: Bundle, plan: Plan, on_poll: Callable[[], None]) -> None:
             say_stopped(bundle, outcome)
         if outcome.get("status") != "done":
             raise Interrupted(asked.number)
-    if process.returncode != 0:
-        raise RunFailed(explain_failure(bundle.files, process.returncode, log_start))
+    if code != 0:
+        complaint = crew.complaint()
+        explained = explain_failure(bundle.files, code, log_start)
+        raise RunFailed(f"{complaint}\n{explained}" if complaint else explained)
 
 
 def say_stopped(bundle: Bundle, outcome: Mapping[str, Any]) -> None:
@@ -140,11 +135,8 @@ class _Asked:
             raise Interrupted(number)
         self.number, self._heard_at = number, time.monotonic()
 
-    def pass_on(self, process: int) -> None:
-        """Ask the workers, again and again while they last; Interrupted when patience ends.
-
-        torchrun is left out: it would give them half a minute and then kill them.
-        """
+    def pass_on(self, crew: Crew) -> None:
+        """Ask the workers, again and again while they last; Interrupted when patience ends."""
         if self.number is None:
             return
         now = time.monotonic()
@@ -156,20 +148,4 @@ class _Asked:
         elif now - self._passed_at < _ASK_AGAIN_S:
             return
         self._passed_at = now
-        for pid in descendants(process):
-            if WORKER in (words := words_of(pid)) and "torch.distributed.run" not in words:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGUSR1)
-
-
-def _end_with_parent() -> Callable[[], None]:
-    """A hook that has the kernel end torchrun when the launcher dies, however it dies."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    parent = os.getpid()
-
-    def hook() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # It died before the kernel knew of our wish.
-            os._exit(1)
-
-    return hook
+        crew.ask()

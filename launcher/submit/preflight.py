@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launcher.config.data_files import missing_data
 from launcher.config.slurm_time import slurm_seconds
 from launcher.errors import Finding, SubmissionRefused
 from launcher.plan.records import Plan
-from launcher.render.container import read_mount
 from launcher.submit.cluster import (
     Partition,
     enforces_associations,
     read_associations,
     read_partitions,
+)
+from launcher.submit.preflight_here import (
+    around_the_workers,
+    place_notes,
+    readable_script,
+    writable,
 )
 from launcher.submit.slurm_ask import NOT_FOUND, ask
 from launcher.submit.space import disk_finding
@@ -40,7 +41,6 @@ _BLAMED = (
     ("node count", "hardware.num_nodes"),
     ("option", "launch.sbatch_options"),
 )
-_LOCAL = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +68,12 @@ def refuse_unready(
     report = Report()
     findings = report.findings
     for plan, folder in zip(plans, folders, strict=True):
-        findings += _around_the_workers(plan, folder)
+        findings += around_the_workers(plan, folder)
         if finding := disk_finding(plan, folder, first_step, len(plans)):
             findings.append(finding)
-    findings += _writable(folders[0])
-    report.notes.extend(_place_notes(folders[0]))
-    findings += _bash(script)
+    findings += writable(folders[0])
+    report.notes.extend(place_notes(folders[0]))
+    findings += readable_script(script)
     _ask_cluster(plans[0], script, report)
     unique = list({str(finding): finding for finding in findings}.values())
     if unique:
@@ -95,7 +95,7 @@ def _ask_cluster(plan: Plan, script: str, report: Report) -> None:
             Finding(field="launch", value="slurm", rule="slurm-unreachable", reason=said.reason)
         )
         return
-    own = [*_partition_findings(plan, partitions), *_account_findings(plan, report)]
+    own = [*_partition_findings(plan, partitions, report), *_account_findings(plan, report)]
     report.findings.extend(own)
     tested = ask("sbatch", "--test-only", text=script)
     if tested.code != 0:
@@ -112,7 +112,9 @@ def _blamed(reason: str) -> str:
     return next((key for words, key in _BLAMED if words in reason.lower()), "launch")
 
 
-def _partition_findings(plan: Plan, partitions: Sequence[Partition]) -> Iterator[Finding]:
+def _partition_findings(
+    plan: Plan, partitions: Sequence[Partition], report: Report
+) -> Iterator[Finding]:
     launch = plan.run.launch
     names = [partition.name for partition in partitions]
     if launch.partition is None:
@@ -131,8 +133,12 @@ def _partition_findings(plan: Plan, partitions: Sequence[Partition]) -> Iterator
                     field="launch.partition", value=launch.partition, rule="partition-known",
                     reason=f"this cluster has no partition {name}", legal=names,
                 )  # fmt: skip
-    for partition in chosen:
-        yield from _one_partition(plan, partition, partitions)
+    found = [list(_one_partition(plan, partition, partitions)) for partition in chosen]
+    if all(found):
+        for findings in found:
+            yield from findings
+    else:  # Slurm takes the one that can.
+        report.notes.extend(str(finding) for findings in found for finding in findings)
 
 
 def _one_partition(
@@ -210,82 +216,3 @@ def _account_findings(plan: Plan, report: Report) -> Iterator[Finding]:
             field="launch.qos", value=launch.qos, rule="qos-known",
             reason="your account has no such quality of service", legal=sorted(allowed),
         )  # fmt: skip
-
-
-def _around_the_workers(plan: Plan, folder: Path) -> Iterator[Finding]:
-    """Data, image, mounts, environment and secrets of one run, as far as this machine sees them."""
-    launch, run = plan.run.launch, plan.run
-    if "\\" in str(folder):
-        reason = "Slurm does not write a log to a path with a backslash"
-        yield Finding(field="--run-dir", value=str(folder), rule="run-dir-for-slurm", reason=reason)
-    if launch.container and ("," in str(folder) or ":" in str(folder)):
-        reason = "mounts are separated by commas, and their parts by colons"
-        yield Finding(field="--run-dir", value=str(folder), rule="run-dir-for-slurm", reason=reason)
-    yield from missing_data(run, lambda path: _on_the_node(plan, path))
-    places = [(f"launch.mounts.{n}", read_mount(m).source) for n, m in enumerate(launch.mounts)]
-    if launch.image is not None and launch.image.startswith("/"):
-        places.append(("launch.image", launch.image))
-    if launch.venv is not None:
-        places.append(("launch.venv", f"{launch.venv}/bin/activate"))
-    if launch.python is not None and launch.python.startswith("/"):
-        places.append(("launch.python", launch.python))
-    for key, path in places:
-        if not os.path.exists(os.path.expanduser(path)):
-            reason = "it is not there, on this machine, which sees what the nodes see"
-            yield Finding(field=key, value=path, rule="path-visible", reason=reason)
-    for name in launch.secrets:
-        if not os.environ.get(name):
-            reason = f"{name} is not set in this shell, from which jobs inherit it"
-            yield Finding(
-                field="launch.secrets", value=name, rule="secret-set", reason=reason,
-                fix=f"export {name}=...",
-            )  # fmt: skip
-    if launch.conda is not None and not launch.modules and not shutil.which("conda"):
-        reason = "there is no conda here to activate it with"
-        fix = "launch.modules with the module that has conda"
-        yield Finding(
-            field="launch.conda", value=launch.conda, rule="conda-there", reason=reason, fix=fix
-        )
-
-
-def _on_the_node(plan: Plan, path: str) -> str:
-    """Where a path inside the container lies outside."""
-    if plan.run.launch.container is not None:
-        for mount in map(read_mount, plan.run.launch.mounts):
-            if path == mount.inside or path.startswith(mount.inside.rstrip("/") + "/"):
-                return mount.source + path[len(mount.inside) :]
-    return path
-
-
-def _writable(folder: Path) -> list[Finding]:
-    """Whether files can be made where the run directory will be; tried, since modes may lie."""
-    place = next((p for p in (folder, *folder.parents) if p.exists()), Path("/"))
-    try:
-        with tempfile.NamedTemporaryFile(dir=place, prefix=".launch-") as stream:
-            stream.write(bytes(4096))
-            stream.flush()
-            os.fsync(stream.fileno())
-    except OSError as error:
-        reason = f"nothing can be written in {place}: {error.strerror}"
-        fix = "--run-dir in a directory that can be written"
-        return [
-            Finding(
-                field="--run-dir", value=str(folder), rule="run-dir-not-writable", reason=reason,
-                fix=fix,
-            )
-        ]  # fmt: skip
-    return []
-
-
-def _place_notes(folder: Path) -> list[str]:
-    if any(str(folder).startswith(f"{place}/") for place in _LOCAL):
-        return [f"{folder} is on a file system that nodes usually do not share; they must see it"]
-    return []
-
-
-def _bash(script: str) -> list[Finding]:
-    """A line of launch.setup may be torn: bash reads the whole script before a node does."""
-    said = ask("bash", "-n", text=script)
-    if said.code == 0:
-        return []
-    return [Finding(field="launch.setup", rule="setup-readable", reason=f"bash: {said.reason}")]

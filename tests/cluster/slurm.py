@@ -205,6 +205,10 @@ class Cluster:
 
         wait_until(resumed, 60, "all nodes are idle again")
 
+    def pid(self, node: str) -> int:
+        """A process on a node, by which its namespaces can be entered."""
+        return self._daemons[node].pid
+
     def processes(self, node: str) -> list[int]:
         """Ids of all processes on a node."""
         result = subprocess.run(

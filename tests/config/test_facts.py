@@ -143,8 +143,15 @@ def test_every_field_is_written_out_so_that_hydra_can_override_it(section: str, 
 def test_the_option_for_slurm_shows_every_key_of_a_slurm_job_with_its_default() -> None:
     written = load(CONF / "launch" / "slurm.yaml")
     fields = schema.Launch.model_fields
-    assert set(written) == set(fields) - {"hosts", "rendezvous_endpoint"}
+    assert set(written) == set(fields) - {"hosts", "start", "rendezvous_endpoint"}
     assert schema.Launch.model_validate(written) == schema.Launch(name="slurm")
+
+
+@pytest.mark.parametrize("name", ["torchrun", "mpirun"])
+def test_options_for_plain_hosts_show_their_keys_with_their_defaults(name: str) -> None:
+    written = load(CONF / "launch" / f"{name}.yaml")
+    assert {"hosts", "rendezvous_endpoint", "setup", "env", "secrets"} < set(written)
+    assert schema.Launch.model_validate(written) == schema.Launch(name=name)
 
 
 def test_the_placeholder_model_decides_nothing() -> None:

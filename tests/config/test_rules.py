@@ -33,6 +33,12 @@ def eight(**parallelism: Any) -> Run:
     return make_run(hardware=h100(num_nodes=1), parallelism={**OPEN, **parallelism})
 
 
+def on_hosts(*hosts: str, name: str = "torchrun", **launch: Any) -> Run:
+    """Two plain hosts, as many as are named or not."""
+    launch |= {"name": name, "hosts": hosts}
+    return make_run(hardware=h100(2), parallelism=OPEN, launch=launch)
+
+
 FEW_EXPERTS = {"num_experts": 4, "experts_per_token": 2, "ffn_hidden_size": 32}
 READER = {"num_layers": 2}
 IN_CONTAINER = {"container": "apptainer", "image": "/i.sif"}
@@ -244,7 +250,31 @@ EXAMPLES: dict[str, list[Callable[[], Run]]] = {
         for option in ("--partition=x", "-p x", "mail", "--wrap=rm", "--export=A=1")
     ],
     "follow-ups-without-requeue": [lambda: make_run(**{"launch.follow_ups": 2})],
-    "hosts-without-slurm": [lambda: make_run(launch={"name": "slurm", "hosts": ("n1",)})],
+    "hosts-without-slurm": [
+        lambda: make_run(launch={"name": "slurm", "hosts": ("n1",)}),
+        lambda: make_run(launch={"hosts": ("n1",)}),
+    ],
+    "hosts-readable": [
+        lambda hosts=hosts: on_hosts(*hosts)
+        for hosts in (("a", "a"), ("a b", "c"), ("-oProxyCommand=x", "c"), ("me@a", "c"),
+                      ("a;id", "c"), ("$(id)", "c"), ("", "c"), ("a\nb", "c"), ("a", "localhost"),
+                      ("127.0.0.1", "a"), ("\u0430", "c"))
+    ],
+    "hosts-fill-nodes": [
+        lambda: on_hosts("a"),
+        lambda: on_hosts("a", "b", "c"),
+        lambda: on_hosts("a", name="mpirun"),
+        lambda: on_hosts(),
+        lambda: on_hosts(start="manual"),
+    ],
+    "endpoint-readable": [
+        lambda text=text: on_hosts("a", "b", rendezvous_endpoint=text)
+        for text in ("a", "a:", "a:0", "a:65536", ":29500", "a:x", "a b:29500", "b:29500",
+                     "localhost:29500", "a:29500\n", "a:\u0661")
+    ] + [lambda: make_run(**{"launch.rendezvous_endpoint": "a:29500"})],
+    "container-needs-slurm": [
+        lambda: on_hosts("a", "b", **IN_CONTAINER),
+    ],
 }  # fmt: skip
 CASES = [
     pytest.param(name, example, id=f"{name}-{number}")

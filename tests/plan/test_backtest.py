@@ -203,3 +203,15 @@ def test_a_tapered_tree_is_read():
     assert stated_taper({"notes": "fat tree, 2:1 oversubscribed"}) == 2
     assert stated_taper({"notes": "1:7 oversubscription"}) == 7
     assert stated_taper({"notes": "MFU at 1:30 h"}) is None
+
+
+@pytest.mark.parametrize(
+    ("notes", "share"),
+    [("[T] MFU", 1.0), ("[T] peak 624", 0.5), ("[T] causal attention", 0.89), ("[T] 6ND", 0.78)],
+)
+def test_a_utilisation_gives_the_step_by_the_sources_convention(notes, share):
+    row = ROW["tt_8b_fsdp8_compile"] | {
+        "gpu": "A100", "step_time_s": "", "tokens_per_s_per_gpu": "", "mfu": "0.5",
+    }  # fmt: skip
+    whole, found = (read_row(row | {"notes": text}, FACTS).step_s for text in ("[T]", notes))
+    assert found / whole == pytest.approx(share, abs=0.02)

@@ -16,7 +16,7 @@ def shell(tmp_path):
     """Runs a script among recorders; returns the recorded calls."""
     programs = tmp_path / "programs"
     programs.mkdir()
-    for name in ("python", "srun", "apptainer"):
+    for name in ("python", "srun", "apptainer", "mpirun"):
         (programs / name).write_text(RECORDER)
         (programs / name).chmod(0o755)
     record = tmp_path / "record"

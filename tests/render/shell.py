@@ -25,5 +25,5 @@ HOSTILE = [
 RECORDER = """#!/bin/sh
 { printf '%s' "$(basename "$0")"; for word in "$@"; do printf '\\037%s' "$word"; done; echo; } \
     >> "$RECORD"
-case "$*" in *" agent "*) env > "$RECORD.env";; esac
+case "$*" in *" agent "* | *" host") env > "$RECORD.env";; esac
 """

@@ -86,6 +86,9 @@ CONTAINER = {"mounts": ("/data", "/scratch/me:/scratch:ro"), "secrets": ("HF_TOK
 CASES = {
     "bare": two_nodes(**BARE),
     "conda": two_nodes(conda="my env", requeue=False),
+    "modules": two_nodes(modules=("gcc/13", "cuda/12.4"), gres="none", setup=("module list",)),
+    "uv": two_nodes(venv="/shared/my project/.venv"),
+    "follow_up": two_nodes(requeue=False, follow_ups=2, time_limit="12:00:00", signal_seconds=300),
     "pyxis": two_nodes(
         container="pyxis", image="nvcr.io#nvidia/pytorch:25.01-py3",
         container_options=("--no-container-mount-home",), **CONTAINER,
