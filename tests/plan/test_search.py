@@ -159,6 +159,14 @@ def test_fixed_keys_stay_and_the_rule_of_thumb_is_never_faster():
     assert best.step.time.step_s <= rule.step.time.step_s
 
 
+def test_blocks_dealt_out_by_hand_keep_their_stages_in_every_change():
+    run = changed(small_run(), parallelism={"layers_per_stage": (2, 4), "pp": 2})
+    found = search_layouts(run, frozenset({"pp", "vpp"}))
+    assert {each.choice.pp for each in found.best} == {2}
+    assert found.best_change is not None
+    assert found.best_change.after.choice.pp == 2
+
+
 def test_typed_words_and_presets_fix_keys():
     run = load_run(["parallelism=zero1", "hardware=h100x8", "model=llama3_8b"]).run
     assert "tp" in fixed_keys(["parallelism=zero1"], run)
