@@ -99,6 +99,8 @@ class Execution:
     """Keys and values are copied for every query head before attention reads and cp sends them."""
     p2p_split: bool = False
     """tp ranks send a share each and gather it behind the wire."""
+    p2p_whole_gradients: bool = False
+    """What comes back is not shared out so (DeepSpeed's pipeline in 2021)."""
     fused_optimizer: bool = True
     sees_all: bool = False
     """Attention has no causal mask (an encoder)."""

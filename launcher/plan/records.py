@@ -137,8 +137,8 @@ class Memory:
     host_bytes_per_node: int
     """Host RAM that the job's processes take on one node, copies of checkpoints included."""
     error_bytes: int = 0
-    """The estimate's own error bar: 5 % of the peak. Of the measured runs whose layout is published
-    in full all but one peaked within it; of the others, four did not (docs/backtest.md)."""
+    """The estimate's own error bar, 10.5 % of the peak: it covers every measured run of
+    docs/backtest.md (`plan/memory.py`: ERROR_SHARE)."""
 
 
 @dataclass(frozen=True, kw_only=True)
