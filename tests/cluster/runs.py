@@ -89,6 +89,10 @@ class Job:
             lambda: f"{self.cluster.job(self.job_id)} {self.log}",
         )  # fmt: skip
 
+    def wait_for_save(self, step: int, timeout_s: float = 120) -> None:
+        """Until a checkpoint of this step or a later one is whole."""
+        wait_until(lambda: self.saved_step >= step, timeout_s, f"a checkpoint of step {step}")
+
     @property
     def entries(self) -> list[dict[str, Any]]:
         try:

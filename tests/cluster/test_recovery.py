@@ -59,6 +59,7 @@ def suffering(running_cluster, tmp_path_factory) -> Suffering:
     told.job = submit(running_cluster, folder, "run", *STEPS, "launch.max_restarts=3")
     for number, kind in enumerate(KINDS, 1):
         told.job.wait_for_step(number * INTERVAL + INTERVAL // 4)
+        told.job.wait_for_save(number * INTERVAL)
         fault = strike(told.job, kind, choice)
         recovery = wait_for_recovery(told.job, fault)
         told.happened[kind] = fault, recovery
