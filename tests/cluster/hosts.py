@@ -91,8 +91,8 @@ class Hosts:
     def end(self) -> None:
         """No server is left."""
         for server in self.servers:
-            server.terminate()
-            server.wait()
+            server.kill()
+            server.wait(30)
 
     @property
     def environment(self) -> dict[str, str]:
