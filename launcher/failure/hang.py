@@ -63,16 +63,17 @@ def find_behind(files: RunFiles, folder: Path) -> Behind | None:
         return None
     nodes = _nodes(files)
     present = {one.rank for one in stuck}
-    absent = [
-        rank
-        for rank in range(len(nodes))
-        if rank not in present and not files.rank_error(rank).exists()
-    ]
-    if absent:
-        why = "no stacks of it: it was stopped, or stuck where Python cannot run"
-        return Behind(rank=absent[0], node=nodes[absent[0]], why=why + _and_others(absent))
+    absent = [rank for rank in range(len(nodes)) if rank not in present]
+    silent = [rank for rank in absent if not files.rank_error(rank).exists()]
     first, why = _of_those_who_spoke(stuck)
-    return None if first is None else Behind(rank=first.rank, node=first.node, why=why)
+    if first is not None and not silent:
+        return Behind(rank=first.rank, node=first.node, why=why)
+    # A rank that was stopped may still say a word: Slurm continues what it is about to end.
+    missing = silent or absent
+    if not missing:
+        return None
+    why = "no stacks of it: it was stopped, or stuck where Python cannot run"
+    return Behind(rank=missing[0], node=nodes[missing[0]], why=why + _and_others(missing))
 
 
 def _of_those_who_spoke(stuck: Sequence[Stuck]) -> tuple[Stuck | None, str]:

@@ -72,8 +72,9 @@ class Stage:
     @property
     def num_layers(self) -> int:
         """Blocks of the stage."""
-        ranges = self.chunks or ((self.first_layer, self.end_layer),)
-        return sum(end - start for start, end in ranges)
+        if not self.chunks:
+            return self.end_layer - self.first_layer
+        return sum([end - start for start, end in self.chunks])
 
     @property
     def pieces(self) -> tuple[Stage, ...]:

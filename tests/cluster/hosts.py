@@ -43,6 +43,7 @@ TOY = (
     "parallelism.schedule=gpipe", "train.sequence_length=32", "train.micro_batch_size=2",
     "train.num_microbatches=1", "train.validation_batches=0", "model.num_layers=2",
     "model.hidden_size=32", "model.ffn_hidden_size=64", "optimizer.warmup_steps=5",
+    "launch.check_nodes=false",
 )  # fmt: skip
 
 
