@@ -90,11 +90,7 @@ def suffer(job: Job, kind: str, steps: int, choice: random.Random) -> tuple[Faul
         f"{num_lost(fault, recovery)} | {recovery.by} | {recovery.seconds:.1f} s |",
         flush=True,
     )
-    heal(job.cluster, fault)
-    spare = job.cluster.num_nodes - 2
-    wait_until(
-        lambda: len(job.cluster.idle_nodes()) >= spare, PATIENCE_S, "nodes to go on are there"
-    )
+    heal(job, fault, PATIENCE_S)
     return fault, recovery
 
 

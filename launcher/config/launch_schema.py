@@ -101,9 +101,15 @@ class Launch(Record):
     max_restarts: Safe[Count] = 1
     """Restarts of the workers by torchrun itself, where all nodes are still there."""
     hang_timeout_s: Safe[PositiveFloat | None] = 1800.0
-    """Seconds without a step after which a job hangs; kept for the run, nothing ends it yet."""
+    """Seconds without a step, a batch of a validation or a save after which a rank dumps its stacks
+    and ends, so that the job starts again. The first step may take three times as long, at least
+    10 minutes. null: only torch's timeout of a collective ends a hung job, after 10 minutes."""
     check_nodes: Safe[bool] = True
-    """Whether nodes are to be looked at before the model is built; not done yet."""
+    """Before the model is built, all nodes look at their GPUs, the shared run directory, a matrix
+    product and an all-reduce; a bad node is named and excluded. Not with launch=local."""
+    check_timeout_s: Safe[PositiveFloat] = 300.0
+    """Seconds after which a node that has not passed its checks is bad; longer than the slowest
+    container needs to start."""
 
     # launch=torchrun and launch=mpirun.
     hosts: Safe[Texts] = ()

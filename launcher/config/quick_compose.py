@@ -7,6 +7,7 @@ both on every option of every group.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
@@ -96,7 +97,8 @@ def _is_option(group: str, text: str) -> bool:
     is_plain = _OPTION.fullmatch(text) and not _FLOAT.fullmatch(text)
     if not is_plain or text.lower() in _NOT_WORDS or "/" in group:
         return False
-    return (conf_dir() / group / f"{text}.yaml").is_file()
+    # isfile, unlike is_file, takes a name that is too long for one as no file.
+    return os.path.isfile(conf_dir() / group / f"{text}.yaml")
 
 
 def _value(text: str) -> Any:

@@ -21,3 +21,12 @@ class Record(BaseModel):
     """Base of all records: no unknown keys, no silent conversion, no change after creation."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+    __slots__ = ("_hash",)
+
+    def __hash__(self) -> int:
+        """Of all values; made once, since plans look costs up by model and device all the time."""
+        known: int | None = getattr(self, "_hash", None)
+        if known is None:
+            known = hash((type(self), *self.__dict__.values()))
+            object.__setattr__(self, "_hash", known)
+        return known

@@ -60,17 +60,28 @@ def _finding(details: ErrorDetails, written: Wrote) -> Finding:
     return _wrong_type(location, given)
 
 
+# Options of sbatch whose keys have other names.
+_QUEUE_WORDS = {
+    "time": ["time_limit"], "nodes": ["hardware.num_nodes"], "gpus": ["hardware.gpus_per_node"],
+    "gpus_per_node": ["hardware.gpus_per_node"], "array": ["array_limit"],
+    "signal": ["signal_seconds"], "export": ["env"],
+}  # fmt: skip
+
+
 def _unknown_key(location: Location) -> Finding:
     """A key that the schema does not have, with its home in another group or the nearest name."""
     *parents, key = location
     siblings = sorted(_fields(_record_at(tuple(parents)) or Run))
     homes = [f"{name}.{key}" for name in _fields(Run) if key in _fields(_record_at((name,)))]
-    meant = [*homes, *closest(key, siblings)][:1]
+    queue = _QUEUE_WORDS.get(key.replace("-", "_"), ()) if parents == ["launch"] else ()
+    meant = [*queue, *homes, *closest(key, siblings)][:1]
     return Finding(
         field=".".join(location),
         rule="unknown-key",
         reason="no such key" + (f"; did you mean '{meant[0]}'?" if meant else ""),
         legal=() if meant else siblings,
+        # Whoever writes Slurm's word writes its bare value, too, which YAML reads as a number.
+        fix='time_limit: "12:00:00", with its quotes' if meant == ["time_limit"] else "",
     )
 
 

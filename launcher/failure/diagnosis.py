@@ -29,6 +29,8 @@ class Diagnosis:
     remedies: tuple[Remedy, ...]
     log: Path
     """Of the rank, or of the job where no rank failed."""
+    stacks: Path | None = None
+    """Of a hang: the folder with all ranks' stacks, hang_RANK.txt."""
 
     def __str__(self) -> str:
         """Rank, place and error; then log, cause and remedies, a line each."""
@@ -37,6 +39,8 @@ class Diagnosis:
         if failure.rank < 0:
             who = "the job"
         lines = [f"{who} failed: {failure.error}", f"  log: {self.log}"]
+        if self.stacks is not None:
+            lines.append(f"  stacks of all ranks: {self.stacks}/hang_*.txt")
         if self.cause.kind != "unknown":
             lines.append(f"  cause: {self.cause.meaning} [{self.cause.kind}]")
         lines += [f"  try {remedy}" for remedy in self.remedies]
@@ -54,6 +58,7 @@ class Diagnosis:
             "cause": self.cause.meaning,
             "again": self.cause.again,
             "log": str(self.log),
+            "stacks": str(self.stacks) if self.stacks else None,
             "remedies": [remedy.to_json() for remedy in self.remedies],
         }
 
@@ -82,6 +87,7 @@ def explain(
         place=_place(files, failure.rank),
         remedies=find_remedies(cause.kind, run, node, failure.error) if run else (),
         log=log or files.rank_log(failure.rank),
+        stacks=None if failure.stacks is None else files.root / failure.stacks,
     )
 
 

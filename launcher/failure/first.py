@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from launcher.failure.causes import telling_line
+from launcher.failure.hang import find_behind
 from launcher.plan.run_files import RunFiles
 
 # torchrun's table of failures.
@@ -32,6 +33,8 @@ class Failure:
     """Seconds since the epoch; 0 where unknown."""
     is_echo: bool
     """It failed because another rank was gone."""
+    stacks: str | None = None
+    """Of a hang: the folder of all ranks' stacks, in the run directory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +59,20 @@ def first_failure(traces: Traces) -> Failure | None:
         if failure.rank not in told_ranks
     ]
     candidates = own or silent or told
-    return candidates[0] if candidates else None
+    return _named(candidates[0], traces.files) if candidates else None
+
+
+def _named(failure: Failure, files: RunFiles) -> Failure:
+    """Of a hang: the rank that the others waited for, in the place of the first that noticed."""
+    if failure.stacks is None:
+        return failure
+    behind = find_behind(files, files.root / failure.stacks)
+    if behind is None:
+        why = "every rank waited for others, or for its device; the stacks say where"
+        return replace(failure, error=f"{failure.error}; {why}")
+    return replace(
+        failure, rank=behind.rank, node=behind.node, error=f"{failure.error}; {behind.why}"
+    )
 
 
 def report_of(paths: Sequence[Path], start: int = 0) -> str:
@@ -82,6 +98,7 @@ def _told_failures(traces: Traces) -> list[Failure]:
                 error=str(document["error"]),
                 time=float(document["time"]),
                 is_echo=bool(document["is_echo"]),
+                stacks=document.get("stacks"),
             )
         except (OSError, ValueError, TypeError, KeyError):
             continue  # Torn by the failure itself; the other ranks' files remain.

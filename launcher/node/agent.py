@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from launcher.errors import RunFailed
 from launcher.failure.causes import find_cause
 from launcher.failure.first import Traces, first_failure
 from launcher.node import torchrun
+from launcher.node.checks.together import NodeCheck, wait_to_see
 from launcher.node.ending import is_final
 from launcher.node.place import Place
 from launcher.node.processes import end_tree
@@ -28,7 +30,8 @@ from launcher.node.rendezvous import (
     publish,
     published,
 )
-from launcher.node.steps import last_sign_at, trained_steps
+from launcher.node.steps import last_sign_at, saved_step, trained_steps
+from launcher.node.stuck import StuckWorkers
 from launcher.plan.records import layout_from_json
 
 WORKER = "launcher.runtime.worker"
@@ -45,19 +48,25 @@ def run_agent(place: Place, choose_port: Callable[[], int] = free_port) -> int:
     """Train on this node; the exit code of torchrun, or 1 where the agent itself ended it."""
     if read_record(place.start.end) is not None:  # `start` has found nothing to do.
         return 0
+    if not wait_to_see(place):
+        return 1
     plan = json.loads(place.files.plan.read_text(encoding="utf-8"))
-    layout = layout_from_json(plan)
-    launch = read_run(place.files.run).launch
+    layout, run = layout_from_json(plan), read_run(place.files.run)
+    launch = run.launch
     workers = torchrun.Workers(
         module=WORKER,
-        arguments=(str(place.files.root),),
+        arguments=(str(place.files.root), str(place.start.root)),
         nodes=layout.nodes,
         per_node=layout.gpus_per_node,
         max_restarts=launch.max_restarts,
     )
     reserve_s = min(_RESERVE_S, launch.signal_seconds / 3)
-    agent = Agent(place, workers, choose_port, reserve_s, launch.rendezvous_endpoint)
+    agent = Agent(
+        place, workers, choose_port, reserve_s, launch.rendezvous_endpoint, launch.hang_timeout_s
+    )
     agent.listen()
+    if launch.check_nodes and not NodeCheck(place, run, layout, agent.is_asked).passes():
+        return agent.refuse("checks of the nodes before the training failed")
     return agent.run()
 
 
@@ -71,6 +80,7 @@ class Agent:
         choose_port: Callable[[], int] = free_port,
         reserve_s: float = 20.0,
         endpoint: str | None = None,
+        hang_timeout_s: float | None = None,
     ) -> None:
         """`reserve_s` before the time limit the workers are ended, whatever they do.
 
@@ -88,11 +98,24 @@ class Agent:
         self._started_at = time.time()
         self._first_step_at: float | None = None
         self._ended_by: str | None = None
+        self._stuck = StuckWorkers(place.start.root, workers.module, hang_timeout_s)
+        self._hung_at: float | None = None
 
     def listen(self) -> None:
         """From now on the queue's signals ask the workers to save and end."""
         for number in _STOP_SIGNALS:
             signal.signal(number, self._hear)
+
+    def is_asked(self) -> bool:
+        """Whether this start of the job is to end."""
+        return self._heard is not None or self._place.is_superseded
+
+    def refuse(self, why: str) -> int:
+        """Do not train; the exit code."""
+        self._ended_by = why
+        with contextlib.suppress(OSError):  # what is wrong may be the directory
+            self._write(exit_code=1)
+        return 1
 
     def run(self) -> int:
         """Meet and train; meet again where a port was taken or a torchrun killed; the exit code."""
@@ -206,6 +229,7 @@ class Agent:
             return
         self._looked_at = time.monotonic()
         self._note_first_step()
+        self._note_hang(process.pid)
         if self._place.is_superseded:
             self._ended_by = "the job was started again elsewhere, so its processes here are ended"
             end_tree(process, patience_s=0.0)
@@ -245,6 +269,20 @@ class Agent:
                 self._first_step_at = at
                 self._write()
                 self._say_recovery(at)
+
+    def _note_hang(self, torchrun_pid: int) -> None:
+        """Ranks that hang end by themselves, and torchrun starts them again where it may."""
+        if self._stuck.look(torchrun_pid) and self._hung_at is None:
+            self._hung_at = last_sign_at(self._place.files) or self._started_at
+            if self._place.index == 0:
+                print("a rank hangs: stacks of all ranks are being written", flush=True)
+        at = last_sign_at(self._place.files)
+        is_new = self._hung_at is not None and at is not None and at > self._hung_at
+        # A run that goes on cuts its metrics first, which is no step.
+        if is_new and trained_steps(self._place.files) > saved_step(self._place.files):
+            if self._place.index == 0:
+                print(f"training again {at - self._hung_at:.1f} s after the last step", flush=True)
+            self._hung_at = None
 
     def _say_recovery(self, at: float) -> None:
         before = (read_record(self._place.start.nodes) or {}).get("last_sign_at")

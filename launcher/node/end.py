@@ -15,6 +15,7 @@ from launcher.config.schema import Run
 from launcher.failure.causes import find_cause
 from launcher.failure.first import Failure, Traces, first_failure, report_of
 from launcher.node import queue
+from launcher.node.checks.result import read_checks
 from launcher.node.ending import Ending, Facts, decide
 from launcher.node.history import bad_nodes_of, earlier_starts, limits_of, past_of
 from launcher.node.place import Place
@@ -114,7 +115,7 @@ def _facts(place: Place, exit_code: int, was_asked: bool) -> Facts:
     files, start = place.files, place.start
     nodes = read_record(start.nodes) or {}
     job = queue.job_facts(place.job_id) if place.is_queued else queue.JobFacts()
-    failure = _first_failure(place)
+    failure, checks = _first_failure(place), read_checks(place.start)
     # The queue asks a job to end (TERM) whose other node it has lost, too.
     is_cut_off = job.state == "NODE_FAIL" or (job.restarts or 0) > place.restart
     return Facts(
@@ -135,7 +136,9 @@ def _facts(place: Place, exit_code: int, was_asked: bool) -> Facts:
         is_cut_off=is_cut_off,
         lost_nodes=queue.lost_nodes(nodes.get("nodes") or ()) if is_cut_off else (),
         left_s=job.left_s,
-        bad_nodes=_failed_checks(place),
+        bad_nodes=checks.bad_nodes,
+        checks=checks.why,
+        is_everywhere=checks.is_everywhere,
         hung=any(start.root.glob("hang_*.txt")),
         cause=find_cause(failure.error) if failure else None,
         error=f"rank {failure.rank} on {failure.node}: {failure.error}" if failure else "",
@@ -153,12 +156,6 @@ def _outcome(files: RunFiles) -> str | None:
         return str(json.loads(files.summary.read_text(encoding="utf-8"))["outcome"]["status"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _failed_checks(place: Place) -> list[str]:
-    """Nodes whose checks found something wrong."""
-    records = [read_record(path) or {} for path in sorted(place.start.root.glob("check_*.json"))]
-    return [str(record["node"]) for record in records if record.get("ok") is False]
 
 
 def _first_failure(place: Place) -> Failure | None:

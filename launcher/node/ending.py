@@ -28,6 +28,8 @@ class Past:
 
     reason: str
     first_step: int
+    node: str | None = None
+    """Of the rank that failed first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,10 @@ class Facts:
     """Seconds to the time limit; None: there is none."""
     bad_nodes: Sequence[str] = ()
     """Those that did not pass the checks."""
+    checks: str = ""
+    """What the checks found, also where they could name no node."""
+    is_everywhere: bool = False
+    """All nodes, more than one, have the same fault."""
     hung: bool = False
     is_cut_off: bool = False
     """The queue has taken it back by itself: one of its nodes was lost."""
@@ -145,12 +151,27 @@ def _what_happened(facts: Facts, limits: Limits) -> Ending:
         if facts.left_s is not None and facts.left_s <= limits.signal_seconds + _SLOW_SIGNAL_S:
             return _again("time_limit", "the time limit was near")
         return Ending(status="stopped", reason="cancelled", why="it was asked to save and end")
-    if facts.bad_nodes:
-        names = ", ".join(facts.bad_nodes)
-        return _again("bad_node", f"checks before the training failed on {names}", facts.bad_nodes)
-    if facts.hung:
-        return _again("hang", "no step was finished in time; hang_*.txt has all ranks' stacks")
+    if facts.bad_nodes or facts.checks:
+        return _failed_checks(facts)
+    if facts.hung or (facts.cause is not None and facts.cause.kind == "hang"):
+        return _hang(facts)
     return _failure(facts)
+
+
+def _failed_checks(facts: Facts) -> Ending:
+    """Bad nodes are left out; what all of them have, others will have as well."""
+    why = f"checks before the training failed: {facts.checks or ', '.join(facts.bad_nodes)}"
+    if facts.is_everywhere:
+        return _failed("bad_node", why)
+    return _again("bad_node", why, facts.bad_nodes)
+
+
+def _hang(facts: Facts) -> Ending:
+    """Once may be anything; a node on which a rank hangs again is left out."""
+    why = facts.error or "no step was finished in time; hang_*.txt has all ranks' stacks"
+    node = facts.failed_node
+    again = node is not None and any(p.reason == "hang" and p.node == node for p in facts.past)
+    return _again("hang", why, (node,) if node is not None and again else ())
 
 
 def _failure(facts: Facts) -> Ending:

@@ -36,6 +36,7 @@ def past_of(starts: Sequence[Start]) -> list[Past]:
         Past(
             reason=str((start.end or {}).get("reason", "node_failure")),
             first_step=int(_number(start.nodes.get("first_step"))),
+            node=((start.end or {}).get("first_error") or {}).get("node"),
         )
         for start in starts
     ]
@@ -64,15 +65,15 @@ def close_lost_starts(
 ) -> None:
     """Write the end of starts that could not: their first node was lost, or the queue was faster.
 
-    The queue's notice goes to all agents; where one has heard it, it was no accident. `find_lost`
-    says which nodes are down now.
+    The queue's notice goes to all agents; where one has heard it and no node is down, it was no
+    accident. `find_lost` says which nodes are down now.
     """
     for start in starts:
         if start.end is not None:
             continue
         agents = [read_record(path) or {} for path in start.files.root.glob("agent_*.json")]
-        noticed = any(agent.get("signal") == "SIGUSR1" for agent in agents)
-        lost = () if noticed else find_lost(start.nodes.get("nodes") or ())
+        lost = find_lost(start.nodes.get("nodes") or ())
+        noticed = not lost and any(agent.get("signal") == "SIGUSR1" for agent in agents)
         write_record(
             start.files.end,
             {

@@ -54,12 +54,23 @@ def words_of(pid: int) -> list[str]:
         return []
 
 
+def workers_of(torchrun: int, module: str) -> list[int]:
+    """Processes that a torchrun has started to run a module."""
+    found = []
+    for pid in descendants(torchrun):
+        words = words_of(pid)
+        if module in words and "torch.distributed.run" not in words:
+            found.append(pid)
+    return found
+
+
 def _alive(process: subprocess.Popen[bytes], family: list[int]) -> bool:
     process.poll()
-    return any(_is_running(pid) for pid in family)
+    return any(is_running(pid) for pid in family)
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether the process is there and no zombie."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):

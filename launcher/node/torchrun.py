@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from launcher.node.processes import descendants, words_of
+from launcher.node.processes import workers_of
 from launcher.node.rendezvous import Endpoint
 
-TORCHRUN = "torch.distributed.run"
 _JOIN_TIMEOUT_S = 900
 """So long a node waits for the others to meet it."""
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -42,7 +41,7 @@ def words(
     # listens there.
     conf = f"is_host={int(is_host)},join_timeout={_JOIN_TIMEOUT_S}"
     return [
-        sys.executable, "-m", TORCHRUN,
+        sys.executable, "-m", "torch.distributed.run",
         f"--nnodes={workers.nodes}",
         f"--nproc-per-node={workers.per_node}",
         f"--rdzv-id={rendezvous_id}",
@@ -73,10 +72,9 @@ def start(command: list[str], log: BinaryIO) -> subprocess.Popen[bytes]:
 
 def ask_to_stop(process: int, module: str) -> None:
     """Have the workers of this torchrun save and end; those that are still starting ignore it."""
-    for pid in descendants(process):
-        if module in (line := words_of(pid)) and TORCHRUN not in line:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGUSR1)
+    for pid in workers_of(process, module):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGUSR1)
 
 
 class Echo:

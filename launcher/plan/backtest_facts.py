@@ -48,6 +48,10 @@ MEGATRON_2021 = Execution(
 """Megatron-LM before FlashAttention: fused softmax, bias and dropout kernels, half-precision
 reduction behind the last backward, blocking exchanges between stages."""
 
+MEGATRON_DEEPSPEED = replace(MEGATRON_2021, p2p_paired=False, p2p_whole_gradients=True)
+"""The same kernels in DeepSpeed's pipeline, whose engine sends and receives one after the other,
+and shares out activations over tp ranks (is_pipe_partitioned) but not gradients."""
+
 MEGATRON = Execution(
     attention="cudnn", fusion="fused", overlap_dp=True, final_all_reduce_again=True,
     overlap_p2p=False, unused_gradients=True, saves_quantised=True, **PIPELINE_STATE,
@@ -102,13 +106,17 @@ PROGRAMS = (
     ),
     Program(
         pattern=r"gpt-neox|gptneox|2204\.06745",
-        execution=replace(
-            MEGATRON_2021, fusion="eager", dropout_masks=False, p2p_split=False, p2p_paired=False
-        ),
+        # configs/20B.yml has no dropout; its rotations are torch's own kernels
+        execution=replace(MEGATRON_DEEPSPEED, fusion="eager", dropout_masks=False),
         is_modern=False,
     ),
     Program(
-        pattern=r"narayanan|2104\.04473|korthikanti|2205\.05198|bigscience|bloom|mt-nlg|2201\.11990",
+        pattern=r"bigscience|bloom|mt-nlg|2201\.11990|megatron-deepspeed",
+        execution=MEGATRON_DEEPSPEED,
+        is_modern=False,
+    ),
+    Program(
+        pattern=r"narayanan|2104\.04473|korthikanti|2205\.05198",
         execution=MEGATRON_2021,
         is_modern=False,
     ),

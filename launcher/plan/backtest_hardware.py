@@ -33,7 +33,7 @@ DEVICES = (
     (r"mi300", _devices("mi300x", "mi300x", "ib_ndr400")),
     (r"gh200", _devices("gh200_96gb", "gh200", "ib_ndr400", 4)),
     (r"h100.*(hbm2e|96)", _devices("h100_96gb_hbm2e", "hgx_h100", "ib_ndr400")),
-    (r"h100.*pcie", _devices("h100_pcie_80gb", "pcie5", "ib_ndr400")),
+    (r"h100.*(pcie|nvl(?!ink))", _devices("h100_pcie_80gb", "pcie5", "ib_ndr400")),
     (r"h800", _devices("h800_sxm", "hgx_h800", "ib_ndr400")),
     (r"h100", _devices("h100_sxm", "hgx_h100", "ib_ndr400")),
     (r"h200", _devices("h200_sxm", "hgx_h100", "ib_ndr400")),
@@ -49,7 +49,7 @@ UNSTATED = r"(interconnect|network|fabric)( is|:)? (not stated|unstated|unknown|
 
 def find_devices(row: Mapping[str, str]) -> Devices | None:
     """Facts of the row's hardware, None where there are none."""
-    plain = row["gpu"].lower().replace("_", "-")
+    plain = re.sub(r"^\d+ ?x ?", "", row["gpu"].lower().replace("_", "-"))
     for pattern, devices in DEVICES:
         if re.search(rf"(?<![a-z0-9]){pattern}", plain):
             if re.search(UNSTATED, row["notes"].lower()):
@@ -59,14 +59,16 @@ def find_devices(row: Mapping[str, str]) -> Devices | None:
 
 
 RATE = r"([\d.]+) ?([GT])b(?:ps|/s|it/s)?(?![A-Za-z])"
-PER_NODE = r"(?:per|/) ?(?:host|node|server|machine)"
-PER_GPU = r"(?:per|/) ?(?:GPU|device|die|GCD)"
+"""Bits: `80GB` and `600 GB/s` are memory and NVLink."""
+
+PER_NODE = r"(?:[Pp]er|/) ?(?:[Hh]ost|[Nn]ode|[Ss]erver|[Mm]achine)"
+PER_GPU = r"(?:[Pp]er|/) ?(?:GPU|gpu|device|die|GCD)"
 
 STATED = (
-    (re.compile(rf"(\d+) ?[x\u00d7] ?{RATE}(?![^;.,]*{PER_GPU})", re.IGNORECASE), "count"),
-    (re.compile(rf"{RATE}[^;.,]{{0,24}}?{PER_GPU}", re.IGNORECASE), "gpu"),
-    (re.compile(rf"{RATE}[^;]{{0,40}}?{PER_NODE}", re.IGNORECASE), "node"),
-    (re.compile(r"(\d+) ?[x\u00d7] ?(EDR|HDR100|HDR|NDR200|NDR|XDR)\b", re.IGNORECASE), "name"),
+    (re.compile(rf"(\d+) ?[xX\u00d7] ?{RATE}(?![^;.,]*{PER_GPU})"), "count"),
+    (re.compile(rf"{RATE}[^;.,]{{0,24}}?{PER_GPU}"), "gpu"),
+    (re.compile(rf"{RATE}[^;]{{0,40}}?{PER_NODE}"), "node"),
+    (re.compile(r"(\d+) ?[xX\u00d7] ?(EDR|HDR100|HDR|NDR200|NDR|XDR)\b"), "name"),
 )
 """How notes state a network: `8x200Gb HDR IB`, `400Gb/s/GPU RoCE`, `2 Tb/s RoCE per host`,
 `8x NDR`."""
@@ -84,7 +86,7 @@ def stated_bandwidth(row: Mapping[str, str], gpus_per_node: int) -> float | None
         if kind == "name":
             return int(found[1]) * NAMES[found[2].lower()] * 1e9 / 8 / gpus_per_node
         groups = found.groups()
-        rate = float(groups[-2]) * (1e12 if groups[-1].upper() == "T" else 1e9) / 8
+        rate = float(groups[-2]) * (1e12 if groups[-1] == "T" else 1e9) / 8
         if kind == "gpu":
             return rate
         return rate * (int(groups[0]) if kind == "count" else 1) / gpus_per_node

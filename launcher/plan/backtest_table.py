@@ -17,7 +17,10 @@ def read_table(text: str, name: str) -> list[dict[str, str | None]]:
 
     Blank rows are none; a column that means the same as an earlier one is left out.
     """
-    reader = csv.reader(io.StringIO(text.lstrip("\ufeff"), newline=""))
+    text = text.lstrip("\ufeff")
+    header_line = text.lstrip().partition("\n")[0]
+    delimiter = max(",;\t", key=header_line.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
         lines = [line for line in reader if any(cell.strip() for cell in line)]
     except csv.Error as error:

@@ -90,7 +90,10 @@ def boundary_s(job: Job, links: Links) -> float:
     payload, execution = boundary_bytes(job), job.execution
     if execution.p2p_split and not execution.sequence_parallel and job.layout.tp > 1:
         gathered = transfer_s("all_gather", payload, links.tp)
-        return transfer_s("send_recv", payload / job.layout.tp, links.pp) + gathered
+        shared_s = transfer_s("send_recv", payload / job.layout.tp, links.pp) + gathered
+        if not execution.p2p_whole_gradients:
+            return shared_s
+        return (shared_s + transfer_s("send_recv", payload, links.pp)) / 2  # of both ways
     return transfer_s("send_recv", payload, links.pp)
 
 

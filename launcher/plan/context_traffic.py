@@ -166,13 +166,15 @@ def _ring_times(
     """
     if hops == 0:
         return PassTimes()
-    shares = [own] + [(1 - own) / hops] * hops
-    forward_s = sum(exposed_s(keys_s, share * attention_s.forward_s) for share in shares[:-1])
-    backward_s = gradients_s
-    for step, share in enumerate(shares):
-        beside_s = keys_s if step < hops else 0.0
-        beside_s += gradients_s if step > 1 else 0.0
-        backward_s += exposed_s(beside_s, share * attention_s.backward_s)
+    rest, between = (1 - own) / hops, max(0, hops - 2)
+    forward_s = exposed_s(keys_s, own * attention_s.forward_s)
+    forward_s += (hops - 1) * exposed_s(keys_s, rest * attention_s.forward_s)
+    # Beside the first: keys. Beside the next: keys. Then both, and beside the last: gradients.
+    window_s = rest * attention_s.backward_s
+    backward_s = gradients_s + exposed_s(keys_s, own * attention_s.backward_s)
+    if hops > 1:
+        backward_s += exposed_s(keys_s, window_s) + exposed_s(gradients_s, window_s)
+    backward_s += between * exposed_s(keys_s + gradients_s, window_s)
     return PassTimes(forward_s=forward_s, backward_s=backward_s)
 
 

@@ -99,6 +99,8 @@ class Execution:
     """Keys and values are copied for every query head before attention reads and cp sends them."""
     p2p_split: bool = False
     """tp ranks send a share each and gather it behind the wire."""
+    p2p_whole_gradients: bool = False
+    """What comes back is not shared out so (DeepSpeed's pipeline in 2021)."""
     fused_optimizer: bool = True
     sees_all: bool = False
     """Attention has no causal mask (an encoder)."""
@@ -124,9 +126,9 @@ class Execution:
     """Memory includes the process: context, libraries, communicators."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Job:
-    """All that a prediction needs."""
+    """All that a prediction needs; equal to itself alone, so that it is quick to look up."""
 
     model: Model
     hardware: Hardware
@@ -135,13 +137,13 @@ class Job:
     train_steps: int = 1
 
 
-def runtime_job(run: Run, layout: Layout) -> Job:
-    """A run as this launcher's workers execute it."""
+def runtime_job(run: Run, layout: Layout, execution: Execution | None = None) -> Job:
+    """A run as this launcher's workers execute it; `execution` where it is known already."""
     return Job(
         model=run.model,
         hardware=run.hardware,
         layout=layout,
-        execution=runtime_execution(run, layout),
+        execution=execution or runtime_execution(run, layout),
         train_steps=run.train.steps,
     )
 

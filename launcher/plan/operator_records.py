@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from launcher.plan.encoder import target_length
 from launcher.plan.execution import Job
@@ -85,6 +86,7 @@ class Size:
     vocabulary: int
 
 
+@lru_cache(maxsize=256)
 def size_of(job: Job) -> Size:
     """Sizes on one rank of this layout; of an encoder-decoder those of its decoder."""
     model, layout = job.model, job.layout

@@ -72,8 +72,9 @@ class Stage:
     @property
     def num_layers(self) -> int:
         """Blocks of the stage."""
-        ranges = self.chunks or ((self.first_layer, self.end_layer),)
-        return sum(end - start for start, end in ranges)
+        if not self.chunks:
+            return self.end_layer - self.first_layer
+        return sum([end - start for start, end in self.chunks])
 
     @property
     def pieces(self) -> tuple[Stage, ...]:
@@ -136,8 +137,8 @@ class Memory:
     host_bytes_per_node: int
     """Host RAM that the job's processes take on one node, copies of checkpoints included."""
     error_bytes: int = 0
-    """The estimate's own error bar: 5 % of the peak. Of the measured runs whose layout is published
-    in full all but one peaked within it; of the others, four did not (docs/backtest.md)."""
+    """The estimate's own error bar, 10.5 % of the peak: it covers every measured run of
+    docs/backtest.md (`plan/memory.py`: ERROR_SHARE)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,6 +57,11 @@ class RunFiles:
         return self.logs / f"rank_{rank}.error.json"
 
     @property
+    def rank_nodes(self) -> Path:
+        """The node of every rank, by rank."""
+        return self.logs / "rank_nodes.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Saved states."""
         return self.root / "checkpoints"
@@ -174,6 +179,25 @@ class StartFiles:
     def check(self, node: str) -> Path:
         """What was found wrong with a node before the model was built."""
         return self.root / f"check_{node}.json"
+
+    @property
+    def checks(self) -> Path:
+        """What nodes say of themselves before the job, until the first one has judged."""
+        return self.root / "checks"
+
+    def report(self, node: str) -> Path:
+        """What one node says of itself."""
+        return self.checks / f"{node}.json"
+
+    @property
+    def check_meeting(self) -> Path:
+        """Where the processes of the checks meet."""
+        return self.checks / "meeting"
+
+    @property
+    def check_verdict(self) -> Path:
+        """Whether the nodes may train, by the first one."""
+        return self.root / "checked.json"
 
     def agent(self, node: str) -> Path:
         """How the program that looks after a node's workers is, or ended."""

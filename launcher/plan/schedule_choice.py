@@ -15,7 +15,7 @@ from launcher.plan.simulate import check_schedule
 def plan_schedule(run: Run, layout: Layout) -> Schedule:
     """The schedule that plan, dry run and workers read alike; the run has passed every rule."""
     if run.parallelism.schedule_lines is not None:
-        return _parse(run)
+        return plan_file(run)
     return build_schedule(layout.schedule, layout.pp, layout.num_microbatches, layout.vpp)
 
 
@@ -23,8 +23,12 @@ def plan_chain(run: Run, layout: Layout) -> Chain:
     """Where the parts of the model sit; cheaper than the schedule."""
     if run.parallelism.schedule_lines is not None:
         return plan_schedule(run, layout).chain
-    placement = SCHEDULES[layout.schedule].placement
-    return Chain(num_stages=layout.pp, num_chunks=layout.vpp, placement=placement)
+    return named_chain(layout.schedule, layout.pp, layout.vpp)
+
+
+def named_chain(name: str, pp: int, vpp: int) -> Chain:
+    """The same of a schedule that has a name."""
+    return Chain(num_stages=pp, num_chunks=vpp, placement=SCHEDULES[name].placement)
 
 
 def plan_peaks(run: Run, layout: Layout) -> tuple[int, ...]:
@@ -40,7 +44,7 @@ def check_schedule_file(run: Run) -> list[Finding]:
     if not is_schedule_file(degrees.schedule):
         return []
     try:
-        schedule = _parse(run)
+        schedule = plan_file(run)
     except ScheduleError as error:
         return [
             Finding(
@@ -70,6 +74,7 @@ def check_schedule_file(run: Run) -> list[Finding]:
     ]
 
 
-def _parse(run: Run) -> Schedule:
+def plan_file(run: Run) -> Schedule:
+    """The schedule of the run's file."""
     lines = run.parallelism.schedule_lines or ()
     return parse_schedule(run.parallelism.schedule, "\n".join(lines))

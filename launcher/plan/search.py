@@ -1,7 +1,7 @@
 """The fastest layouts that fit, out of all legal ones: best first, nothing lost, always the same.
 
-A layout is decided in steps: degrees and microbatch, recomputation, stages, sharding, schedule and
-chunks, rank order. Memory is judged first: what no later step can make fit is never timed. Of the
+A layout is decided in steps: degrees and microbatch, recomputation, stages, schedule and chunks,
+sharding, rank order. Memory is judged first: what no later step can make fit is never timed. Of the
 rest a bound says after each step how fast anything below it can be at best. The most promising is
 taken further first, and what is left when enough layouts are known exactly cannot be faster. Only
 what survives is simulated, by the functions that `launch plan` uses.
@@ -17,14 +17,13 @@ from typing import NamedTuple
 from launcher.config.rules import obeys_rules
 from launcher.config.schema import is_schedule_file
 from launcher.plan.collectives import Links
-from launcher.plan.search_choice import ORDER, PLAIN, Choice, changed, run_of
+from launcher.plan.search_choice import PLAIN, Choice, changed, run_of
 from launcher.plan.search_cost import Coster, Mesh
+from launcher.plan.search_cuts import Cut
 from launcher.plan.search_floors import Floor, Floors
-from launcher.plan.search_memory import Memory, Sharding
+from launcher.plan.search_memory import NO_LIMIT, Memory, Sharding
 from launcher.plan.search_space import Space
-
-NO_LIMIT = 2**80
-"""Bytes that everything fits into."""
+from launcher.plan.search_stages import Stages, choice_in
 
 SLACK = 1 - 1e-9
 """Bounds and simulations add up the same numbers in different orders."""
@@ -62,16 +61,6 @@ class Ranking:
     counts: Counts
 
 
-class Stages(NamedTuple):
-    """Degrees, batch and recomputation are decided; these shardings may fit."""
-
-    mesh: Mesh
-    pp: int
-    dp: int
-    num_microbatches: int
-    shardings: tuple[Sharding, ...]
-
-
 class _Recomputed(NamedTuple):
     """First step: the layouts of one way to recompute, and the ways that recompute more."""
 
@@ -80,24 +69,37 @@ class _Recomputed(NamedTuple):
     later: tuple[tuple[Mesh, tuple[Stages, ...]], ...]
 
 
-class _Sharded(NamedTuple):
-    """Third step."""
+class _Bounded(NamedTuple):
+    """A schedule with its chunks, whatever the sharding."""
+
+    seconds: float
+    """Least, per sample."""
+    position: int
+    name: str
+    vpp: int
+    cut: Cut
+    room: int
+    """Bytes that the first stage has for its state."""
+
+
+class _Scheduled(NamedTuple):
+    """Second step: the schedules that may do, quickest first."""
 
     stages: Stages
-    sharding: Sharding
-    floor: Floor
+    pipelines: list[_Bounded]
 
 
 class _Pipeline(NamedTuple):
-    """Fourth step; what is missing is the order of ranks."""
+    """Third step: the sharding, and one of the schedules; what is missing is the order of ranks."""
 
-    sharded: _Sharded
-    choice: Choice
+    scheduled: _Scheduled
+    sharding: Sharding
+    floor: Floor
     rank: int
-    """Among the pipelines of these stages, by their bounds."""
+    """Of the schedule, among those of these stages."""
 
 
-_Node = _Recomputed | Stages | _Sharded | _Pipeline | Choice
+_Node = _Recomputed | Stages | _Scheduled | _Pipeline | Choice
 
 
 def rank_layouts(space: Space, limit: int, coster: Coster | None = None) -> Ranking:
@@ -112,12 +114,11 @@ class Search:
 
     def __init__(self, space: Space, coster: Coster) -> None:
         self.space, self.coster = space, coster
-        self.memory, self.floors = Memory(coster), Floors(coster)
+        self.memory, self.floors = Memory(coster, space.sharding), Floors(coster)
         self.counts = Counts()
         self._queue: list[tuple[float, bool, tuple[object, ...], int, _Node]] = []
         self._num_pushed = 0
         self._allowed: dict[object, bool] = {}
-        self._pipelines: dict[object, list[tuple[float, int, Choice]]] = {}
         self._orders: dict[object, tuple[tuple[str, ...], ...]] = {}
 
     def rank(self, limit: int) -> Ranking:
@@ -132,10 +133,10 @@ class Search:
                 self._expand_recomputed(node, bound)
             elif isinstance(node, Stages):
                 self._expand_stages(node, bound)
-            elif isinstance(node, _Sharded):
-                self._push_pipeline(node, 0, bound)
+            elif isinstance(node, _Scheduled):
+                self._expand_scheduled(node, bound)
             elif isinstance(node, _Pipeline):
-                self._expand_pipeline(node, bound, node.choice.kind in kinds)
+                self._expand_pipeline(node, bound, kinds)
             elif node.kind not in kinds:
                 if is_known:
                     kinds.add(node.kind)
@@ -198,10 +199,8 @@ class Search:
     def _may_fit(
         self, mesh: Mesh, pp: int, dp: int, shardings: tuple[Sharding, ...]
     ) -> tuple[Sharding, ...]:
-        memory, usable = self.memory, self.memory.usable_bytes
-        left = tuple(
-            one for one in shardings if memory.least_bytes(mesh, pp, dp, one) <= usable
-        )  # fmt: skip
+        states, room = self.memory.states(mesh, pp, dp), self.memory.room(mesh, pp)
+        left = tuple([one for one in shardings if states[one] <= room])
         self.counts.examined += len(shardings)
         self.counts.over_memory += len(shardings) - len(left)
         return left
@@ -233,67 +232,64 @@ class Search:
         """Legal layouts of one sharding, in one order of ranks: no other changes their memory."""
         (engine, stage, offload), *_ = stages.shardings
         for name, vpp in self.space.pipelines(stages.pp, stages.num_microbatches):
-            plain = _choice(stages, name, vpp)
-            choice = replace(plain, engine=engine, zero_stage=stage, offload=offload)
+            choice = choice_in(stages, (engine, stage, offload), name, vpp)
             if self.space.order is not None:
                 choice = replace(choice, order=self.space.order)
             if self._is_pipeline_legal(choice) and obeys_rules(run_of(self.space.run, choice)):
                 yield choice
 
-    # 2. Sharding.
+    # 2. Schedule and chunks, whatever the sharding.
     def _expand_stages(self, node: Stages, bound: float) -> None:
-        """Push what a rule allows with some schedule."""
+        pipelines = sorted(self._pipelines(node))
+        if pipelines:
+            self._push(max(bound, pipelines[0].seconds), _Scheduled(node, pipelines))
+
+    def _pipelines(self, node: Stages) -> Iterator[_Bounded]:
+        """Those that may have room on the first stage."""
         mesh, pp, dp, count, shardings = node
+        for position, (name, vpp) in enumerate(self.space.pipelines(pp, count)):
+            cut = self.coster.cut(mesh, self.coster.chain(name, pp, vpp))
+            room = self.memory.first_room(mesh, name, count, cut)
+            states = self.memory.states(mesh, pp, dp, cut.first_layers)
+            if any(states[one] <= room for one in shardings):
+                seconds = self.floors.pipeline_s(node, name, cut)
+                yield _Bounded(seconds, position, name, vpp, cut, room)
+            else:
+                self.counts.over_memory += 1
+
+    # 3. Sharding, with the first schedule; each brings the next one when it is taken further.
+    def _expand_scheduled(self, node: _Scheduled, bound: float) -> None:
+        """Push what a rule allows with some schedule."""
+        pp, shardings = node.stages.pp, node.stages.shardings
         for sharding in shardings:
             engine, stage, offload = sharding
+            if stage == 2 and pp > 1 and (engine, 1, offload) in shardings:
+                continue  # Inside a pipeline ZeRO-2 is ZeRO-1: it takes as long, and no less.
             if self._is_legal(engine=engine, zero_stage=stage, offload=offload, pp=pp):
-                floor = self.floors.sharding_s(mesh, pp, dp, count, sharding)
-                self._push(max(bound, floor.busy_s) + floor.end_s, _Sharded(node, sharding, floor))
+                floor = self.floors.sharding_s(node.stages, sharding)
+                self._push_pipeline(_Pipeline(node, sharding, floor, 0), bound)
 
-    # 3. Schedule and chunks: the first of them; each brings the next one when it is taken further.
-    def _push_pipeline(self, sharded: _Sharded, rank: int, bound: float) -> None:
-        ranked = self._ranked_pipelines(sharded.stages)
-        if rank < len(ranked):
-            seconds, _, plain = ranked[rank]
-            engine, stage, offload = sharded.sharding
-            choice = replace(plain, engine=engine, zero_stage=stage, offload=offload)
-            floor = sharded.floor
-            seconds = max(bound, max(seconds, floor.busy_s) + floor.end_s)
-            self._push(seconds, _Pipeline(sharded, choice, rank))
+    def _push_pipeline(self, node: _Pipeline, bound: float) -> None:
+        """The schedule of this rank, or the next one that may have room."""
+        (mesh, pp, dp, _, _), pipelines = node.scheduled
+        for rank in range(node.rank, len(pipelines)):
+            one = pipelines[rank]
+            states = self.memory.states(mesh, pp, dp, one.cut.first_layers)
+            if states[node.sharding] <= one.room:
+                seconds = max(one.seconds, node.floor.busy_s) + node.floor.end_s
+                self._push(max(bound, seconds), node._replace(rank=rank))
+                return
+            self.counts.over_memory += 1
 
-    def _ranked_pipelines(self, stages: Stages) -> list[tuple[float, int, Choice]]:
-        """By their bounds, whatever the sharding."""
-        if stages not in self._pipelines:
-            self._pipelines[stages] = found = []
-            for position, (name, vpp) in enumerate(
-                self.space.pipelines(stages.pp, stages.num_microbatches)
-            ):
-                choice = _choice(stages, name, vpp)
-                if any(self._may_hold(choice, one, stages) for one in stages.shardings):
-                    found.append((self.floors.pipeline_s(choice), position, choice))
-                else:
-                    self.counts.over_memory += 1
-            found.sort(key=lambda entry: entry[:2])
-        return self._pipelines[stages]
-
-    def _may_hold(self, choice: Choice, sharding: Sharding, stages: Stages) -> bool:
-        """Whether the first stage may have room for what the schedule keeps alive there."""
-        if is_schedule_file(choice.schedule):
-            return True
-        cut = self.coster.cut(stages.mesh, self.coster.chain(choice))
-        least = self.memory.least_bytes_of(
-            stages.mesh, stages.dp, sharding, choice.schedule, stages.num_microbatches, cut
-        )
-        return least <= self.memory.usable_bytes
-
-    def _expand_pipeline(self, node: _Pipeline, bound: float, is_known_kind: bool) -> None:
+    def _expand_pipeline(self, node: _Pipeline, bound: float, kinds: set[object]) -> None:
         """Push every order of it, if it fits, and the next pipeline."""
-        sharded, choice, rank = node
-        self._push_pipeline(sharded, rank + 1, 0.0)
-        if is_known_kind or not self._is_pipeline_legal(choice):
+        stages, pipelines = node.scheduled
+        one = pipelines[node.rank]
+        self._push_pipeline(node._replace(rank=node.rank + 1), 0.0)
+        choice = choice_in(stages, node.sharding, one.name, one.vpp)
+        if choice.kind in kinds or not self._is_pipeline_legal(choice):
             return
-        is_over = not self._may_hold(choice, sharded.sharding, sharded.stages)
-        if is_over or not self.memory.fits(choice):
+        if not self.memory.fits(choice):
             self.counts.over_memory += 1
             return
         for order in self._orders_of(choice):
@@ -340,16 +336,6 @@ class Search:
             self._allowed[key] = obeys_rules(run)
             self.counts.illegal += not self._allowed[key]
         return self._allowed[key]
-
-
-def _choice(stages: Stages, schedule: str, vpp: int) -> Choice:
-    """In the plain order of ranks, without sharding."""
-    tp, cp, ep, split, micro, recompute = stages.mesh
-    return Choice(
-        tp=tp, cp=cp, ep=ep, pp=stages.pp, vpp=vpp, schedule=schedule, recompute=recompute,
-        engine="deepspeed", zero_stage=0, offload="none", sequence_parallel=split, order=ORDER,
-        micro_batch_size=micro, num_microbatches=stages.num_microbatches, dp=stages.dp,
-    )  # fmt: skip
 
 
 def _samples(choice: Choice) -> int:

@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 from launcher.config.schema import Run, is_schedule_file
 from launcher.plan.collectives import Links, boundary_s
-from launcher.plan.execution import Job, runtime_job
+from launcher.plan.execution import Execution, Job, runtime_execution, runtime_job
 from launcher.plan.links import Link, stride_link, transfer_s
 from launcher.plan.operator_records import size_of
 from launcher.plan.records import Layout
 from launcher.plan.schedule import SCHEDULES
-from launcher.plan.schedule_choice import plan_chain, plan_schedule
+from launcher.plan.schedule_choice import named_chain, plan_file
 from launcher.plan.schedule_clock import Durations, walk
 from launcher.plan.schedule_records import Chain, StageTimes, has_weight_actions
 from launcher.plan.search_bounds import shortest_s
@@ -32,7 +32,6 @@ from launcher.plan.stage_time import (
     list_kernels,
     part_cost,
 )
-from launcher.plan.stages import count_dense_layers
 from launcher.plan.step_time import end_of_step, find_links, free_p2p_s, part_times
 
 
@@ -60,10 +59,10 @@ class Coster:
         self._nearest: dict[object, Links] = {}
         self._kernels: dict[object, Kernels] = {}
         self._parts: dict[object, Parts] = {}
+        self._nearest_parts: dict[Mesh, Parts] = {}
+        self._executions: dict[object, Execution] = {}
         self._cuts: dict[object, Cut] = {}
         self._costs: dict[object, dict[object, PartCost]] = {}
-        plain = run.parallelism.model_copy(update={"schedule_lines": None})
-        self._plain_run = run.model_copy(update={"parallelism": plain})
 
     def exact_s(self, choice: Choice) -> float:
         """Seconds per step, as `estimate_layout` says."""
@@ -74,7 +73,7 @@ class Coster:
         return self._step_s(choice, is_exact=choice.schedule not in SCHEDULES)
 
     def _step_s(self, choice: Choice, is_exact: bool) -> float:
-        job, chain, splits = self.job(choice), self.chain(choice), self.splits_backward(choice)
+        job, chain, splits = self.job(choice), self.chain_of(choice), self.splits_backward(choice)
         links, cut = self.links(job), self.cut(mesh_of(choice), chain)
         of_kinds = self.costs(job, cut, has_late_weights(choice.schedule), links)
         p2p_s = free_p2p_s(job, links)
@@ -99,14 +98,14 @@ class Coster:
         count = choice.num_microbatches
         if choice.schedule in SCHEDULES:
             return time_named(choice.schedule, chain, count, tuple(times), p2p_s).makespan_s
-        ranks = plan_schedule(self.run, self.layout(choice)).ranks
+        ranks = plan_file(self.run).ranks
         return walk(chain, count, ranks, Durations(times=times, p2p_s=p2p_s)).makespan_s
 
     def splits_backward(self, choice: Choice) -> bool:
         """Whether the schedule has W actions."""
         if choice.schedule in SCHEDULES:
             return SCHEDULES[choice.schedule].splits_backward
-        return has_weight_actions(plan_schedule(self.run, self.layout(choice)).ranks)
+        return has_weight_actions(plan_file(self.run).ranks)
 
     # What is kept.
     def parts(self, mesh: Mesh, splits: bool, links: Links) -> Parts:
@@ -128,9 +127,7 @@ class Coster:
             key += (layout.engine, links)
         known = self._costs.setdefault(key, {})
         found = []
-        for piece in cut.pieces:
-            dense = count_dense_layers(cut.model, piece.first_layer, piece.end_layer)
-            kind = (piece.num_layers, dense, piece.is_first, piece.is_last)
+        for piece, kind in zip(cut.pieces, cut.piece_kinds, strict=True):
             if kind not in known:
                 known[kind] = part_cost(job, piece, self.parts(mesh, splits, links), links)
             found.append(known[kind])
@@ -141,15 +138,22 @@ class Coster:
         key = (mesh, chain.num_stages, chain.num_chunks, chain.placement)
         if key not in self._cuts:
             # Communication has no part in a split: all links have the same.
-            parts = self.parts(mesh, False, self.nearest(mesh))
-            self._cuts[key] = self.cuts.of(chain, parts)
+            self._cuts[key] = self.cuts.of(chain, self.nearest_parts(mesh))
         return self._cuts[key]
 
-    def chain(self, choice: Choice) -> Chain:
+    def nearest_parts(self, mesh: Mesh) -> Parts:
+        """Times over the nearest links, backward whole."""
+        if mesh not in self._nearest_parts:
+            self._nearest_parts[mesh] = self.parts(mesh, False, self.nearest(mesh))
+        return self._nearest_parts[mesh]
+
+    def chain(self, name: str, pp: int, vpp: int) -> Chain:
         """Where the parts of the model sit."""
-        key = (choice.schedule, choice.pp, choice.vpp)
+        key = (name, pp, vpp)
         if key not in self._chains:
-            self._chains[key] = plan_chain(self.run_for(choice.schedule), self.layout(choice))
+            self._chains[key] = (
+                plan_file(self.run).chain if is_schedule_file(name) else named_chain(*key)
+            )
         return self._chains[key]
 
     def links(self, job: Job) -> Links:
@@ -198,7 +202,12 @@ class Coster:
 
     def job(self, choice: Choice) -> Job:
         """As the plan makes it."""
-        return runtime_job(self.run, self.layout(choice))
+        layout = self.layout(choice)
+        # Of a pipeline's length and schedule, and of dp, a rank's software knows nothing.
+        key = (mesh_of(choice), choice.engine, choice.zero_stage, choice.offload)
+        if key not in self._executions:
+            self._executions[key] = runtime_execution(self.run, layout)
+        return runtime_job(self.run, layout, self._executions[key])
 
     def layout(self, choice: Choice) -> Layout:
         """As `build_layout` makes it of the run with this choice."""
@@ -219,9 +228,9 @@ class Coster:
             recompute_every=degrees.recompute_every, offload=choice.offload,
         )  # fmt: skip
 
-    def run_for(self, schedule: str) -> Run:
-        """The run whose file the schedule may come from."""
-        return self.run if is_schedule_file(schedule) else self._plain_run
+    def chain_of(self, choice: Choice) -> Chain:
+        """The same of a whole layout."""
+        return self.chain(choice.schedule, choice.pp, choice.vpp)
 
 
 def mesh_of(choice: Choice) -> Mesh:

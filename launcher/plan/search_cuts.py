@@ -45,6 +45,15 @@ class Cut:
     """Index into `pieces`, part by part in the model's order."""
 
     @cached_property
+    def piece_kinds(self) -> tuple[tuple[int, int, bool, bool], ...]:
+        """Blocks, of them those without experts, and the ends that each of `pieces` has."""
+        return tuple(
+            (piece.num_layers, count_dense_layers(self.model, piece.first_layer, piece.end_layer),
+             piece.is_first, piece.is_last)
+            for piece in self.pieces
+        )  # fmt: skip
+
+    @cached_property
     def stages(self) -> tuple[Stage, ...]:
         """As `plan_stages` has them."""
         return make_stages(self.model, self.chain, self.bounds)

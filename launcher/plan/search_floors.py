@@ -15,9 +15,11 @@ from launcher.plan.records import Stage
 from launcher.plan.schedule import SCHEDULES
 from launcher.plan.schedule_records import StageTimes
 from launcher.plan.search_bounds import quick_s
-from launcher.plan.search_choice import ORDERS, Choice
-from launcher.plan.search_cost import Coster, Mesh, has_late_weights, mesh_of
+from launcher.plan.search_choice import ORDERS
+from launcher.plan.search_cost import Coster, Mesh, has_late_weights
+from launcher.plan.search_cuts import Cut
 from launcher.plan.search_memory import Sharding
+from launcher.plan.search_stages import PLAINEST, Stages, choice_in
 from launcher.plan.stage_time import BlockTimes, PartCost, StageState, part_cost, stage_state
 from launcher.plan.step_time import tail_s_of, update_s
 
@@ -52,7 +54,7 @@ class Floors:
         experts = self.model.experts
         self._num_dense = min(self.model.num_layers, experts.num_dense_layers) if experts else 0
         self._lightest: dict[object, _Lightest] = {}
-        self._kinds: dict[object, list[StageTimes]] = {}
+        self._units: dict[object, tuple[dict[str, float], ...]] = {}
         self._p2p: dict[object, float] = {}
 
     def mesh_s(self, mesh: Mesh) -> float:
@@ -62,37 +64,30 @@ class Floors:
 
     def stages_s(self, mesh: Mesh, pp: int, dp: int) -> float:
         """Some stage has the average of the blocks, rounded up; a microbatch passes them all."""
-        parts = self.coster.parts(mesh, False, self.coster.nearest(mesh))
+        parts = self.coster.nearest_parts(mesh)
         per_stage = -(-self.model.num_layers // pp)
         return per_stage * min(_pass_s(parts.block), _pass_s(parts.dense)) / (dp * mesh.micro)
 
     def _whole_s(self, mesh: Mesh) -> float:
         """Of one microbatch over all parts of the model."""
-        parts = self.coster.parts(mesh, False, self.coster.nearest(mesh))
+        parts = self.coster.nearest_parts(mesh)
         dense = self._num_dense
         blocks = (self.model.num_layers - dense) * _pass_s(parts.block)
         return (
             blocks + dense * _pass_s(parts.dense) + _pass_s(parts.embedding) + _pass_s(parts.head)
         )
 
-    def sharding_s(self, mesh: Mesh, pp: int, dp: int, count: int, sharding: Sharding) -> Floor:
+    def sharding_s(self, stages: Stages, sharding: Sharding) -> Floor:
         """The average stage with its traffic of weights and gradients, and the end of the step."""
+        mesh, pp, dp, count, _ = stages
         layers = -(-self.model.num_layers // pp)
         stage = Stage(
             stage=0, first_layer=0 if pp == 1 else self.model.num_layers - layers,
             end_layer=self.model.num_layers, parameters=0, is_first=pp == 1, is_last=pp == 1,
         )  # fmt: skip
-        engine, zero_stage, offload = sharding
-        job = self.coster.job(
-            Choice(
-                tp=mesh.tp, cp=mesh.cp, ep=mesh.ep, pp=pp, vpp=1, schedule="1f1b",
-                recompute=mesh.recompute, engine=engine, zero_stage=zero_stage, offload=offload,
-                sequence_parallel=mesh.split, order=ORDERS[0], micro_batch_size=mesh.micro,
-                num_microbatches=count, dp=dp,
-            )
-        )  # fmt: skip
-        nearest = self.coster.nearest(mesh)
-        parts = self.coster.parts(mesh, False, nearest)
+        _, zero_stage, _ = sharding
+        job = self.coster.job(choice_in(stages, sharding, "1f1b", 1))
+        nearest, parts = self.coster.nearest(mesh), self.coster.nearest_parts(mesh)
         lightest = self._lightest_state(job, stage)
         samples = mesh.micro * count * dp
         busy_s = 0.0
@@ -151,24 +146,57 @@ class Floors:
         jobs = [replace(job, layout=replace(layout, order=order)) for order in found.values()]
         return [self.coster.links(one) for one in jobs]
 
-    def pipeline_s(self, choice: Choice) -> float:
+    def pipeline_s(self, stages: Stages, name: str, cut: Cut) -> float:
         """The schedule's bound, whatever the sharding, on the quickest links of any order."""
-        if choice.schedule not in SCHEDULES:
+        if name not in SCHEDULES:
             return 0.0
-        coster, mesh = self.coster, mesh_of(choice)
-        cut, late = coster.cut(mesh, coster.chain(choice)), has_late_weights(choice.schedule)
-        key = (mesh, late, id(cut))
-        if key not in self._kinds:
-            # What sharded weights wait for is in the floor of the sharding.
-            job = coster.mesh_job(mesh, late)
-            costs = coster.costs(job, cut, late, coster.nearest(mesh))
-            self._kinds[key] = [_times(cost, late) for cost in costs]
-        name = (mesh[:5], choice.pp, choice.dp)
-        if name not in self._p2p:
-            self._p2p[name] = coster.quickest_p2p_s(coster.job(choice))
-        count = choice.num_microbatches
-        seconds = quick_s(choice.schedule, cut, count, self._kinds[key], self._p2p[name])
-        return seconds / (choice.micro_batch_size * count * choice.dp)
+        mesh, _, dp, count, _ = stages
+        p2p_s = self._quickest_p2p_s(stages)
+        times = self._piece_times(mesh, has_late_weights(name), cut)
+        return quick_s(name, cut, count, times, p2p_s) / (mesh.micro * count * dp)
+
+    def _piece_times(self, mesh: Mesh, late: bool, cut: Cut) -> list[StageTimes]:
+        """Of every kind of part; what sharded weights wait for is in the sharding's floor."""
+        block, dense, first, last = self._unit_times(mesh, late)
+        return [
+            StageTimes(**{
+                key: (layers - num_dense) * block[key] + num_dense * dense[key]
+                + is_first * first[key] + is_last * last[key]
+                for key in block
+            })
+            for layers, num_dense, is_first, is_last in cut.piece_kinds
+        ]  # fmt: skip
+
+    def _unit_times(self, mesh: Mesh, late: bool) -> tuple[dict[str, float], ...]:
+        """Of a block, of one without experts, and of the model's ends: their sums are a part's
+        times, as `part_cost` has them where nothing but blocks and ends takes time.
+        """
+        if (mesh, late) not in self._units:
+            coster, end = self.coster, self.model.num_layers
+            job, nearest = coster.mesh_job(mesh, late), coster.nearest(mesh)
+            parts = coster.parts(mesh, late, nearest)
+
+            def times(start: int, is_first: bool = False, is_last: bool = False) -> StageTimes:
+                piece = Stage(
+                    stage=0, first_layer=start, end_layer=start + 1, parameters=0,
+                    is_first=is_first, is_last=is_last,
+                )  # fmt: skip
+                return _times(part_cost(job, piece, parts, nearest), late)
+
+            block = vars(times(end - 1))
+            dense = vars(times(0)) if self._num_dense else block
+            ends = (vars(times(end - 1, is_first=True)), vars(times(end - 1, is_last=True)))
+            first, last = ({key: each[key] - block[key] for key in block} for each in ends)
+            self._units[mesh, late] = block, dense, first, last
+        return self._units[mesh, late]
+
+    def _quickest_p2p_s(self, stages: Stages) -> float:
+        mesh, pp, dp, _, _ = stages
+        key = (mesh[:5], pp, dp)
+        if key not in self._p2p:
+            choice = choice_in(stages, PLAINEST, "1f1b", 1)
+            self._p2p[key] = self.coster.quickest_p2p_s(self.coster.job(choice))
+        return self._p2p[key]
 
 
 def _times(cost: PartCost, splits: bool) -> StageTimes:

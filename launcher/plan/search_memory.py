@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from launcher.config.schema import is_schedule_file
@@ -24,6 +25,9 @@ from launcher.plan.temporaries import backward_temporary_bytes
 Sharding = tuple[str, int, str]
 """engine, zero_stage, offload"""
 
+NO_LIMIT = 2**80
+"""Bytes that everything fits into."""
+
 
 class Kept(NamedTuple):
     """Bytes that one microbatch costs on a rank."""
@@ -37,8 +41,8 @@ class Kept(NamedTuple):
 class Memory:
     """Memory of the layouts of one run."""
 
-    def __init__(self, coster: Coster) -> None:
-        self.coster = coster
+    def __init__(self, coster: Coster, shardings: Sequence[Sharding]) -> None:
+        self.coster, self._shardings = coster, shardings
         run = coster.run
         assert run.hardware.gpu is not None
         self.usable_bytes = usable_bytes(run.hardware.gpu)
@@ -48,32 +52,49 @@ class Memory:
         self._num_dense = experts.num_dense_layers if experts else 0
         self._kept: dict[Mesh, Kept] = {}
         self._whole: dict[Mesh, int] = {}
-        self._states: dict[object, int] = {}
+        self._states: dict[object, dict[Sharding, int]] = {}
 
     def least_bytes(self, mesh: Mesh, pp: int, dp: int, sharding: Sharding) -> int:
         """Of some rank, whatever the schedule: it has the average of the blocks, rounded up, and
         keeps one microbatch.
         """
-        layers = -(-self.coster.run.model.num_layers // pp)
-        state = self._state(mesh, pp, dp, sharding, layers, is_all=pp == 1)
-        if pp == 1:
-            return self._least(state, self._whole_bytes(mesh, layers), self.kept(mesh).passing)
-        kept = self.kept(mesh)
-        return self._least(state, (1 if self._is_file else layers) * kept.block, kept.passing)
+        return self.states(mesh, pp, dp)[sharding] + self._context + self._alive(mesh, pp)
 
-    def least_bytes_of(self, mesh: Mesh, dp: int, sharding: Sharding, name: str, count: int,
-                       cut: Cut) -> int:  # fmt: skip
-        """The same of the first stage, along a schedule that has a name."""
+    def room(self, mesh: Mesh, pp: int) -> int:
+        """What `least_bytes` leaves to a rank's weights, gradients and optimizer state."""
+        return self.usable_bytes - self._context - self._alive(mesh, pp)
+
+    def states(self, mesh: Mesh, pp: int, dp: int, layers: int = 0) -> dict[Sharding, int]:
+        """Least bytes of weights, gradients and optimizer state, by sharding; of so many blocks,
+        or of the average of all stages.
+        """
+        layers = layers or -(-self.coster.run.model.num_layers // pp)
+        key = (mesh.tp, mesh.cp, mesh.ep, pp, dp, layers)
+        if key not in self._states:
+            # A stage that has the model's dense blocks has fewer with experts.
+            stage = _stage(layers if pp == 1 else max(0, layers - self._num_dense), pp == 1)
+            self._states[key] = {
+                sharding: state_bytes(self._job(mesh, pp, dp, sharding), stage)
+                for sharding in self._shardings
+            }
+        return self._states[key]
+
+    def first_room(self, mesh: Mesh, name: str, count: int, cut: Cut) -> int:
+        """The same as `room`, of the first stage, along a schedule that has a name."""
         pp, vpp = cut.chain.num_stages, cut.chain.num_chunks
         if pp == 1 or self._is_file:
-            return 0
-        layers, kept = cut.first_layers, self.kept(mesh)
-        state = self._state(mesh, pp, dp, sharding, layers, is_all=False)
-        alive = peaks_of(name, pp, count, vpp)[0] * layers * kept.block // vpp
-        return self._least(state, alive, kept.passing)
+            return NO_LIMIT
+        block, passing = self.kept(mesh)
+        alive = peaks_of(name, pp, count, vpp)[0] * cut.first_layers * block // vpp
+        return self.usable_bytes - self._context - alive - passing
 
-    def _least(self, state: int, alive: int, passing: int) -> int:
-        return state + alive + passing + self._context  # the allocator's reserve comes on top
+    def _alive(self, mesh: Mesh, pp: int) -> int:
+        block, passing = self.kept(mesh)
+        layers = -(-self.coster.run.model.num_layers // pp)
+        if pp == 1:
+            return self._whole_bytes(mesh, layers) + passing
+        # The allocator's reserve comes on top.
+        return (1 if self._is_file else layers) * block + passing
 
     def kept(self, mesh: Mesh) -> Kept:
         """Per block and microbatch."""
@@ -93,17 +114,6 @@ class Memory:
             self._whole[mesh] = in_flight_bytes(job, _stage(layers, True), 1)
         return self._whole[mesh]
 
-    def _state(
-        self, mesh: Mesh, pp: int, dp: int, sharding: Sharding, layers: int, is_all: bool
-    ) -> int:
-        """Weights, gradients and optimizer state; without the ends, unless the stage is all."""
-        key = (mesh.tp, mesh.cp, mesh.ep, pp, dp, sharding, layers)
-        if key not in self._states:
-            # A stage that has the model's dense blocks has fewer with experts.
-            stage = _stage(layers if is_all else max(0, layers - self._num_dense), is_all)
-            self._states[key] = state_bytes(self._job(mesh, pp, dp, sharding), stage)
-        return self._states[key]
-
     def _job(self, mesh: Mesh, pp: int, dp: int, sharding: Sharding) -> Job:
         engine, zero_stage, offload = sharding
         return self.coster.job(
@@ -118,7 +128,7 @@ class Memory:
     def peak_bytes(self, choice: Choice) -> int:
         """Of the fullest rank, as `estimate_layout` says."""
         coster = self.coster
-        cut = coster.cut(mesh_of(choice), coster.chain(choice))
+        cut = coster.cut(mesh_of(choice), coster.chain_of(choice))
         # Of the stages of each size, the one that keeps most.
         fullest: dict[object, tuple[int, int]] = {}
         for stage, (size, peak) in enumerate(zip(cut.sizes, self._peaks(choice), strict=True)):

@@ -114,6 +114,8 @@ def build_space(run: Run, fixed: frozenset[str], has_planned: bool = False) -> S
     planned, but not be run yet.
     """
     degrees, train = run.parallelism, run.train
+    if degrees.layers_per_stage is not None:
+        fixed |= {"pp", "vpp"}
     devices = run.hardware.num_nodes * (run.hardware.gpus_per_node or 1)
     bare = changed(run, parallelism=PLAIN, train=dict.fromkeys(TRAIN_KEYS))
 

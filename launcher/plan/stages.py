@@ -92,12 +92,18 @@ def count_stage_parameters(
         dense = _num_dense(model, num_layers, is_first)
         total += dense * (_block_size(model, 0, tp) - _block_size(model, -1, tp))
     if is_first:
-        total += sum_sizes(embedding_parameters(model), tp) + count_encoder(model, tp)
+        total += _end_size(model, "embedding", tp) + count_encoder(model, tp)
     if is_last:
-        total += sum_sizes(head_parameters(model), tp)
+        total += _end_size(model, "head", tp)
     if is_last and not is_first:
-        total += sum_sizes(tied_copy(model), tp)
+        total += _end_size(model, "tied", tp)
     return total
+
+
+@lru_cache(maxsize=1024)
+def _end_size(model: Model, end: str, tp: int) -> int:
+    tables = {"embedding": embedding_parameters, "head": head_parameters, "tied": tied_copy}
+    return sum_sizes(tables[end](model), tp)
 
 
 def count_expert_parameters(
@@ -176,24 +182,25 @@ def _by_rounds(
     last_cost: float,
 ) -> list[int]:  # fmt: skip
     """Blocks of equally fast stages."""
-    first, last = _Pile(first_cost, block_cost, least), _Pile(last_cost, block_cost, least)
-    rest, late = _Pile(0.0, block_cost, least), 0
+    own = least * block_cost
+    first_cost, last_cost, rest_cost = own + first_cost, own + last_cost, own
+    first = last = rest = least
+    late = 0
     middle, waiting = num_stages - 2, num_layers - least * num_stages
     while waiting:
         # Middle stages are alike: in one round each of them takes one, the last of them first.
-        if last.cost <= first.cost and (not middle or last.cost <= rest.cost):
-            last.add()
+        if last_cost <= first_cost and (not middle or last_cost <= rest_cost):
+            last, last_cost = last + 1, last_cost + block_cost
             waiting -= 1
-        elif middle and rest.cost <= first.cost:
+        elif middle and rest_cost <= first_cost:
             late = min(middle, waiting)
             waiting -= late
             if late == middle:
-                rest.add()
-                late = 0
+                rest, rest_cost, late = rest + 1, rest_cost + block_cost, 0
         else:
-            first.add()
+            first, first_cost = first + 1, first_cost + block_cost
             waiting -= 1
-    return [first.count, *[rest.count] * (middle - late), *[rest.count + 1] * late, last.count]
+    return [first, *[rest] * (middle - late), *[rest + 1] * late, last]
 
 
 def _by_speed(
@@ -213,15 +220,3 @@ def _by_speed(
         counts[-stage] += 1
         heapreplace(cheapest, (cost + block_cost / speeds[-stage], stage))
     return counts
-
-
-class _Pile:
-    """Blocks of one stage, and what they cost."""
-
-    def __init__(self, own: float, block: float, count: int) -> None:
-        self.cost, self.block, self.count = count * block + own, block, count
-
-    def add(self) -> None:
-        """One more block."""
-        self.cost += self.block
-        self.count += 1

@@ -10,15 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from launcher.config.rules_pipeline import SCHEDULE_FACTS
+from launcher.config.schema import Model
 from launcher.plan.collectives import Links, PassTimes, exposed_s
-from launcher.plan.costs import (
-    ParameterSpec,
-    block_parameters,
-    embedding_parameters,
-    head_parameters,
-)
+from launcher.plan.costs import block_parameters, embedding_parameters, head_parameters
 from launcher.plan.execution import Job
 from launcher.plan.kernels import Gemm, gemm_s
 from launcher.plan.links import transfer_s
@@ -107,16 +104,21 @@ def partial_gradients(job: Job, stages: Sequence[Stage]) -> tuple[int, int]:
     All that a tp rank holds whole: norms, biases of row-parallel layers, learned positions; of the
     stage that has most of them.
     """
-    block = _whole(block_parameters(job.model, 0))
+    whole = _count_whole(job.model)
     found = []
     for stage in stages:
-        specs = block * stage.num_layers
-        specs += _whole(embedding_parameters(job.model)) if stage.is_first else []
-        specs += _whole(head_parameters(job.model)) if stage.is_last else []
-        found.append((sum(spec.size for spec in specs), len(specs)))
+        times = (stage.num_layers, stage.is_first, stage.is_last)
+        found.append(tuple(
+            sum(each * count[kind] for each, count in zip(times, whole, strict=True))
+            for kind in (0, 1)
+        ))  # fmt: skip
     elements, number = max(found)
     return number, elements
 
 
-def _whole(specs: Sequence[ParameterSpec]) -> list[ParameterSpec]:
-    return [spec for spec in specs if spec.tp_dim is None]
+@lru_cache(maxsize=64)
+def _count_whole(model: Model) -> tuple[tuple[int, int], ...]:
+    """Elements and number of what tp does not cut, of a block, the embedding and the head."""
+    tables = (block_parameters(model, 0), embedding_parameters(model), head_parameters(model))
+    kept = [[spec.size for spec in specs if spec.tp_dim is None] for specs in tables]
+    return tuple((sum(sizes), len(sizes)) for sizes in kept)

@@ -94,13 +94,26 @@ def fail(files: RunFiles, place: Place, error: BaseException) -> None:
     """
     traceback.print_exception(error)
     lines = str(error).strip().splitlines() or [""]
+    is_echo = any(words in str(error).lower() for words in _ECHOES)
+    leave_reason(files, place, f"{type(error).__name__}: {lines[0]}", is_echo)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def leave_reason(
+    files: RunFiles, place: Place, error: str, is_echo: bool = False, stacks: Path | None = None
+) -> None:
+    """Write why this rank ends; `stacks` is the file that has its stacks."""
     document = {
         "rank": place.rank,
         "node": place.node,
-        "error": f"{type(error).__name__}: {lines[0]}",
+        "error": error,
         "time": time.time(),
-        "is_echo": any(words in str(error).lower() for words in _ECHOES),
+        "is_echo": is_echo,
     }
+    if stacks is not None:
+        document["stacks"] = os.path.relpath(stacks.parent, files.root)
     target = files.rank_error(place.rank)
     partial = target.with_suffix(".partial")
     try:
@@ -108,6 +121,3 @@ def fail(files: RunFiles, place: Place, error: BaseException) -> None:
         partial.replace(target)
     except OSError as full:
         print(f"the reason could not be written: {full}", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)

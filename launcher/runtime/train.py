@@ -18,25 +18,29 @@ from launcher.runtime.metrics import MetricsLog, write_summary
 from launcher.runtime.optimizer import learning_rate
 from launcher.runtime.pipeline.execute import average_loss, run_forward, run_schedule
 from launcher.runtime.progress import Progress
+from launcher.runtime.pulse import Pulse
 
 
-def train(trainer: Trainer, files: RunFiles, start: Start, board: Board) -> None:
+def train(trainer: Trainer, files: RunFiles, start: Start, board: Board, pulse: Pulse) -> None:
     """Run the steps of a trainer from where it starts; leave metrics and summary.json behind."""
     run = trainer.frozen.run
     if trainer.groups.rank == 0:
         files.summary.unlink(missing_ok=True)  # of an attempt that was stopped
     log = MetricsLog(files.metrics, trainer, start)
-    keeper = build_keeper(trainer, files, start, board, log.add_event)
+    keeper = build_keeper(trainer, files, start, board, log.add_event, pulse)
     progress, is_stopped = start.progress, False
+    pulse.begin("training")
     while progress.step < run.train.steps and not is_stopped:
         is_last = progress.step == run.train.steps - 1
-        progress = _logged_step(trainer, progress, log, is_last)
+        progress = _logged_step(trainer, progress, log, is_last, pulse)
         is_stopped = keeper.after_step(progress, is_last)
     keeper.close()
     write_summary(files, trainer, log, progress.step)
 
 
-def _logged_step(trainer: Trainer, progress: Progress, log: MetricsLog, is_last: bool) -> Progress:
+def _logged_step(
+    trainer: Trainer, progress: Progress, log: MetricsLog, is_last: bool, pulse: Pulse
+) -> Progress:
     """One step, its line in the metrics, and a validation where one is due."""
     run, step = trainer.frozen.run, progress.step
     started = time.perf_counter()
@@ -49,8 +53,10 @@ def _logged_step(trainer: Trainer, progress: Progress, log: MetricsLog, is_last:
         _require_finite("loss", mean_loss, step)
         entry = {"step": step, "loss": mean_loss, "grad_norm": grad_norm, "learning_rate": rate}
         log.add(entry, elapsed_s=time.perf_counter() - started)
+        pulse.step_done(step + 1)
         if _validates(trainer, step):
-            log.add_validation(step, validate(trainer))
+            log.add_validation(step, validate(trainer, pulse))
+    pulse.step_done(step + 1)
     return progress.after(trainer.frozen.layout.global_batch_size)
 
 
@@ -67,13 +73,18 @@ def train_step(
     return loss, trainer.engine.step(rate)
 
 
-def validate(trainer: Trainer) -> float:
+def validate(trainer: Trainer, pulse: Pulse | None = None) -> float:
     """Mean loss over the held-out batches, in nats per token, the same on every rank."""
+    pulse = pulse or Pulse()
+    pulse.begin("validation")
     windows = trainer.data.validation
     assert windows is not None
     trainer.engine.module.eval()
     batches = trainer.frozen.run.train.validation_batches
-    total = sum(_validation_loss(trainer, windows, batch) for batch in range(batches))
+    total = 0.0
+    for batch in range(batches):
+        total += _validation_loss(trainer, windows, batch)
+        pulse.done("validation")
     trainer.engine.module.train()
     return total / batches
 

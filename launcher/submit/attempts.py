@@ -55,7 +55,7 @@ def change_frozen(bundle: Bundle, record: str, first_step: int, aside: Iterable[
     try:
         number = _archive(files)
         over = [files.summary, files.submitted, files.cancelled]
-        over += [*files.logs.glob("rank_*.error.json"), *aside]
+        over += [*files.logs.glob("rank_*.error.json"), *files.logs.glob("hang_*.txt"), *aside]
         _move(files.attempt(number), over)
         files.checkpoints.mkdir(exist_ok=True)
         _cut_metrics(files, first_step, files.attempt(number))

@@ -16,7 +16,8 @@ from typing import BinaryIO, Protocol
 
 from launcher.node.hosts import is_here
 from launcher.node.lifeline import BEAT_S, END, HELD, SAVE
-from launcher.node.processes import descendants, end_tree, words_of
+from launcher.node.processes import end_tree, workers_of
+from launcher.node.stuck import StuckWorkers
 from launcher.plan.records import Plan
 from launcher.render.bundle import Bundle
 from launcher.render.hosts import host_command
@@ -63,14 +64,16 @@ def make_crew(bundle: Bundle, plan: Plan) -> Crew:
     if launch.name == "torchrun":
         secrets = {name: os.environ.get(name, "") for name in launch.secrets}
         return HostsCrew(bundle.files.root, launch.hosts, secrets)
-    return LocalCrew(bundle.script)
+    stuck = StuckWorkers(bundle.files.logs, WORKER, launch.hang_timeout_s)
+    return LocalCrew(bundle.script, stuck)
 
 
 class LocalCrew:
     """torchrun on this machine."""
 
-    def __init__(self, script: Path) -> None:
-        self._script = script
+    def __init__(self, script: Path, stuck: StuckWorkers | None = None) -> None:
+        """`stuck` ends what outlives a hang; agents have one of their own."""
+        self._script, self._stuck = script, stuck
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, log: BinaryIO) -> None:
@@ -80,15 +83,16 @@ class LocalCrew:
     def poll(self) -> int | None:
         """The exit code of torchrun."""
         assert self._process is not None
+        if self._stuck is not None:
+            self._stuck.look(self._process.pid)
         return self._process.poll()
 
     def ask(self) -> None:
         """The workers only: torchrun would give them half a minute and then kill them."""
         assert self._process is not None
-        for pid in descendants(self._process.pid):
-            if WORKER in (words := words_of(pid)) and "torch.distributed.run" not in words:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGUSR1)
+        for pid in workers_of(self._process.pid, WORKER):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGUSR1)
 
     def end(self) -> None:
         """Politely first."""

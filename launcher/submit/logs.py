@@ -47,6 +47,7 @@ def choose_logs(files: RunFiles, status: Status, rank: int | None) -> list[Path]
     if starts := list_starts(files):
         last = starts[-1]
         job = sorted(files.logs.glob(f"slurm-{last.job_id}*.log"))
+        job += [] if job else [files.launcher_log]  # what ssh or mpirun said
         job += sorted(last.files.root.glob("torchrun_*.log"))
         hangs = sorted(last.files.root.glob("hang_*.txt"))
     else:

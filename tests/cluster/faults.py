@@ -75,12 +75,24 @@ def wait_for_recovery(job: Job, fault: Fault, timeout_s: float = 400) -> Recover
     )
 
 
-def heal(cluster: Cluster, fault: Fault) -> None:
-    """The node is as it was before; a daemon that returns finds what was left running."""
-    if fault.kind == "cable":
-        cluster.join(fault.node)
-    elif fault.kind not in ("rank", "torchrun", "agent"):
-        cluster.up(fault.node)
+def heal(job: Job, fault: Fault, timeout_s: float = 400) -> None:
+    """The node is as it was before, and free; meanwhile the run, which takes seconds, stands still.
+
+    A daemon that returns finds what was left running.
+    """
+    if fault.kind in ("rank", "torchrun", "agent", "hang"):
+        return
+    cluster = job.cluster
+    with frozen(job):
+        if fault.kind == "cable":
+            cluster.join(fault.node)
+        else:
+            cluster.up(fault.node)
+        spare = cluster.num_nodes - len(cluster.job_nodes(job.job_id))
+        wait_until(
+            lambda: len(cluster.idle_nodes()) >= spare, timeout_s, f"spare nodes after {fault}",
+            lambda: cluster.slurm("sinfo", "-N", "-l"),
+        )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -101,13 +113,15 @@ def training(cluster: Cluster, node: str) -> list[int]:
     return [pid for pid in cluster.processes(node) if _program(pid)]
 
 
-def _kill_one(program: str) -> Callable[[Cluster, str], None]:
+def _kill_one(
+    program: str, number: signal.Signals = signal.SIGKILL
+) -> Callable[[Cluster, str], None]:
     def kill(cluster: Cluster, node: str) -> None:
         found = [pid for pid in cluster.processes(node) if _program(pid) == program]
         assert found, f"no {program} on {node}"
         # The last one: of the ranks, not always the one that writes the metrics.
         with contextlib.suppress(ProcessLookupError):
-            os.kill(found[-1], signal.SIGKILL)
+            os.kill(found[-1], number)
 
     return kill
 
@@ -133,6 +147,7 @@ def _program(pid: int) -> str:
 
 FAULTS: dict[str, Callable[[Cluster, str], None]] = {
     "rank": _kill_one(WORKER),
+    "hang": _kill_one(WORKER, signal.SIGSTOP),
     "torchrun": _kill_one(TORCHRUN),
     "agent": _kill_one(AGENT),
     "slurmd": _lose_daemon,
@@ -140,5 +155,5 @@ FAULTS: dict[str, Callable[[Cluster, str], None]] = {
     "node": Cluster.kill_node,
     "head": Cluster.kill_node,
 }
-PLACES = {"head": 0}
+PLACES = {"head": 0, "hang": 1}
 """Of the job's nodes; the others may be any."""

@@ -43,7 +43,8 @@ SMALL = (*TOY, "hardware=single", "parallelism.tp=1", "parallelism.dp=1", "launc
 
 
 INTERVAL = 20
-STEPS = ("train.steps=120", f"checkpoint.every_steps={INTERVAL}")
+NUM_STEPS = 160
+STEPS = (f"train.steps={NUM_STEPS}", f"checkpoint.every_steps={INTERVAL}")
 """Of runs to which something happens."""
 
 
@@ -77,7 +78,7 @@ class Job:
         )  # fmt: skip
         return self.cluster.state(self.job_id)
 
-    def wait_for_starts(self, count: int, timeout_s: float = 120) -> None:
+    def wait_for_starts(self, count: int, timeout_s: float = 400) -> None:
         """Until the job has been started so often."""
         wait_until(lambda: len(self.starts) >= count, timeout_s, f"start {count}")
 
@@ -87,6 +88,10 @@ class Job:
             lambda: self.num_steps >= step, timeout_s, f"step {step}",
             lambda: f"{self.cluster.job(self.job_id)} {self.log}",
         )  # fmt: skip
+
+    def wait_for_save(self, step: int, timeout_s: float = 120) -> None:
+        """Until a checkpoint of this step or a later one is whole."""
+        wait_until(lambda: self.saved_step >= step, timeout_s, f"a checkpoint of step {step}")
 
     @property
     def entries(self) -> list[dict[str, Any]]:

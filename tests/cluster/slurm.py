@@ -209,6 +209,10 @@ class Cluster:
         """A process on a node, by which its namespaces can be entered."""
         return self._daemons[node].pid
 
+    def address(self, node: str) -> str:
+        """Of a node, as this machine reaches it."""
+        return f"{self._subnet}.{node.removeprefix('n')}"
+
     def processes(self, node: str) -> list[int]:
         """Ids of all processes on a node."""
         result = subprocess.run(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,8 +21,15 @@ LONG = ("train.steps=4000", "checkpoint.every_steps=10", "checkpoint.keep=2")
 
 
 @pytest.fixture
-def hosts(cluster, tmp_path) -> Hosts:
-    return Hosts(cluster, tmp_path / "here", ("n1", "n2"))
+def hosts(cluster, tmp_path) -> Iterator[Hosts]:
+    """Reached by a real ssh, where there is a server to run."""
+    found = Hosts(cluster, tmp_path / "here", ("n1", "n2"))
+    try:
+        if shutil.which("sshd") and shutil.which("ssh"):
+            found.use_sshd()
+        yield found
+    finally:
+        found.end()
 
 
 @pytest.fixture(scope="module")

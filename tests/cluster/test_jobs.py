@@ -111,7 +111,7 @@ def test_a_time_limit_that_comes_three_times_changes_nothing(cluster, undisturbe
     for times in range(1, 4):
         job.wait_for_starts(times)
         wait_for_notice(job, 25 * times)
-        cluster.wait_for(job.job_id, ["PENDING"])
+        cluster.wait_for(job.job_id, ["PENDING"], 400)
         if times == 1:
             requeued(cluster, job)
         if times == 3:

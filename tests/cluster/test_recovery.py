@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.cluster.faults import Fault, Recovery, heal, strike, wait_for_recovery
-from tests.cluster.runs import INTERVAL, STEPS, Job, same, status_of, submit
-from tests.cluster.slurm import wait_until
+from tests.cluster.runs import INTERVAL, NUM_STEPS, STEPS, Job, same, status_of, submit
 
 KINDS = ("rank", "torchrun", "slurmd", "cable", "head")
 URGENT = """\
@@ -29,7 +28,7 @@ class Suffering:
 
 def test_a_submitted_run_trains_to_its_end_on_two_nodes(cluster, undisturbed):
     assert undisturbed.ends == ["done: finished"]
-    assert undisturbed.num_steps == 120
+    assert undisturbed.num_steps == NUM_STEPS
     assert len(undisturbed.starts[0].nodes["nodes"]) == 2
     assert status_of(undisturbed)["state"] == "done"
 
@@ -60,14 +59,11 @@ def suffering(running_cluster, tmp_path_factory) -> Suffering:
     told.job = submit(running_cluster, folder, "run", *STEPS, "launch.max_restarts=3")
     for number, kind in enumerate(KINDS, 1):
         told.job.wait_for_step(number * INTERVAL + INTERVAL // 4)
+        told.job.wait_for_save(number * INTERVAL)
         fault = strike(told.job, kind, choice)
         recovery = wait_for_recovery(told.job, fault)
         told.happened[kind] = fault, recovery
-        heal(running_cluster, fault)
-        wait_until(
-            lambda: len(running_cluster.idle_nodes()) == running_cluster.num_nodes - 2, 120,
-            f"after {fault} only the job's nodes are at work",
-        )  # fmt: skip
+        heal(told.job, fault)
         print(f"{kind}: {recovery.seconds:.1f} s by {recovery.by}, from {recovery.first_step}")
     assert told.job.wait_for_end() == "COMPLETED", told.job.log
     return told

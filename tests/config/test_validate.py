@@ -80,6 +80,18 @@ def test_what_yaml_ate_in_a_list_is_named_by_its_place(tmp_path):
     assert in_env.fix == f'A: "off" in {tmp_path}/launch/mine.yaml'
 
 
+def test_slurm_s_own_word_for_a_key_leads_to_the_key(tmp_path):
+    text = "name: slurm\ntime: 12:00:00\naccount: 007\npartition: no\n"
+    write_tree(tmp_path, launch__mine=text)
+    found = {finding.field: finding for finding in refused("launch=mine", dirs=(tmp_path,))}
+    assert set(found) == {"launch.time", "launch.account", "launch.partition"}
+    assert found["launch.time"].reason == "no such key; did you mean 'time_limit'?"
+    assert found["launch.time"].fix == 'time_limit: "12:00:00", with its quotes'
+    write_tree(tmp_path, launch__mine="name: slurm\ngpus-per-node: 8\n")
+    (finding,) = refused("launch=mine", dirs=(tmp_path,))
+    assert finding.reason == "no such key; did you mean 'hardware.gpus_per_node'?"
+
+
 def test_a_line_of_a_list_is_one_line(tmp_path):
     write_tree(tmp_path, launch__mine='name: slurm\nsetup: ["a\\nb"]\n')
     (finding,) = refused("launch=mine", dirs=(tmp_path,))

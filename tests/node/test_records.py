@@ -115,17 +115,22 @@ def test_nodes_found_bad_are_remembered_once_and_in_order(files):
 
 
 @pytest.mark.parametrize(
-    ("signal", "reason"),
-    [(None, "node_failure"), ("SIGTERM", "node_failure"), ("SIGUSR1", "preempted")],
+    ("signal", "down", "reason"),
+    [
+        (None, (), "node_failure"),
+        ("SIGTERM", (), "node_failure"),
+        ("SIGUSR1", (), "preempted"),
+        ("SIGUSR1", ("n2",), "node_failure"),  # the others were told to end
+    ],
 )
 def test_a_start_without_an_end_lost_a_node_unless_the_queue_had_sent_a_notice(
-    files, signal, reason
+    files, signal, down, reason
 ):
     folder = add_start(files, first_step=20)
     (folder / "agent_n1.json").write_text(json.dumps({"signal": signal}))
     (folder / "agent_n2.json").write_text("{")
     add_steps(files, 30)
-    close_lost_starts(files, list_starts(files))
+    close_lost_starts(files, list_starts(files), lambda nodes: down)
     end = list_starts(files)[0].end
     assert (end["status"], end["reason"]) == ("requeued", reason)
     assert (end["first_step"], end["last_step"]) == (20, 30)

@@ -147,6 +147,7 @@ def test_recomputation_is_read_from_its_words(text, meaning):
         ("200 Gbit/s per GPU", 25e9),
         ("8x NDR", 50e9),
         ("4x HDR100", 6.25e9),
+        ("8x80GB A100 per node, NVLink 600 GB/s per GPU", None),
         ("", None),
     ],
 )
@@ -187,7 +188,8 @@ def test_sharding_is_read_from_its_words(text, stage):
 @pytest.mark.parametrize(
     ("gpu", "facts"),
     [("NVIDIA A100-SXM4-40GB", "a100_40gb"), ("A100 80GB PCIe", "a100_pcie_80gb"),
-     ("H100 SXM5", "h100_sxm"), ("H100 PCIe", "h100_pcie_80gb"), ("GH200", "gh200_96gb"),
+     ("H100 SXM5", "h100_sxm"), ("H100 PCIe", "h100_pcie_80gb"),
+     ("H100 NVLink", "h100_sxm"), ("8x H100", "h100_sxm"), ("GH200", "gh200_96gb"),
      ("H20", "h20"), ("H200", "h200_sxm"), ("B200", "b200_sxm"), ("GB200 NVL72", "gb200"),
      ("MI300X", "mi300x"), ("MI250X GCD", "mi250x_gcd"), ("V100-SXM2-16GB", "v100_sxm2_16gb"),
      ("TPU v4", None), ("RTX 4090", None), ("Gaudi2", None)],

@@ -144,3 +144,11 @@ def test_an_encoder_decoder_is_read_by_name_or_by_size():
     found = read_row(row | sizes | twice, FACTS).job.model
     assert (found.num_layers, found.encoder.decoder_length, found.head_dim) == (24, 128, 128)
     assert predict_row(row | sizes | twice, FACTS).status == "predicted"
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_other_delimiters_are_read(delimiter):
+    lines = ("id,gpu,gpus,model,seq,micro_batch,notes", "a,A100,8,llama2-7b,2048,1,x")
+    (row,) = read_table("\n".join(lines).replace(",", delimiter), "t.csv")
+    assert row["model"] == "llama2-7b"
+    assert predict_row(row, FACTS).status == "predicted"

@@ -81,9 +81,10 @@ def assert_same(space, limit=8):
 @pytest.mark.parametrize(
     ("memory_gib", "fixed"),
     [
-        (3.2, {"micro_batch_size": 2}),
-        (1.6, {"micro_batch_size": 1, "sequence_parallel": False}),
-        (80.0, {"tp": 2, "recompute": "none"}),
+        (3.2, {"micro_batch_size": 2, "cp": 1, "sequence_parallel": True}),
+        (1.6, {"micro_batch_size": 1, "cp": 1, "sequence_parallel": False}),
+        (80.0, {"tp": 2, "cp": 1, "recompute": "none", "engine": "deepspeed"}),
+        (8.0, {"tp": 2, "recompute": "none", "micro_batch_size": 1, "engine": "deepspeed"}),
     ],
 )
 def test_pruning_loses_nothing_against_every_layout_tried(memory_gib, fixed):
@@ -110,8 +111,8 @@ def test_pruning_loses_nothing_on_other_models_and_clusters(
     run = small_run(memory, nodes, per_node, batch, num_layers=layers)
     network = run.hardware.network.model_copy(update={"bandwidth": bandwidth})
     run = changed(run, hardware={"network": network}, train={"micro_batch_size": 1})
-    fixed = frozenset({"micro_batch_size", "recompute"})
-    run = changed(run, parallelism={"recompute": "selective"})
+    fixed = frozenset({"micro_batch_size", "recompute", "cp"})
+    run = changed(run, parallelism={"recompute": "selective", "cp": 1})
     assert_same(build_space(run, fixed), limit=5)
 
 
@@ -156,6 +157,14 @@ def test_fixed_keys_stay_and_the_rule_of_thumb_is_never_faster():
     assert all((each.choice.tp, each.choice.schedule) == (2, "zb_h1") for each in found.best)
     best, rule = found.best[0].estimate, found.rule_of_thumb.estimate
     assert best.step.time.step_s <= rule.step.time.step_s
+
+
+def test_blocks_dealt_out_by_hand_keep_their_stages_in_every_change():
+    run = changed(small_run(), parallelism={"layers_per_stage": (2, 4), "pp": 2})
+    found = search_layouts(run, frozenset({"pp", "vpp"}))
+    assert {each.choice.pp for each in found.best} == {2}
+    assert found.best_change is not None
+    assert found.best_change.after.choice.pp == 2
 
 
 def test_typed_words_and_presets_fix_keys():

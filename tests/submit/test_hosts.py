@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import SubmissionRefused
+from launcher.errors import RunFailed, SubmissionRefused
+from launcher.node.records import list_starts
 from launcher.plan.records import Plan
 from launcher.plan.run_files import RunFiles
+from launcher.submit.cancel import cancel
 from launcher.submit.crew import HostsCrew
 from launcher.submit.hosts import (
     close_plain_job,
@@ -21,6 +23,9 @@ from launcher.submit.hosts import (
     record_plain_job,
     refuse_unready_hosts,
 )
+from launcher.submit.logs import choose_logs
+from launcher.submit.status import read_status
+from launcher.submit.write import write_bundle
 from tests.factory import TINY, h100
 from tests.submit.cases import bundled, planned
 
@@ -195,3 +200,34 @@ def test_the_end_of_a_job_whose_first_host_is_gone_is_written_down(tmp_path):
     assert json.loads(start.end.read_text())["why"] == "host a is lost"
     close_plain_job(files, job_id, is_meant=True, why="later")
     assert json.loads(start.end.read_text())["why"] == "host a is lost"
+
+
+@pytest.fixture
+def begun(tmp_path) -> RunFiles:
+    """A run on hosts whose first one has said that it begins."""
+    bundle = bundled(tmp_path / "run", on_hosts("a", "b"))
+    write_bundle(bundle)
+    files = bundle.files
+    start = files.start(record_plain_job(files, "torchrun"), 0)
+    start.root.mkdir(parents=True)
+    start.nodes.write_text(json.dumps({"nodes": ["a", "b"], "started_at": time.time()}))
+    return files
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_wish_to_cancel_is_left_for_the_hosts_and_waited_for(begun, at_once):
+    with pytest.raises(RunFailed, match=r"has not ended it within 0\.3 s"):
+        cancel(begun, 0.3, at_once)
+    assert json.loads(begun.cancelled.read_text())["now"] is at_once
+    (start,) = list_starts(begun)
+    start.files.end.write_text('{"status": "stopped", "reason": "cancelled"}')
+    with pytest.raises(SubmissionRefused, match="not-running"):
+        cancel(begun, 0.3, at_once)
+
+
+def test_logs_of_hosts_are_what_the_starter_and_each_torchrun_said(begun):
+    (start,) = list_starts(begun)
+    begun.launcher_log.write_text("ssh: no route\n")
+    start.files.torchrun_log("a").write_text("of a\n")
+    chosen = choose_logs(begun, read_status(begun), None)
+    assert chosen == [begun.launcher_log, start.files.torchrun_log("a")]

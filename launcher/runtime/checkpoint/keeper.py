@@ -16,6 +16,7 @@ from launcher.runtime.checkpoint.say import say
 from launcher.runtime.checkpoint.snapshot import Arena
 from launcher.runtime.control import Control
 from launcher.runtime.progress import Progress
+from launcher.runtime.pulse import Pulse
 
 
 class Keeper:
@@ -29,8 +30,10 @@ class Keeper:
         start: Start,
         sequence_length: int,
         note: Callable[[dict[str, Any]], None],
+        pulse: Pulse,
     ) -> None:
         """`note` puts an entry into metrics.jsonl."""
+        self._pulse = pulse
         self._policy, self._saver, self._control, self._note = policy, saver, control, note
         self._start, self._sequence_length = start, sequence_length
         self._last_error: str | None = None
@@ -48,7 +51,8 @@ class Keeper:
 
     def close(self) -> None:
         """Wait for the last save; RunFailed where it is the newest state and was not written."""
-        self._saver.wait()
+        with self._pulse.saving():
+            self._saver.wait()
         self._report()
         if self._last_error is not None:
             raise RunFailed(f"the last checkpoint was not written: {self._last_error}")
@@ -58,7 +62,8 @@ class Keeper:
             return
         new_samples = progress.consumed_samples - self._start.progress.consumed_samples
         tokens = self._start.consumed_tokens + new_samples * self._sequence_length
-        self._saver.save(progress, tokens)
+        with self._pulse.saving():
+            self._saver.save(progress, tokens)
         self._control.saved()
 
     def _report(self) -> None:
@@ -81,6 +86,7 @@ def build_keeper(
     start: Start,
     board: Board,
     note: Callable[[dict[str, Any]], None],
+    pulse: Pulse,
 ) -> Keeper:
     """What a run's ranks save with; every rank must call it."""
     run, layout, groups = trainer.frozen.run, trainer.frozen.layout, trainer.groups
@@ -97,7 +103,7 @@ def build_keeper(
     saver = Saver(target, board, Arena(groups.device), start)
     if run.checkpoint.is_on:
         saver.prepare()
-    return Keeper(run.checkpoint, saver, control, start, layout.sequence_length, note)
+    return Keeper(run.checkpoint, saver, control, start, layout.sequence_length, note, pulse)
 
 
 def _sentence(outcome: Outcome) -> str:

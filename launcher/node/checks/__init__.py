@@ -1,0 +1,1 @@
+"""Are all nodes of a job fit for it? Asked before the model is built; no torch here."""
