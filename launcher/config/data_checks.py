@@ -12,6 +12,12 @@ DATA_CHECKS = (
         "A mistyped path must not make a smaller store.",
     ),
     (
+        "tracker-installed",
+        "train.tracker",
+        "the tracker's package is installed, where the job uses the interpreter of `launch`",
+        "The run would train without its curves.",
+    ),
+    (
         "extra-installed",
         "launch tokenize INPUT",
         "the library that reads the input is installed",

@@ -19,6 +19,7 @@ from launcher.config.resume import find_changes, readable_part, refuse_changes
 from launcher.config.rules import check_run
 from launcher.config.schedule_lines import with_schedule_lines
 from launcher.config.schema import Run
+from launcher.config.tracker_check import check_tracker_here
 from launcher.config.validate import Wrote, validate_run
 from launcher.config.written import find_written
 from launcher.errors import ConfigError, Finding
@@ -119,7 +120,7 @@ def _judge(
     run = with_absolute_paths(run) if run is not None else None
     found = [*findings, *unreadable, *refused]
     if run is not None and not unknown_groups:
-        found += [*check_run(run), *check_data_files(run), *also(run)]
+        found += [*check_run(run), *check_data_files(run), *check_tracker_here(run), *also(run)]
     else:
         unreadable_keys = {finding.field for finding in refused} | unknown_groups
         part = partial_run(values, unreadable_keys)

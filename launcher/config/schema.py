@@ -206,6 +206,10 @@ class Train(Record):
     """Steps between lines of metrics.jsonl."""
     compile: Safe[bool] = False
     """torch.compile every block."""
+    tracker: Safe[Literal["tensorboard", "wandb"] | None] = None
+    """Also gets every line of metrics.jsonl. None: no tracker."""
+    tracker_project: Safe[str | None] = None
+    """Weights & Biases' project. None: its own setting, WANDB_PROJECT or "uncategorized"."""
 
 
 class Precision(Record):

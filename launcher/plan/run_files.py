@@ -87,6 +87,16 @@ class RunFiles:
         return self.root / "metrics.jsonl"
 
     @property
+    def tracker(self) -> Path:
+        """Name of the run with its tracker: the same one whenever the run goes on."""
+        return self.root / "tracker_id"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files of TensorBoard."""
+        return self.root / "tensorboard"
+
+    @property
     def summary(self) -> Path:
         """Predicted beside measured, and the outcome."""
         return self.root / "summary.json"

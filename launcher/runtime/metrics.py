@@ -19,6 +19,7 @@ from launcher.plan.run_files import RunFiles
 from launcher.runtime.build import Trainer
 from launcher.runtime.checkpoint.restore import Start
 from launcher.runtime.checkpoint.say import say
+from launcher.runtime.tracker import GuardedTracker, open_tracker
 
 
 class MetricsLog:
@@ -28,8 +29,8 @@ class MetricsLog:
     every step is there once, and a summary covers the whole run.
     """
 
-    def __init__(self, path: Path, trainer: Trainer, start: Start) -> None:
-        layout = trainer.frozen.layout
+    def __init__(self, files: RunFiles, trainer: Trainer, start: Start) -> None:
+        layout, path = trainer.frozen.layout, files.metrics
         self._tokens_per_step = layout.global_batch_size * layout.sequence_length
         self._path = path if trainer.groups.rank == 0 else None
         self._unwritten: list[str] = []
@@ -37,7 +38,9 @@ class MetricsLog:
         """Seconds of every logged step of the whole run."""
         self.last: dict[str, Any] = {}
         self.validation_loss: float | None = None
+        self._tracker: GuardedTracker | None = None
         if self._path is not None:
+            self._tracker = open_tracker(trainer.frozen.run, files, start.progress.step)
             for entry in keep_before(self._path, start.progress.step):
                 self._remember(entry)
             if start.name is not None:
@@ -56,8 +59,9 @@ class MetricsLog:
 
     def add_event(self, entry: dict[str, Any]) -> None:
         """Log something else that happened; on a full disk, later."""
-        if self._path is None:
+        if self._path is None or self._tracker is None:
             return
+        self._tracker.add(entry)
         self._unwritten.append(json.dumps(entry) + "\n")
         try:
             append_lines(self._path, self._unwritten)
@@ -66,6 +70,11 @@ class MetricsLog:
                 say(f"metrics.jsonl cannot be written now ({error.strerror}); training goes on")
             return
         self._unwritten = []
+
+    def close(self) -> None:
+        """Nothing more will be logged."""
+        if self._tracker is not None:
+            self._tracker.close()
 
     def _remember(self, entry: dict[str, Any]) -> None:
         if "loss" in entry:

@@ -26,7 +26,7 @@ def train(trainer: Trainer, files: RunFiles, start: Start, board: Board, pulse: 
     run = trainer.frozen.run
     if trainer.groups.rank == 0:
         files.summary.unlink(missing_ok=True)  # of an attempt that was stopped
-    log = MetricsLog(files.metrics, trainer, start)
+    log = MetricsLog(files, trainer, start)
     keeper = build_keeper(trainer, files, start, board, log.add_event, pulse)
     progress, is_stopped = start.progress, False
     pulse.begin("training")
@@ -35,6 +35,7 @@ def train(trainer: Trainer, files: RunFiles, start: Start, board: Board, pulse: 
         progress = _logged_step(trainer, progress, log, is_last, pulse)
         is_stopped = keeper.after_step(progress, is_last)
     keeper.close()
+    log.close()
     write_summary(files, trainer, log, progress.step)
 
 

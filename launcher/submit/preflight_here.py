@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.config.data_files import missing_data
+from launcher.config.tracker_check import check_tracker
 from launcher.errors import Finding
 from launcher.plan.records import Plan
 from launcher.render.container import read_mount
@@ -38,6 +39,8 @@ def around_the_workers(plan: Plan, folder: Path) -> Iterator[Finding]:
         if not os.path.exists(os.path.expanduser(path)):
             reason = "it is not there, on this machine, which sees what the nodes see"
             yield Finding(field=key, value=path, rule="path-visible", reason=reason)
+    if not (launch.python or launch.venv or launch.conda or launch.container):
+        yield from check_tracker(run)
     for name in launch.secrets:
         if not os.environ.get(name):
             reason = f"{name} is not set in this shell, from which jobs inherit it"
