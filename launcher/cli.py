@@ -39,7 +39,7 @@ _CONFIG = frozenset({"config_dir", "cfg", "package", "resolve"})
 _VERBS = {
     "run": Verb(action=commands.run, flags=_CONFIG | {"dry_run", "run_dir", "multirun", "wait"}),
     "plan": Verb(action=commands.plan, flags=_CONFIG | {"json", "multirun", "html", "trace"}),
-    "search": Verb(action=search_commands.search, flags=_CONFIG | {"json"}),
+    "search": Verb(action=search_commands.search, flags=_CONFIG | {"json", "include_planned"}),
     "verify": Verb(action=commands.verify, flags=_CONFIG | {"json", "run_dir"}),
     "convert": Verb(
         action=commands.convert,

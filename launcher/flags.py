@@ -87,6 +87,7 @@ def build_parser() -> Parser:
     add("--wait", action="store_true", help="run with launch=slurm: follow the job to its end")
     add("--json", action="store_true", help="one JSON document on standard output")
     add("--run-dir", metavar="DIR", help="run directory (default: runs/<name>-<time>)")
+    add("--include-planned", action="store_true", help="search: offload as well")
     add("--html", metavar="FILE", help="plan: also write it as a page for a browser")
     add("--trace", metavar="FILE", help="plan: also write the step's timeline, for ui.perfetto.dev")
     add("--config-dir", "-cd", metavar="DIR", action="append", default=[], help="own conf tree")

@@ -22,7 +22,8 @@ def search(request: Request) -> int:
     loaded = load_run([*words, *suiting_words(words)], request.config_dirs)
     run = loaded.run
     _require_equal_devices(run)
-    found = search_layouts(run, fixed_keys(words, run))
+    has_planned = bool(request.flags.get("include_planned"))
+    found = search_layouts(run, fixed_keys(words, run), has_planned=has_planned)
     if request.json:
         print(json_module.dumps(found_json(found, run, words), indent=1))
     else:

@@ -261,6 +261,8 @@ def _order(predicted: Predicted) -> str:
     words = [
         f"; {axis}={getattr(choice, axis)}" for axis in ("cp", "ep") if getattr(choice, axis) > 1
     ]
+    if choice.offload != "none":
+        words.append(f"; offload={choice.offload}")
     if choice.order != ("tp", "cp", "dp", "pp"):
         words.append(f"; order {','.join(choice.order)}")
     return "".join(words)

@@ -220,6 +220,22 @@ def test_where_nothing_fits_it_says_what_is_missing_and_what_would_fit(capsys):
         assert launch(capsys, verb, "--json", *typed)[0] == 0
 
 
+def test_offload_is_searched_where_what_is_only_planned_counts(capsys):
+    words = (
+        "search",
+        "--include-planned",
+        "model=llama3_70b",
+        "hardware=h100x8",
+        "parallelism.tp=8",
+    )
+    code, out, _ = launch(capsys, *words)
+    assert code == 0
+    assert "; offload=" in out
+    found = json.loads(launch(capsys, *words, "--json")[1])["candidates"]
+    assert {one["layout"]["offload"] for one in found} <= {"optimizer", "parameters"}
+    assert found[0]["memory"]["fits"]
+
+
 def test_auto_takes_the_first_of_the_search(capsys):
     words = ("model=llama3_8b", "hardware=h100x8")
     _, out, _ = launch(capsys, "search", "--json", *words)
