@@ -50,6 +50,8 @@ class Lifeline:
         """Take the secrets into the environment, then listen until `let_go`."""
         if self._stream is not None:
             os.environ.update(json.loads(self._first_line() or b"{}"))
+        # What a shell starts in the background ignores the signal by which this ends the job.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         threading.Thread(target=self._listen, daemon=True).start()
 
     def let_go(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -46,6 +47,8 @@ def agent(tmp_path):
             [sys.executable, "-c", AGENT, str(tmp_path), str(silence_s)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
+            # As in the background of a shell.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
         )  # fmt: skip
         started.append(process)
         process.stdin.write(json.dumps({"TOKEN": "s3cret"}) + "\n")
