@@ -113,9 +113,8 @@ def predict_s(pair: Pair, chain: Chain) -> float:
     """The plan's time of our step on this machine."""
     pp = chain.num_stages
     job = runtime_job(on_this_machine(make_run(), pp), schedule_layout(pair, chain))
-    schedule = build_schedule(pair.ours, pp, NUM_MICROBATCHES, pair.num_chunks)
     stages = [whole_stage(rank, chain) for rank in range(pp)]
-    return estimate_job(job, stages, schedule).time.step_s
+    return estimate_job(job, stages, chain).time.step_s
 
 
 def build_torch(rank: int, pair: Pair, chain: Chain) -> Step:
