@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from launcher.config.schema import Run
@@ -213,6 +213,7 @@ def sweeps(answers: Sequence[Answer]) -> list[dict[str, Any]]:
     for answer in answers:
         if answer.predicted_step_s and answer.measured_step_s:
             groups.setdefault(answer.group, []).append(answer)
+    groups = {group: _layouts(members) for group, members in groups.items()}
     return [
         {
             "group": " ".join(group),
@@ -223,6 +224,20 @@ def sweeps(answers: Sequence[Answer]) -> list[dict[str, Any]]:
         for group, members in groups.items()
         if len(members) >= 3
     ]
+
+
+def _layouts(members: Sequence[Answer]) -> list[Answer]:
+    """Runs of the very same job are one layout, by their mean: no prediction can order them."""
+    same: dict[tuple[float, int], list[float]] = {}
+    for answer in members:
+        same.setdefault((answer.predicted_step_s or 0.0, answer.tokens), []).append(
+            answer.measured_step_s or 0.0
+        )
+    return [
+        replace(members[0], predicted_step_s=predicted, tokens=tokens,
+                measured_step_s=statistics.fmean(measured))
+        for (predicted, tokens), measured in same.items()
+    ]  # fmt: skip
 
 
 def _regret(members: Sequence[Answer]) -> float:

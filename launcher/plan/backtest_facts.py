@@ -102,6 +102,7 @@ PROGRAMS = (
             unused_gradients=False,
             reduce_bytes=2,
             gradient_bytes=2,
+            whole_tensors=True,
         ),
     ),
     Program(
@@ -211,8 +212,6 @@ def find_execution(
     recompute, share = read_recompute(row["recompute"], num_layers)
     changes |= {"recompute": recompute, "recompute_share": share}
     changes["shard_size"] = _shard_size(row, hardware.gpus_per_node or 1)
-    if "internevo" in row["source"].lower() and "all dp" in row["zero_or_fsdp"].lower():
-        changes["broadcasts_shards"] = True
     return replace(execution, **changes)
 
 
