@@ -142,7 +142,8 @@ def _refuse_early(stage: int, action: Action, needed: Kind) -> NoReturn:
 
 
 def _refuse_extra(stage: int, action: Action, schedule: Schedule) -> NoReturn:
-    limit = f"{schedule.num_microbatches} microbatches"
+    count = schedule.num_microbatches
+    limit = f"{count} microbatch{'es' if count > 1 else ''}"
     if schedule.num_chunks > 1 or action.chunk:
         limit += f" and {schedule.num_chunks} chunks"
     raise ScheduleError(f"stage {stage}: {action} is beyond the {limit}")

@@ -55,21 +55,22 @@ def check_schedule_file(run: Run) -> list[Finding]:
             )
         ]
     wanted = (
-        ("parallelism.pp", degrees.pp, schedule.num_stages, "stages"),
-        ("parallelism.vpp", degrees.vpp, schedule.num_chunks, "chunks per stage"),
+        ("parallelism.pp", degrees.pp, schedule.num_stages, "stage", "stages"),
+        ("parallelism.vpp", degrees.vpp, schedule.num_chunks, "chunk per stage",
+         "chunks per stage"),
         ("train.num_microbatches", train.num_microbatches, schedule.num_microbatches,
-         "microbatches"),
+         "microbatch", "microbatches"),
     )  # fmt: skip
     return [
         Finding(
             field=field,
             value="null" if given is None else given,
             rule="schedule-file-fits",
-            reason=f"the schedule in {degrees.schedule} has {has} {what}",
+            reason=f"the schedule in {degrees.schedule} has {has} {what if has > 1 else one}",
             legal=(has,),
             fix=f"{field}={has}",
         )
-        for field, given, has, what in wanted
+        for field, given, has, one, what in wanted
         if given != has
     ]
 
