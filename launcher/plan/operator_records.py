@@ -6,16 +6,15 @@ T = tokens of a microbatch on this rank. Traffic is counted in elements per toke
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 
 from launcher.plan.encoder import target_length
 from launcher.plan.execution import Job
 from launcher.plan.kernels import Gemm
 
 
-@dataclass(frozen=True, kw_only=True)
-class Matmul:
+class Matmul(NamedTuple):
     """A product with a weight: backward is one product for the input and one for the weight."""
 
     forward: Gemm
@@ -25,8 +24,7 @@ class Matmul:
     """Kept, where recomputation is by operator; every second product is not."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Traffic:
+class Traffic(NamedTuple):
     """Kernels that move memory only."""
 
     forward_bytes: float
@@ -35,8 +33,7 @@ class Traffic:
     backward_kernels: int = 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class Attention:
+class Attention(NamedTuple):
     """Scores, softmax and weighted sum of one microbatch."""
 
     batch: int
@@ -52,8 +49,7 @@ class Attention:
     dropout: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Work:
+class Work(NamedTuple):
     """The kernels of one block (or of one end of the model)."""
 
     matmuls: tuple[Matmul, ...] = ()
@@ -61,12 +57,11 @@ class Work:
     attention: tuple[Attention, ...] = ()
     all_to_all_bytes: float = 0.0
     """What each of two exchanges of tokens between experts sends per pass."""
-    grouped: tuple[Matmul, ...] = field(default=())
+    grouped: tuple[Matmul, ...] = ()
     """Products of the experts, one kernel for all of them."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Size:
+class Size(NamedTuple):
     """Widths and tokens on one rank."""
 
     batch: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Kind = Literal["F", "B", "W", "send_forward", "recv_forward", "send_backward", "recv_backward"]
 COMPUTE: tuple[Kind, ...] = ("F", "B", "W")
@@ -76,8 +76,7 @@ class Chain:
         return self.home(part) if 0 <= part < self.num_parts else None
 
 
-@dataclass(frozen=True, kw_only=True)
-class StageTimes:
+class StageTimes(NamedTuple):
     """How long one microbatch takes on one part of the model."""
 
     forward_s: float

@@ -170,8 +170,7 @@ class Coster:
         if key not in self._nearest:
             job = self.mesh_job(mesh, False)
             hardware, per_node = job.hardware, job.layout.gpus_per_node
-            self._nearest[key] = replace(
-                self.links(job),
+            self._nearest[key] = self.links(job)._replace(
                 tp=_quickest_tp(job),
                 cp=stride_link(hardware, per_node, 1, mesh.cp),
                 ep=stride_link(hardware, per_node, 1, mesh.ep),

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 from launcher.config.schema import Model, Run
 from launcher.plan.records import Stage
@@ -18,8 +19,7 @@ Kinds = tuple[tuple[int, int], ...]
 """(index of a kind of parts, how many of it)"""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Probe:
+class Probe(NamedTuple):
     """A stage that a bound looks at."""
 
     stage: int

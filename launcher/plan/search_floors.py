@@ -6,7 +6,8 @@ with every layout tried.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from launcher.plan.collectives import Links
 from launcher.plan.execution import Job
@@ -24,8 +25,7 @@ from launcher.plan.stage_time import BlockTimes, PartCost, StageState, part_cost
 from launcher.plan.step_time import tail_s_of, update_s
 
 
-@dataclass(frozen=True, kw_only=True)
-class Floor:
+class Floor(NamedTuple):
     """What a sharding takes at least."""
 
     busy_s: float
@@ -34,8 +34,7 @@ class Floor:
     """Behind the pipeline."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Lightest:
+class _Lightest(NamedTuple):
     """State of a stage with its traffic at best, and the links of that."""
 
     state: StageState
@@ -92,7 +91,7 @@ class Floors:
         samples = mesh.micro * count * dp
         busy_s = 0.0
         if pp == 1 or zero_stage == 3:
-            links = replace(nearest, shard=lightest.shard, dp=lightest.dp, replica=lightest.replica)
+            links = nearest._replace(shard=lightest.shard, dp=lightest.dp, replica=lightest.replica)
             cost = part_cost(job, stage, parts, links)
             busy_s = count * (cost.forward_s + cost.input_s + cost.weight_s)
         if zero_stage == 3:
@@ -120,12 +119,11 @@ class Floors:
             best, links = min(
                 found, key=lambda pair: pair[0].traffic.reduce_s + pair[0].traffic.gather_s
             )
-            traffic = replace(
-                best.traffic,
+            traffic = best.traffic._replace(
                 reduce_s=min(state.traffic.reduce_s for state, _ in found),
                 gather_s=min(state.traffic.gather_s for state, _ in found),
             )
-            state = replace(best, traffic=traffic)
+            state = best._replace(traffic=traffic)
             self._lightest[key] = _Lightest(
                 state=state, update_s=update_s(job, state), shard=links.shard, dp=links.dp,
                 replica=links.replica,
@@ -183,9 +181,12 @@ class Floors:
                 )  # fmt: skip
                 return _times(part_cost(job, piece, parts, nearest), late)
 
-            block = vars(times(end - 1))
-            dense = vars(times(0)) if self._num_dense else block
-            ends = (vars(times(end - 1, is_first=True)), vars(times(end - 1, is_last=True)))
+            block = times(end - 1)._asdict()
+            dense = times(0)._asdict() if self._num_dense else block
+            ends = (
+                times(end - 1, is_first=True)._asdict(),
+                times(end - 1, is_last=True)._asdict(),
+            )
             first, last = ({key: each[key] - block[key] for key in block} for each in ends)
             self._units[mesh, late] = block, dense, first, last
         return self._units[mesh, late]
