@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
+from launcher.config.schema import Model
 from launcher.plan.encoder import target_length
 from launcher.plan.execution import Job
 from launcher.plan.kernels import Gemm
@@ -81,23 +82,32 @@ class Size(NamedTuple):
     vocabulary: int
 
 
-@lru_cache(maxsize=256)
 def size_of(job: Job) -> Size:
     """Sizes on one rank of this layout; of an encoder-decoder those of its decoder."""
-    model, layout = job.model, job.layout
-    tp, length = layout.tp, target_length(model, layout.sequence_length)
-    tokens = layout.micro_batch_size * length // layout.cp
-    is_split = job.execution.sequence_parallel
+    layout, execution = job.layout, job.execution
+    return _size(
+        job.model, layout.tp, layout.cp, layout.micro_batch_size, layout.sequence_length,
+        execution.sequence_parallel, execution.repeats_keys,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=4096)
+def _size(
+    model: Model, tp: int, cp: int, batch: int, input_length: int, is_split: bool,
+    repeats_keys: bool,
+) -> Size:  # fmt: skip
+    length = target_length(model, input_length)
+    tokens = batch * length // cp
     queries = model.num_heads // tp * model.head_size
     keys = max(1, model.kv_heads // tp) * model.head_size
     return Size(
-        batch=layout.micro_batch_size,
+        batch=batch,
         tokens=tokens,
         sequence=length,
         norm_tokens=-(-tokens // tp) if is_split else tokens,
         queries=queries,
         keys=keys,
-        read_keys=queries if job.execution.repeats_keys else keys,
+        read_keys=queries if repeats_keys else keys,
         heads=model.num_heads // tp,
         ffn=-(-model.ffn_hidden_size // tp),
         vocabulary=-(-model.vocab_size // tp),

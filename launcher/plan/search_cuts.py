@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,21 +14,21 @@ from launcher.plan.schedule_records import Chain
 from launcher.plan.stage_time import Parts
 from launcher.plan.stages import count_dense_layers, make_stages, split_layers
 
-Kinds = tuple[tuple[int, int], ...]
-"""(index of a kind of parts, how many of it)"""
+Units = tuple[int, int, int, int]
+"""Of some parts together: blocks, those of them without experts apart, first ends, last ends."""
 
 
 class Probe(NamedTuple):
     """A stage that a bound looks at."""
 
     stage: int
-    own: Kinds
+    own: Units
     """Its parts."""
-    before: Kinds
+    before: Units
     """First parts of the stages before it."""
-    own_but_last: Kinds
-    last: int
-    """Kind of its last part."""
+    own_but_last: Units
+    last: Units
+    """Its last part."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +73,14 @@ class Cut:
         return tuple((stage.num_layers, stage.is_first, stage.is_last) for stage in self.stages)
 
     @cached_property
-    def all_kinds(self) -> Kinds:
-        """Of the whole model."""
-        return _count(self.kinds)
+    def whole(self) -> Units:
+        """The whole model."""
+        return self._units(self.kinds)
+
+    @cached_property
+    def first(self) -> Units:
+        """The first part."""
+        return self._units(self.kinds[:1])
 
     @cached_property
     def probes(self) -> tuple[Probe, ...]:
@@ -94,9 +98,17 @@ class Cut:
         chunks = range(self.chain.num_chunks)
         own = [self.kinds[self.chain.part(stage, chunk)] for chunk in chunks]
         return Probe(
-            stage=stage, own=_count(own), before=_count(self.kinds[:stage]),
-            own_but_last=_count(own[:-1]), last=own[-1],
+            stage=stage, own=self._units(own), before=self._units(self.kinds[:stage]),
+            own_but_last=self._units(own[:-1]), last=self._units(own[-1:]),
         )  # fmt: skip
+
+    def _units(self, parts: Iterable[int]) -> Units:
+        blocks = dense = first = last = 0
+        for kind in parts:
+            layers, plain, is_first, is_last = self.piece_kinds[kind]
+            blocks, dense = blocks + layers - plain, dense + plain
+            first, last = first + is_first, last + is_last
+        return blocks, dense, first, last
 
 
 class Cuts:
@@ -142,7 +154,3 @@ def _cut(model: Model, chain: Chain, bounds: Sequence[tuple[int, int]]) -> Cut:
     return Cut(
         model=model, chain=chain, bounds=tuple(bounds), pieces=tuple(pieces), kinds=tuple(kinds)
     )
-
-
-def _count(kinds: Iterable[int]) -> Kinds:
-    return tuple(sorted(Counter(kinds).items()))

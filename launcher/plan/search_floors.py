@@ -14,8 +14,7 @@ from launcher.plan.execution import Job
 from launcher.plan.links import Link
 from launcher.plan.records import Stage
 from launcher.plan.schedule import SCHEDULES
-from launcher.plan.schedule_records import StageTimes
-from launcher.plan.search_bounds import quick_s
+from launcher.plan.search_bounds import Quad, UnitTimes, quick_s
 from launcher.plan.search_choice import ORDERS
 from launcher.plan.search_cost import Coster, Mesh, has_late_weights
 from launcher.plan.search_cuts import Cut
@@ -53,7 +52,7 @@ class Floors:
         experts = self.model.experts
         self._num_dense = min(self.model.num_layers, experts.num_dense_layers) if experts else 0
         self._lightest: dict[object, _Lightest] = {}
-        self._units: dict[object, tuple[dict[str, float], ...]] = {}
+        self._units: dict[object, UnitTimes] = {}
         self._p2p: dict[object, float] = {}
 
     def mesh_s(self, mesh: Mesh) -> float:
@@ -149,47 +148,45 @@ class Floors:
         if name not in SCHEDULES:
             return 0.0
         mesh, _, dp, count, _ = stages
-        p2p_s = self._quickest_p2p_s(stages)
-        times = self._piece_times(mesh, has_late_weights(name), cut)
-        return quick_s(name, cut, count, times, p2p_s) / (mesh.micro * count * dp)
+        times = self._unit_times(mesh, has_late_weights(name))
+        pipeline_s = quick_s(name, cut, count, times, self._quickest_p2p_s(stages))
+        return pipeline_s / (mesh.micro * count * dp)
 
-    def _piece_times(self, mesh: Mesh, late: bool, cut: Cut) -> list[StageTimes]:
-        """Of every kind of part; what sharded weights wait for is in the sharding's floor."""
-        block, dense, first, last = self._unit_times(mesh, late)
-        return [
-            StageTimes(**{
-                key: (layers - num_dense) * block[key] + num_dense * dense[key]
-                + is_first * first[key] + is_last * last[key]
-                for key in block
-            })
-            for layers, num_dense, is_first, is_last in cut.piece_kinds
-        ]  # fmt: skip
-
-    def _unit_times(self, mesh: Mesh, late: bool) -> tuple[dict[str, float], ...]:
+    def _unit_times(self, mesh: Mesh, late: bool) -> UnitTimes:
         """Of a block, of one without experts, and of the model's ends: their sums are a part's
-        times, as `part_cost` has them where nothing but blocks and ends takes time.
+        times, as `part_cost` has them where nothing but blocks and ends takes time. What sharded
+        weights wait for is in the sharding's floor.
         """
-        if (mesh, late) not in self._units:
-            coster, end = self.coster, self.model.num_layers
-            job, nearest = coster.mesh_job(mesh, late), coster.nearest(mesh)
-            parts = coster.parts(mesh, late, nearest)
+        found = self._units.get((mesh, late))
+        if found is not None:
+            return found
+        coster, end = self.coster, self.model.num_layers
+        job, nearest = coster.mesh_job(mesh, late), coster.nearest(mesh)
+        parts = coster.parts(mesh, late, nearest)
 
-            def times(start: int, is_first: bool = False, is_last: bool = False) -> StageTimes:
-                piece = Stage(
-                    stage=0, first_layer=start, end_layer=start + 1, parameters=0,
-                    is_first=is_first, is_last=is_last,
-                )  # fmt: skip
-                return _times(part_cost(job, piece, parts, nearest), late)
+        def cost(start: int, is_first: bool = False, is_last: bool = False) -> PartCost:
+            piece = Stage(
+                stage=0, first_layer=start, end_layer=start + 1, parameters=0,
+                is_first=is_first, is_last=is_last,
+            )  # fmt: skip
+            return part_cost(job, piece, parts, nearest)
 
-            block = times(end - 1)._asdict()
-            dense = times(0)._asdict() if self._num_dense else block
-            ends = (
-                times(end - 1, is_first=True)._asdict(),
-                times(end - 1, is_last=True)._asdict(),
-            )
-            first, last = ({key: each[key] - block[key] for key in block} for each in ends)
-            self._units[mesh, late] = block, dense, first, last
-        return self._units[mesh, late]
+        block = cost(end - 1)
+        dense = cost(0) if self._num_dense else block
+        ends = (cost(end - 1, is_first=True), cost(end - 1, is_last=True))
+        first, last = (
+            [of_end - of_block for of_end, of_block in zip(each, block, strict=True)]
+            for each in ends
+        )
+        forward, backward, weight, _ = zip(block, dense, first, last, strict=True)
+        passes = _added(forward, backward)
+        work = _added(passes, weight)
+        if late:
+            found = UnitTimes(forward, backward, passes, work, weight)
+        else:
+            found = UnitTimes(forward, _added(backward, weight), work, work, None)
+        self._units[mesh, late] = found
+        return found
 
     def _quickest_p2p_s(self, stages: Stages) -> float:
         mesh, pp, dp, _, _ = stages
@@ -200,13 +197,8 @@ class Floors:
         return self._p2p[key]
 
 
-def _times(cost: PartCost, splits: bool) -> StageTimes:
-    """No transfer holds it up."""
-    return StageTimes(
-        forward_s=cost.forward_s,
-        backward_s=cost.input_s + (0.0 if splits else cost.weight_s),
-        weight_s=cost.weight_s if splits else 0.0,
-    )
+def _added(one: Quad, other: Quad) -> Quad:
+    return one[0] + other[0], one[1] + other[1], one[2] + other[2], one[3] + other[3]
 
 
 def _pass_s(times: BlockTimes) -> float:

@@ -104,16 +104,18 @@ def partial_gradients(job: Job, stages: Sequence[Stage]) -> tuple[int, int]:
     All that a tp rank holds whole: norms, biases of row-parallel layers, learned positions; of the
     stage that has most of them.
     """
-    whole = _count_whole(job.model)
-    found = []
-    for stage in stages:
-        times = (stage.num_layers, stage.is_first, stage.is_last)
-        found.append(tuple(
-            sum(each * count[kind] for each, count in zip(times, whole, strict=True))
-            for kind in (0, 1)
-        ))  # fmt: skip
-    elements, number = max(found)
-    return number, elements
+    kinds = {(stage.num_layers, stage.is_first, stage.is_last) for stage in stages}
+    return max([_count_partial(job.model, kind) for kind in kinds])[::-1]
+
+
+@lru_cache(maxsize=1024)
+def _count_partial(model: Model, kind: tuple[int, bool, bool]) -> tuple[int, int]:
+    """Elements and number, of a stage of so many blocks and these ends."""
+    elements, numbers = zip(*_count_whole(model), strict=True)
+    return (
+        sum(each * count for each, count in zip(kind, elements, strict=True)),
+        sum(each * count for each, count in zip(kind, numbers, strict=True)),
+    )
 
 
 @lru_cache(maxsize=64)
