@@ -164,11 +164,12 @@ class Coster:
 
     def cut(self, mesh: Mesh, chain: Chain) -> Cut:
         """As `plan_stages` splits the model."""
-        key = (mesh, chain.num_stages, chain.num_chunks, chain.placement)
-        if key not in self._cuts:
+        key = (mesh, id(chain))  # chains are kept, so that a number is one chain's alone
+        cut = self._cuts.get(key)
+        if cut is None:
             # Communication has no part in a split: all links have the same.
-            self._cuts[key] = self.cuts.of(chain, self.nearest_parts(mesh))
-        return self._cuts[key]
+            cut = self._cuts[key] = self.cuts.of(chain, self.nearest_parts(mesh))
+        return cut
 
     def nearest_parts(self, mesh: Mesh) -> Parts:
         """Times over the nearest links, backward whole."""
@@ -177,13 +178,14 @@ class Coster:
         return self._nearest_parts[mesh]
 
     def chain(self, name: str, pp: int, vpp: int) -> Chain:
-        """Where the parts of the model sit."""
+        """Where the parts of the model sit; equal ones are one object."""
         key = (name, pp, vpp)
-        if key not in self._chains:
-            self._chains[key] = (
-                plan_file(self.run).chain if is_schedule_file(name) else named_chain(*key)
-            )
-        return self._chains[key]
+        chain = self._chains.get(key)
+        if chain is None:
+            chain = plan_file(self.run).chain if is_schedule_file(name) else named_chain(*key)
+            alike = (chain.num_stages, chain.num_chunks, chain.placement)
+            chain = self._chains[key] = self._chains.setdefault(alike, chain)
+        return chain
 
     def links(self, job: Job) -> Links:
         """Of a mesh in its order of ranks."""

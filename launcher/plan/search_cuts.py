@@ -12,7 +12,7 @@ from launcher.config.schema import Model, Run
 from launcher.plan.records import Stage
 from launcher.plan.schedule_records import Chain
 from launcher.plan.stage_time import Parts
-from launcher.plan.stages import count_dense_layers, make_stages, split_layers
+from launcher.plan.stages import Shares, count_dense_layers, make_stages, split_evenly
 
 Units = tuple[int, int, int, int]
 """Of some parts together: blocks, those of them without experts apart, first ends, last ends."""
@@ -117,22 +117,31 @@ class Cuts:
     def __init__(self, run: Run) -> None:
         self.run = run
         self._known: dict[object, Cut] = {}
+        self._shares: dict[object, Shares] = {}
 
     def of(self, chain: Chain, parts: Parts) -> Cut:
         """As `plan_stages` splits the model, by the time of its parts."""
-        model, by_hand = self.run.model, self.run.parallelism.layers_per_stage
-        if by_hand is not None:
-            bounds = list(pairwise(accumulate(by_hand, initial=0)))
-        else:
-            bounds = split_layers(
-                model.num_layers, chain.num_parts,
-                block_cost=parts.block_s, first_cost=parts.embedding_s, last_cost=parts.head_s,
-            )  # fmt: skip
-        # The ends decide the rest: what is between them is shared out evenly.
-        key = (chain.num_stages, chain.num_chunks, chain.placement, bounds[0][1], bounds[-1][0])
-        if key not in self._known:
-            self._known[key] = _cut(model, chain, bounds)
-        return self._known[key]
+        count, by_hand = chain.num_parts, self.run.parallelism.layers_per_stage
+        shares = None
+        if by_hand is None and count > 1:
+            shares = self._split(count, parts)
+        # One chain object stands for all of its kind; the other two splits have one outcome.
+        key = (id(chain), shares)
+        cut = self._known.get(key)
+        if cut is None:
+            blocks = by_hand or (self.run.model.num_layers,)
+            counts = blocks if shares is None else shares.counts(count)
+            bounds = list(pairwise(accumulate(counts, initial=0)))
+            cut = self._known[key] = _cut(self.run.model, chain, bounds)
+        return cut
+
+    def _split(self, count: int, parts: Parts) -> Shares:
+        costs = parts.block.total_s, parts.embedding.total_s, parts.head.total_s
+        key = (count, costs)
+        shares = self._shares.get(key)
+        if shares is None:
+            shares = self._shares[key] = split_evenly(self.run.model.num_layers, count, *costs)
+        return shares
 
 
 def _cut(model: Model, chain: Chain, bounds: Sequence[tuple[int, int]]) -> Cut:

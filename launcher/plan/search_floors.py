@@ -16,7 +16,7 @@ from launcher.plan.records import Stage
 from launcher.plan.schedule import SCHEDULES
 from launcher.plan.search_bounds import Quad, UnitTimes, quick_s
 from launcher.plan.search_choice import ORDERS
-from launcher.plan.search_cost import Coster, Mesh, has_late_weights
+from launcher.plan.search_cost import Coster, Mesh
 from launcher.plan.search_cuts import Cut
 from launcher.plan.search_memory import Sharding
 from launcher.plan.search_stages import PLAINEST, Stages, choice_in
@@ -54,6 +54,17 @@ class Floors:
         self._lightest: dict[object, _Lightest] = {}
         self._units: dict[object, UnitTimes] = {}
         self._p2p: dict[object, float] = {}
+
+    def block_s(self, mesh: Mesh) -> float:
+        """`mesh_s` of a microbatch that others divide: no part of it takes less time.
+
+        A kernel or a collective of twice the size takes at most twice as long: none of their
+        models starts below zero. Not so of measured ones, nor of what shows beside products.
+        """
+        run = self.coster.run
+        if (run.hardware.gpu and run.hardware.gpu.kernels) or run.parallelism.overlap_tp:
+            return 0.0
+        return self.mesh_s(mesh)
 
     def mesh_s(self, mesh: Mesh) -> float:
         """All work of a sample, shared out evenly: no pipeline, no wait for it, no tail."""
@@ -143,14 +154,13 @@ class Floors:
         jobs = [replace(job, layout=replace(layout, order=order)) for order in found.values()]
         return [self.coster.links(one) for one in jobs]
 
-    def pipeline_s(self, stages: Stages, name: str, cut: Cut) -> float:
+    def pipeline_s(self, stages: Stages, name: str, late: bool, cut: Cut, p2p_s: float) -> float:
         """The schedule's bound, whatever the sharding, on the quickest links of any order."""
         if name not in SCHEDULES:
             return 0.0
         mesh, _, dp, count, _ = stages
-        times = self._unit_times(mesh, has_late_weights(name))
-        pipeline_s = quick_s(name, cut, count, times, self._quickest_p2p_s(stages))
-        return pipeline_s / (mesh.micro * count * dp)
+        times = self._unit_times(mesh, late)
+        return quick_s(name, cut, count, times, p2p_s) / (mesh.micro * count * dp)
 
     def _unit_times(self, mesh: Mesh, late: bool) -> UnitTimes:
         """Of a block, of one without experts, and of the model's ends: their sums are a part's
@@ -188,7 +198,8 @@ class Floors:
         self._units[mesh, late] = found
         return found
 
-    def _quickest_p2p_s(self, stages: Stages) -> float:
+    def quickest_p2p_s(self, stages: Stages) -> float:
+        """Of a transfer to the next stage, in any order of ranks."""
         mesh, pp, dp, _, _ = stages
         key = (mesh[:5], pp, dp)
         if key not in self._p2p:

@@ -86,13 +86,16 @@ class Memory:
             }
         return self._states[key]
 
-    def first_room(self, mesh: Mesh, name: str, count: int, cut: Cut) -> int:
-        """The same as `room`, of the first stage, along a schedule that has a name."""
-        pp, vpp = cut.chain.num_stages, cut.chain.num_chunks
-        if pp == 1 or self._is_file:
+    def first_peak(self, name: str, pp: int, vpp: int, count: int) -> int | None:
+        """Chunks of microbatches that the first stage keeps; None where no bound counts them."""
+        return None if pp == 1 or self._is_file else peaks_of(name, pp, count, vpp)[0]
+
+    def first_room(self, mesh: Mesh, peak: int | None, cut: Cut) -> int:
+        """The same as `room`, of the first stage, which keeps `peak` chunks."""
+        if peak is None:
             return NO_LIMIT
         block, passing = self.kept(mesh)
-        alive = peaks_of(name, pp, count, vpp)[0] * cut.first_layers * block // vpp
+        alive = peak * cut.first_layers * block // cut.chain.num_chunks
         return self.usable_bytes - self._context - alive - passing
 
     def _alive(self, mesh: Mesh, pp: int) -> int:
