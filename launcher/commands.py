@@ -52,6 +52,8 @@ def run(request: Request) -> int:
     jobs = _jobs(request)
     # Every job is checked before the first one starts.
     plans = [_plan_job(overrides, request) for overrides in jobs]
+    for answer in plans:
+        require_workers(answer)
     if {plan.run.launch.name for plan in plans} == {"slurm"}:
         from launcher.slurm_jobs import run_on_slurm
 

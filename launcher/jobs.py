@@ -73,7 +73,6 @@ def refuse_here(bundle, answer: Plan, first_step: int = 0) -> None:  # type: ign
     from launcher.submit.local import refuse_if_not_here
     from launcher.submit.space import refuse_if_disk_is_small
 
-    require_workers(answer)
     if is_plain(answer.run.launch):
         root, script = bundle.files.root, bundle.texts[bundle.script]
         for note in refuse_unready_hosts(
@@ -86,27 +85,35 @@ def refuse_here(bundle, answer: Plan, first_step: int = 0) -> None:  # type: ign
 
 
 def require_workers(answer: Plan) -> None:
-    """Refuse what can be planned, but not be done by the workers."""
-    model = answer.run.model
-    degrees = answer.run.parallelism
-    parts = {
-        "model.experts": model.experts and model.name,
-        "model.latent": model.latent and model.name,
-        "model.encoder": model.encoder and model.name,
-        "parallelism.offload": None if degrees.offload == "none" else degrees.offload,
-        "parallelism.recompute_every": None
-        if degrees.recompute_every == 1
-        else degrees.recompute_every,
-    }
+    """Refuse what can be planned, but not be done by the workers; a dry run says so as well."""
+    model, degrees = answer.run.model, answer.run.parallelism
+    other = "another model; `launch plan` predicts this one"
+    # Key, what it is where workers cannot do it, what to do.
+    parts = (
+        ("model.experts", model.experts and model.name, other),
+        ("model.latent", model.latent and model.name, other),
+        ("model.encoder", model.encoder and model.name, other),
+        (
+            "parallelism.offload",
+            degrees.offload if degrees.offload != "none" else None,
+            "parallelism.offload=none",
+        ),
+        (
+            "parallelism.recompute_every",
+            degrees.recompute_every if degrees.recompute_every != 1 else None,
+            "parallelism.recompute_every=1",
+        ),
+    )
     findings = [
         Finding(
             field=field,
-            value=part,
+            value=value,
             rule="planned-only",
             reason="can be planned, but workers do not do it yet",
+            fix=fix,
         )
-        for field, part in parts.items()
-        if part is not None
+        for field, value, fix in parts
+        if value is not None
     ]
     if findings:
         raise ConfigError(findings)

@@ -7,7 +7,15 @@ import sys
 
 from launcher.commands import Request
 from launcher.errors import EXIT_DONE, EXIT_RUN_FAILED, ConfigError, Finding
-from launcher.jobs import hold_run, print_plan, refuse_here, require_fit, start_job, this_machine
+from launcher.jobs import (
+    hold_run,
+    print_plan,
+    refuse_here,
+    require_fit,
+    require_workers,
+    start_job,
+    this_machine,
+)
 from launcher.plan.run_files import RunFiles
 
 _ANSWER_S = 300.0
@@ -59,6 +67,7 @@ def _resume(files: RunFiles, request: Request) -> int:
     if findings := refuse_changes(changes):
         raise ConfigError(findings)
     changes += replaced_data(files, start, plan.run)
+    require_workers(plan)
     require_fit(plan)
     say_start(start, changes, sys.stderr)
     print_plan(plan, sys.stderr if request.dry_run else sys.stdout)

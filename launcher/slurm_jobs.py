@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError, Finding
-from launcher.jobs import hold_run, print_plan, require_fit, require_workers, this_machine
+from launcher.jobs import hold_run, print_plan, require_fit, this_machine
 from launcher.plan.records import Plan
 
 
@@ -55,7 +55,6 @@ def require_ready(
     from launcher.submit.preflight import refuse_unready
 
     for plan in plans:
-        require_workers(plan)
         if plan.run.train.init_from is not None and first_step == 0:
             from launcher.convert.init_from import require_init_from
 

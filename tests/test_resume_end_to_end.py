@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from launcher.node.processes import descendants
 from tests.test_end_to_end import SHORT, command, is_alive, launch
 
 JOB = (*SHORT, "hardware.device=cpu", "parallelism.pp=1", "parallelism.tp=2", "train.steps=40",
        "train.num_microbatches=2", "checkpoint.every_steps=4", "checkpoint.keep=3",
-       "model.dropout=0.1")  # fmt: skip
+       "model.dropout=0.1", "train.tracker=tensorboard")  # fmt: skip
 SAVED = "step_00000004"
 
 
@@ -92,6 +93,13 @@ def losses(run: Path) -> list[float]:
     return [entry["loss"] for entry in found]
 
 
+def told_losses(run: Path) -> list[float]:
+    """What the run's tracker shows."""
+    points = EventAccumulator(str(run / "tensorboard")).Reload().Scalars("loss")
+    assert [point.step for point in points] == list(range(40)), "every step once, in order"
+    return [point.value for point in points]
+
+
 def test_it_was_killed_in_the_middle(runs):
     assert not (runs.killed / "summary.json").exists()
     assert len(entries(runs.whole, "loss")) == 40
@@ -104,6 +112,7 @@ def test_resumed_in_the_same_layout_every_loss_is_the_same_bit_for_bit(runs):
     assert "continuing after step " in done.stderr
     assert "step 40/40" in done.stderr
     assert losses(run) == losses(runs.whole)
+    assert told_losses(run) == told_losses(runs.whole) == pytest.approx(losses(run), rel=1e-6)
     ours, theirs = (json.loads((path / "summary.json").read_text()) for path in (run, runs.whole))
     assert ours["outcome"] == theirs["outcome"]
     assert (run / "attempts" / "0001" / "run.yaml").exists()

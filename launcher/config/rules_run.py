@@ -77,6 +77,12 @@ def _min_rate(run: Run) -> str | None:
     return None
 
 
+def _project(run: Run) -> str | None:
+    if run.train.tracker_project is not None and run.train.tracker != "wandb":
+        return f"train.tracker={run.train.tracker or 'null'} has no projects"
+    return None
+
+
 RUN_RULES = (
     Rule(
         id="hardware-complete",
@@ -131,6 +137,15 @@ RUN_RULES = (
         why="Two of them and dp decide the third; three that disagree have no meaning.",
         broken=_batch_triangle,
         candidates=_batch_candidates,
+    ),
+    Rule(
+        id="project-of-a-tracker",
+        field="train.tracker_project",
+        says="tracker_project goes with tracker=wandb",
+        why="It would be ignored.",
+        broken=_project,
+        candidates=lambda run: (None,),
+        fix="train.tracker=wandb",
     ),
     Rule(
         id="learning-rate-floor",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from launcher.config.quoting import hydra_text
@@ -204,7 +205,9 @@ def _out_of_range(field: str, given: Any, details: ErrorDetails, *, is_in_list: 
     key, words = _BOUNDS[details["type"]]
     limit = details.get("ctx", {}).get(key)
     bound = "" if limit is None else f" {limit:g}"
-    fix = f"{field}={limit:g}" if key in ("ge", "le") and not is_in_list else ""
+    # A bound that is not itself legal says nothing to try; the key's default does.
+    sound = limit if key in ("ge", "le") else _default_at(field)
+    fix = "" if sound is None or is_in_list else f"{field}={sound:g}"
     reason = f"{'each number' if is_in_list else 'it'} must be {words}{bound}"
     return Finding(field=field, value=given, rule="out-of-range", reason=reason, fix=fix)
 
@@ -215,16 +218,29 @@ def _fields(record: type[Record] | None) -> tuple[str, ...]:
 
 def _annotation_at(location: Location) -> Any:
     """The type of a key; None where the schema does not have it."""
+    field = _field_at(location)
+    return field.annotation if field is not None else Run if not location else None
+
+
+def _default_at(field: str) -> float | None:
+    """The number that a key has when nobody names it."""
+    found = _field_at(tuple(field.split(".")))
+    default = found.default if found is not None else None
+    return default if isinstance(default, (int, float)) else None
+
+
+def _field_at(location: Location) -> FieldInfo | None:
+    """A key as the schema has it; places in lists do not count."""
     record: type[Record] = Run
-    annotation: Any = Run
+    field = None
     for part in location:
         if part.isdigit():
             continue
-        if part not in record.model_fields:
+        field = record.model_fields.get(part)
+        if field is None:
             return None
-        annotation = record.model_fields[part].annotation
-        record = record_in(annotation) or record
-    return annotation
+        record = record_in(field.annotation) or record
+    return field
 
 
 def _record_at(location: Location) -> type[Record] | None:

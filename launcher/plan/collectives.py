@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from launcher.config.schema import Model
+from launcher.plan.costs import block_parameters, embedding_parameters, head_parameters
 from launcher.plan.encoder import memory_bytes
 from launcher.plan.execution import Job
 from launcher.plan.links import Link, broadcast_s, stride_link, transfer_s
@@ -133,19 +135,23 @@ def _state_traffic(job: Job, links: Links, parameters: float, units: int) -> Sta
     gradients = execution.reduce_bytes * parameters
     weights = execution.gather_bytes * parameters
     between = _many_s("all_reduce", gradients / links.shard.group_size, units, links.replica)
+    if stage and execution.whole_tensors:
+        owners = min(links.shard.group_size, count_tensors(job.model, units))
+        reduce_s = owners * broadcast_s(gradients / owners, links.shard) + between
+        gather_s = owners * broadcast_s(weights / owners, links.shard)
+        return StateTraffic(reduce_s=reduce_s, gather_s=gather_s, per_microbatch=stage == 3)
     if stage == 0 or (execution.reduces_by_all_reduce and stage < 3):
         reduce_s = _many_s("all_reduce", gradients, units, links.dp)
     else:
         reduce_s = _many_s("reduce_scatter", gradients, units, links.shard) + between
     gather_s = _many_s("all_gather", weights, units, links.shard) if stage else 0.0
-    if stage and execution.broadcasts_shards:
-        gather_s = broadcasts_s(weights, links.shard)
     return StateTraffic(reduce_s=reduce_s, gather_s=gather_s, per_microbatch=stage == 3)
 
 
-def broadcasts_s(payload: float, link: Link) -> float:
-    """Each rank's part from that rank to all others, one after the other."""
-    return link.group_size * broadcast_s(payload / link.group_size, link)
+def count_tensors(model: Model, blocks: int) -> int:
+    """Weights and biases of so many blocks and of both ends."""
+    ends = len(embedding_parameters(model)) + len(head_parameters(model))
+    return blocks * len(block_parameters(model, 0)) + ends
 
 
 def _many_s(op: str, payload: float, units: int, link: Link) -> float:

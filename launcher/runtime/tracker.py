@@ -36,8 +36,11 @@ class TensorBoard:
     def __init__(self, files: RunFiles, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # Untyped upstream.
-        self._writer: Any = SummaryWriter(str(files.tensorboard), purge_step=first_step)  # type: ignore[no-untyped-call]
+        # Its thread hands every point to the system at once: what a killed process would keep
+        # to itself is of steps that are not done again. Untyped upstream.
+        self._writer: Any = SummaryWriter(  # type: ignore[no-untyped-call]
+            str(files.tensorboard), purge_step=first_step, flush_secs=0
+        )
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """One point per value."""

@@ -207,6 +207,10 @@ EXAMPLES: dict[str, list[Callable[[], Run]]] = {
         lambda: make_run(train={"micro_batch_size": 4, "num_microbatches": None,
                                 "global_batch_size": 7}),
     ],
+    "project-of-a-tracker": [
+        lambda: make_run(**{"train.tracker_project": "p"}),
+        lambda: make_run(**{"train.tracker_project": "p", "train.tracker": "tensorboard"}),
+    ],
     "learning-rate-floor": [lambda: make_run(optimizer={"min_learning_rate": 0.5})],
     "time-limit-readable": [
         lambda text=text: make_run(**{"launch.time_limit": text})

@@ -67,7 +67,9 @@ def test_longer_targets_cost_more_and_a_longer_encoder_too(capsys):
 
 
 def test_workers_refuse_one_and_rules_refuse_a_cut_sequence(capsys):
-    assert main(["model=t5_3b", "hardware=a100x8", "launch=local"]) == 2
-    assert "model.encoder=t5_3b [planned-only]" in capsys.readouterr().err
+    for way in (["launch=local"], ["launch=local", "--dry-run"], ["launch=slurm", "--dry-run"]):
+        assert main(["model=t5_3b", "hardware=a100x8", *way]) == 2
+        out, err = capsys.readouterr()
+        assert (out, "model.encoder=t5_3b [planned-only]" in err) == ("", True)
     assert main(["plan", "model=t5_3b", "hardware=a100x8", "parallelism.cp=2"]) == 2
     assert "[encoder-whole-sequence]" in capsys.readouterr().err

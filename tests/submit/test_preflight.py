@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.config import tracker_check
 from launcher.errors import SubmissionRefused
 from launcher.plan.records import Plan
 from launcher.submit import space
@@ -43,9 +44,9 @@ def slurm(tmp_path, monkeypatch) -> Slurm:
     return found
 
 
-def two_nodes(nodes: int = 2, **launch: object) -> Plan:
+def two_nodes(nodes: int = 2, train: dict[str, object] | None = None, **launch: object) -> Plan:
     return planned(
-        model=TINY | {"num_kv_heads": 4}, hardware=h100(num_nodes=nodes),
+        model=TINY | {"num_kv_heads": 4}, hardware=h100(num_nodes=nodes), train=train or {},
         parallelism={"tp": 4, "pp": 2, "dp": nodes}, launch={"name": "slurm", **launch},
     )  # fmt: skip
 
@@ -204,6 +205,16 @@ def test_room_is_for_the_checkpoints_of_every_task(slurm, tmp_path, monkeypatch)
 def test_a_folder_that_nodes_usually_do_not_share_is_a_note(slurm):
     notes = preflight(two_nodes(), Path("/tmp/launch-run-that-is-not-there"))[1]
     assert any("usually do not share" in note for note in notes)
+
+
+def test_the_package_of_a_tracker_is_looked_for_where_workers_are_of_this_interpreter(
+    slurm, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tracker_check, "find_spec", lambda name: None)
+    tracked = {"train": {"tracker": "wandb"}}
+    assert rules(preflight(two_nodes(**tracked), tmp_path / "run")[0]) == ["tracker-installed"]
+    own = {"container": "pyxis", "image": "lab/train:1"}
+    assert preflight(two_nodes(**tracked, **own), tmp_path / "run")[0] == []
 
 
 def test_conda_is_looked_for_unless_modules_bring_it(slurm, tmp_path, monkeypatch):
