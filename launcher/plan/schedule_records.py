@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
+from launcher.frozen import frozen
+
 Kind = Literal["F", "B", "W", "send_forward", "recv_forward", "send_backward", "recv_backward"]
 COMPUTE: tuple[Kind, ...] = ("F", "B", "W")
 Placement = Literal["loop", "v"]
@@ -38,7 +40,7 @@ Orders = list[list[Action]]
 """The compute actions of every stage."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Chain:
     """Which part of the model sits where: part 0 has the embedding, the last one the head."""
 
@@ -86,7 +88,7 @@ class StageTimes(NamedTuple):
     """Of a W action."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Problem:
     """What a schedule is built for."""
 
@@ -98,7 +100,7 @@ class Problem:
     """Between two stages."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Schedule:
     """What every stage does in one step, in order."""
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from launcher.config.rules import obeys_rules
 from launcher.config.schema import is_schedule_file
+from launcher.frozen import frozen
 from launcher.plan.collectives import Links
 from launcher.plan.schedule_records import Chain
 from launcher.plan.search_choice import PLAIN, Choice, changed, run_of
@@ -47,7 +48,7 @@ class Counts:
     """Never taken further: even their bound is behind the last layout that was asked for."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Ranked:
     """A layout and how long a step of it takes."""
 
@@ -55,7 +56,7 @@ class Ranked:
     step_s: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Ranking:
     """The best layout of each of the best kinds (`Choice.kind`), fastest first."""
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from launcher.config.schema import Model, Run
+from launcher.frozen import frozen
 from launcher.plan.records import Stage
 from launcher.plan.schedule_records import Chain
 from launcher.plan.stage_time import Parts
@@ -31,7 +31,7 @@ class Probe(NamedTuple):
     """Its last part."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Cut:
     """The model in parts, and which of them are alike."""
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from launcher.frozen import frozen
 from launcher.plan.collectives import Links, boundary_s, exposed_s
 from launcher.plan.costs import sum_sizes, tied_copy
 from launcher.plan.execution import Job
@@ -32,7 +32,7 @@ from launcher.plan.traffic import (
 from launcher.plan.work import model_flops_per_token
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class StepEstimate:
     """One step, predicted, with what it was made from."""
 

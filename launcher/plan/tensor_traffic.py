@@ -9,11 +9,11 @@ reduce-scatter, and an input that was gathered is gathered again for the weights
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 from launcher.config.rules_pipeline import SCHEDULE_FACTS
 from launcher.config.schema import Model
+from launcher.frozen import frozen
 from launcher.plan.collectives import Links, PassTimes, exposed_s
 from launcher.plan.costs import block_parameters, embedding_parameters, head_parameters
 from launcher.plan.execution import Job
@@ -23,7 +23,7 @@ from launcher.plan.operator_records import size_of
 from launcher.plan.records import Layout, Stage
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Collectives:
     """How often a rank talks over tp per microbatch, forward and backward together."""
 
