@@ -108,7 +108,7 @@ def build_orders(
     if num_microbatches < least:
         raise ScheduleError(
             f"{name} on {num_stages} stages needs at least {least} microbatches, "
-            f"and there are {num_microbatches}"
+            f"and there {'is' if num_microbatches == 1 else 'are'} {num_microbatches}"
         )
     if recipe.order is None:
         problem = Problem(

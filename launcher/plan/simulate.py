@@ -45,7 +45,7 @@ class Simulation:
     @property
     def bubble_fraction(self) -> float:
         """Share of the makespan in which the busiest stage waits."""
-        return 1 - max(self.busy_s) / self.makespan_s if self.makespan_s else 0.0
+        return max(0.0, 1 - max(self.busy_s) / self.makespan_s) if self.makespan_s else 0.0
 
     @property
     def unsynchronised_bubble_fraction(self) -> float:
