@@ -143,6 +143,10 @@ def test_unknown_keys_of_an_own_tree_and_of_an_own_recipe_are_refused(tmp_path):
          "[wrong-type]: true or false is wanted, and this is text. Try train.compile=false."),
         ("parallelism.tp", "two",
          "[wrong-type]: a whole number or null is wanted, and this is text."),
+        ("hardware.speeds", "fast",
+         "[wrong-type]: a list of numbers or null is wanted, and this is text."),
+        ("parallelism.layers_per_stage", 8,
+         "[wrong-type]: a list of whole numbers or null is wanted, and this is a number."),
         ("optimizer.learning_rate", "fast", "[wrong-type]: a number is wanted, and this is text."),
         ("optimizer.learning_rate", "1e-3",
          "[wrong-type]: a number is wanted, and this is text. Try "
