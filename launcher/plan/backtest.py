@@ -12,6 +12,7 @@ from launcher.plan.backtest_cells import BadRow, Unsupported, read_cells, read_n
 from launcher.plan.backtest_facts import zero_stage
 from launcher.plan.backtest_hardware import share_fabrics
 from launcher.plan.backtest_rows import Facts, Measured, for_fit, read_row
+from launcher.plan.backtest_silent import guesses
 from launcher.plan.estimate import estimate_layout
 from launcher.plan.execution import Job
 from launcher.plan.fill import build_layout
@@ -83,7 +84,7 @@ def predict_row(row: Mapping[str, str | None], facts: Facts) -> Answer:
             return _model_states(row, name, source)
         if own := read_own_run(row):
             return _compare_own(row, own, name, source)
-        return compare(read_row(row, facts))
+        return _compare_silent(row, facts)
     except (Unsupported, ScheduleError) as reason:
         return Answer(id=name, source=source, status="unsupported", reason=str(reason))
     except BadRow as bad:
@@ -91,6 +92,19 @@ def predict_row(row: Mapping[str, str | None], facts: Facts) -> Answer:
     except (ValueError, ArithmeticError, LookupError, AssertionError) as error:
         words = f"internal error, please report it: {type(error).__name__}: {error}"
         return Answer(id=name, source=source, status="unsupported", reason=words)
+
+
+def _compare_silent(row: Mapping[str, str | None], facts: Facts) -> Answer:
+    """With the first guess at empty cells under which a run that was measured fits."""
+    measured = read_row(row, facts)
+    if not measured.did_not_fit:
+        for cells in guesses(row, measured.job.layout):
+            answer = compare(read_row({**row, **cells}, facts))
+            if answer.predicted_fits:
+                said = tuple(f"{name}={value}" for name, value in cells.items())
+                named = tuple(part for part in answer.assumed if part not in said)
+                return replace(answer, assumed=named + said)
+    return compare(measured)
 
 
 def _model_states(row: Mapping[str, str | None], name: str, source: str) -> Answer:
