@@ -149,12 +149,17 @@ def _unclean(field: str, text: str) -> Finding:
     )
 
 
+OPEN_CHOICES = {"parallelism.schedule": ("the path of a .csv or .json file",)}
+"""What is legal beside the names."""
+
+
 def _not_among(location: Location, given: Any) -> Finding:
     annotation = _annotation_at(location)
     legal = choices_at(location)
     field = ".".join(location)
     near = closest(str(given), [str(choice) for choice in legal])
     is_list = typing.get_origin(annotation) is tuple
+    legal += OPEN_CHOICES.get(field, ())
     return Finding(
         field=field,
         value=_typed(given),

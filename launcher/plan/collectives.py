@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from launcher.config.schema import Model
 from launcher.plan.costs import block_parameters, embedding_parameters, head_parameters
@@ -16,8 +16,7 @@ SLOWDOWN = 0.29
 multiprocessors and memory bandwidth. Fitted on all rows of docs/backtest.md together."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Links:
+class Links(NamedTuple):
     """The link of every axis that communicates."""
 
     tp: Link
@@ -32,8 +31,7 @@ class Links:
     """All of dp x cp."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PassTimes:
+class PassTimes(NamedTuple):
     """Seconds of one microbatch's communication, forward and backward, not hidden."""
 
     forward_s: float = 0.0
@@ -99,8 +97,7 @@ def boundary_s(job: Job, links: Links) -> float:
     return transfer_s("send_recv", payload, links.pp)
 
 
-@dataclass(frozen=True, kw_only=True)
-class StateTraffic:
+class StateTraffic(NamedTuple):
     """Seconds of one step's traffic of gradients and weights on one stage."""
 
     reduce_s: float
@@ -130,7 +127,7 @@ def _expert_links(job: Job, links: Links) -> Links:
     ranks = layout.dp * layout.cp * (layout.tp if layout.ep > 1 else 1)
     stride = layout.ep if layout.ep > 1 else layout.tp
     link = stride_link(job.hardware, layout.gpus_per_node, stride, max(1, ranks // layout.ep))
-    return replace(links, shard=link, dp=link, replica=replace(link, group_size=1))
+    return links._replace(shard=link, dp=link, replica=link._replace(group_size=1))
 
 
 def _state_traffic(job: Job, links: Links, parameters: float, units: int) -> StateTraffic:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from launcher.config.schema import Hardware, Model, Optimizer, Run
+from launcher.frozen import frozen
 from launcher.plan.records import Layout
 
 Attention = Literal["matrix", "triton", "flash", "cudnn"]
@@ -30,7 +31,7 @@ ROW_CHUNKS = 4
 """Column chunks of a row-parallel product at run time, where collectives overlap."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Execution:
     """What a program does beside the layout."""
 

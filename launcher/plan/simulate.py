@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 
+from launcher.frozen import frozen
 from launcher.plan.schedule import build_orders
 from launcher.plan.schedule_check import check_schedule
 from launcher.plan.schedule_clock import Durations, Timing, walk
@@ -22,7 +22,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Simulation:
     """One step of a schedule, timed."""
 
