@@ -7,7 +7,6 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from launcher import commands, job_commands, run_commands, search_commands, table_commands
@@ -21,9 +20,10 @@ from launcher.errors import (
     LaunchError,
 )
 from launcher.flags import build_parser, typed_flag
+from launcher.frozen import frozen
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Verb:
     """What a verb does and which flags mean something to it."""
 

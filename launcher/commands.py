@@ -6,13 +6,14 @@ import json as json_module
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from launcher.config.assets import conf_dir
 from launcher.config.schema import Run
 from launcher.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, ConfigError, Finding
+from launcher.frozen import frozen
 from launcher.jobs import (
     hold_run,
     print_plan,
@@ -26,7 +27,7 @@ from launcher.jobs import (
 from launcher.plan.records import Plan
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Request:
     """One command line, parsed."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+from launcher.frozen import frozen
 
 EXIT_DONE = 0
 EXIT_RUN_FAILED = 1
@@ -13,7 +14,7 @@ EXIT_REFUSED = 4
 EXIT_INTERRUPTED = 130
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Finding:
     """One mistake, complete enough to be mended without reading any code."""
 

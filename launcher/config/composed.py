@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from launcher.errors import Finding
+from launcher.frozen import frozen
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Composed:
     """One composition: values, and which option of each group they came from."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.config.schema import Run
@@ -16,9 +15,10 @@ from launcher.data.store_info import (
     read_store_info,
 )
 from launcher.errors import Finding
+from launcher.frozen import frozen
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class _Place:
     """One path of the configuration."""
 

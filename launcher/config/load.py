@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence, Set
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,12 @@ from launcher.config.tracker_check import check_tracker_here
 from launcher.config.validate import Wrote, validate_run
 from launcher.config.written import find_written
 from launcher.errors import ConfigError, Finding
+from launcher.frozen import frozen
 
 Check = Callable[[Run], Iterable[Finding]]
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Loaded:
     """A run that passed the schema and every rule, and what was chosen on the way."""
 
@@ -131,7 +131,7 @@ def _judge(
     return run
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class _LocalFacts:
     """What this machine puts under `hardware`."""
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from launcher.frozen import frozen
 
 # float32 operations per cycle and core: two fused multiply-add units (2 FLOP each) of the widest
 # vector registers (AVX-512: 16 lanes, AVX2: 8, else 4).
@@ -23,7 +24,7 @@ _CPU_EFFICIENCY = 0.5
 _CPU_OP_S, _GLOO_MESSAGE_S = 15e-6, 90e-6
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class LocalGpu:
     """One GPU as NVML names it."""
 
@@ -31,7 +32,7 @@ class LocalGpu:
     memory_bytes: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class LocalMachine:
     """Facts of this machine."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
@@ -13,6 +12,7 @@ from launcher.config.resume_class import ClassName, ResumeClass
 from launcher.config.schema import Record, Run
 from launcher.config.validate import record_in
 from launcher.errors import Finding
+from launcher.frozen import frozen
 
 CLASS_MEANINGS: Mapping[ClassName, str] = {
     "safe": "done; training goes on as it would have",
@@ -23,7 +23,7 @@ CLASS_MEANINGS: Mapping[ClassName, str] = {
 """What `launch resume` does with a changed key."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Change:
     """One key that differs."""
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 from launcher.config.schema import Run
+from launcher.frozen import frozen
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Rule:
     """One row of the table."""
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from launcher.config.rule import Rule
 from launcher.config.schema import Run
+from launcher.frozen import frozen
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ScheduleFacts:
     """What the rules know about a schedule; a test compares it with plan/schedule.py."""
 

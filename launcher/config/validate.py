@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import shlex
-import types
 import typing
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ from pydantic_core import ErrorDetails
 from launcher.config.quoting import hydra_text
 from launcher.config.schema import Record, Run
 from launcher.config.spelling import closest, did_you_mean
+from launcher.config.wanted import alternatives, given_words, type_name, wanted_words
 from launcher.config.written import Written
 from launcher.errors import Finding
 
@@ -58,7 +58,7 @@ def _finding(details: ErrorDetails, written: Wrote) -> Finding:
         return _not_among(location, given)
     if kind in _BOUNDS:
         return _out_of_range(place, given, details, is_in_list=place != field)
-    return _wrong_type(location, given)
+    return _wrong_type(location, given, is_in_list=place != field)
 
 
 # Options of sbatch whose keys have other names.
@@ -91,7 +91,7 @@ def _eaten(
 ) -> Finding:
     """A text that YAML read as a number or a truth value."""
     original = written.text if written else _before_yaml(given)
-    reason = f"this must be text, but YAML read a {_type_name(given)}"
+    reason = f"this must be text, but YAML read a {type_name(given)}"
     if original and original != str(_typed(given)):
         reason += f", as it does with {original} unquoted"
     if is_in_list:
@@ -149,31 +149,37 @@ def _unclean(field: str, text: str) -> Finding:
     )
 
 
+OPEN_CHOICES = {"parallelism.schedule": ("the path of a .csv or .json file",)}
+"""What is legal beside the names."""
+
+
 def _not_among(location: Location, given: Any) -> Finding:
     annotation = _annotation_at(location)
     legal = choices_at(location)
     field = ".".join(location)
     near = closest(str(given), [str(choice) for choice in legal])
     is_list = typing.get_origin(annotation) is tuple
+    legal += OPEN_CHOICES.get(field, ())
     return Finding(
         field=field,
         value=_typed(given),
         rule="unknown-value",
         reason="no such choice" + did_you_mean(str(given), [str(choice) for choice in legal]),
-        legal=legal + (("null",) if type(None) in _alternatives(annotation) else ()),
+        legal=legal + (("null",) if type(None) in alternatives(annotation) else ()),
         fix="" if is_list else f"{field}={near[0] if near else legal[0]}",
     )
 
 
-def _wrong_type(location: Location, given: Any) -> Finding:
-    wanted = _wanted(location)
+def _wrong_type(location: Location, given: Any, *, is_in_list: bool) -> Finding:
+    wanted = wanted_words(_annotation_at(location), is_in_list=is_in_list)
     field = ".".join(location)
-    meant = _meant(given, wanted)
+    meant = "" if is_in_list else _meant(given, wanted)
+    where = " in the list" if is_in_list else ""
     return Finding(
         field=field,
         value=_typed(given),
         rule="wrong-type",
-        reason=f"{wanted} is wanted, and this is {_article(_type_name(given))}",
+        reason=f"{wanted} is wanted{where}, and this is {given_words(given)}",
         fix=f"{field}={meant}" + (" without quotes" if given == meant else "") if meant else "",
     )
 
@@ -249,61 +255,19 @@ def _record_at(location: Location) -> type[Record] | None:
 
 def record_in(annotation: Any) -> type[Record] | None:
     """The record that a field holds, None where it holds plain values."""
-    for candidate in _alternatives(annotation):
+    for candidate in alternatives(annotation):
         if isinstance(candidate, type) and issubclass(candidate, Record):
             return candidate
     return None
 
 
-def _alternatives(annotation: Any) -> tuple[Any, ...]:
-    """Members of a union, unions in unions included; the type itself otherwise."""
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return tuple(
-            leaf for member in typing.get_args(annotation) for leaf in _alternatives(member)
-        )
-    if typing.get_origin(annotation) is typing.Annotated:
-        return _alternatives(typing.get_args(annotation)[0])
-    if typing.get_origin(annotation) is tuple:
-        return _alternatives(typing.get_args(annotation)[0])
-    return (typing.get_origin(annotation) or annotation,) if _is_dict(annotation) else (annotation,)
-
-
-def _is_dict(annotation: Any) -> bool:
-    return typing.get_origin(annotation) is dict
-
-
 def choices_at(location: Location) -> tuple[Any, ...]:
     """The values that a key is limited to; empty where it is not."""
     choices: list[Any] = []
-    for alternative in _alternatives(_annotation_at(location)):
+    for alternative in alternatives(_annotation_at(location)):
         if typing.get_origin(alternative) is Literal:
             choices += typing.get_args(alternative)
     return tuple(choices)
-
-
-def _wanted(location: Location) -> str:
-    """What the schema wants at a key, in words."""
-    words = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-    words |= {dict: "a group of names and texts"}
-    annotation = _annotation_at(location)
-    wanted = [words[part] for part in _alternatives(annotation) if part in words]
-    if record_in(annotation) is not None:
-        wanted.append("a group of keys")
-    if typing.get_origin(annotation) is tuple:
-        wanted = ["a list"]
-    if type(None) in _alternatives(annotation):
-        wanted.append("null")
-    return " or ".join(wanted) or "another type"
-
-
-def _type_name(given: Any) -> str:
-    names = {bool: "truth value", int: "number", float: "number with a fraction", str: "text"}
-    names |= {list: "list", dict: "group of keys", type(None): "null"}
-    return names.get(type(given), type(given).__name__)
-
-
-def _article(noun: str) -> str:
-    return noun if noun in ("text", "null") else f"a {noun}"
 
 
 def _typed(given: Any) -> Any:

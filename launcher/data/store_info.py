@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from launcher.frozen import frozen
 
 STORE_FILE, TOKENS_FILE, DOCUMENTS_FILE = "store.json", "tokens.bin", "documents.idx"
 FORMAT, FORMAT_VERSION = "launch-token-store", 1
@@ -24,7 +25,7 @@ class Unreadable(Exception):
     """A store or an index that is not what it should be; the message says why."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class TokenizerInfo:
     """Which tokenizer made the tokens."""
 
@@ -38,7 +39,7 @@ class TokenizerInfo:
     """Ends every document."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class FileInfo:
     """One file of a store."""
 
@@ -46,7 +47,7 @@ class FileInfo:
     crc32: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class StoreInfo:
     """store.json: written last, so where it is, the store is whole."""
 

@@ -11,6 +11,7 @@ from launcher.plan.memory import estimate_memory
 from launcher.plan.records import Layout, Memory, Stage, Warning
 from launcher.plan.speeds import mixed_stages
 from launcher.plan.step_time import StepEstimate
+from launcher.plan.units import plural
 
 MAX_BUBBLE = 0.25
 """Above this share of waiting the pipeline is starved; about three microbatches per stage."""
@@ -139,7 +140,7 @@ def _is_even(layout: Layout, inner: int) -> bool:
 def _bubble(layout: Layout, step: StepEstimate) -> Warning | None:
     if layout.pp == 1 or step.time.bubble_fraction <= MAX_BUBBLE:
         return None
-    wanted = 4 * layout.pp
+    wanted, count = 4 * layout.pp, layout.num_microbatches
     if layout.num_microbatches >= wanted:
         return Warning(
             id="uneven-pipeline",
@@ -149,7 +150,8 @@ def _bubble(layout: Layout, step: StepEstimate) -> Warning | None:
         )
     return Warning(
         id="few-microbatches",
-        message=f"{layout.num_microbatches} microbatches starve {layout.pp} stages: they wait "
+        message=f"{count} {plural('microbatch', count)} starve{'s' if count == 1 else ''} "
+        f"{layout.pp} stages: they wait "
         f"{step.time.bubble_fraction:.0%} of the time",
         fix=f"train.num_microbatches={wanted}",
     )

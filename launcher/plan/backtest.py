@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from launcher.config.schema import Run
@@ -12,6 +12,7 @@ from launcher.plan.backtest_cells import BadRow, Unsupported, read_cells, read_n
 from launcher.plan.backtest_facts import zero_stage
 from launcher.plan.backtest_hardware import share_fabrics
 from launcher.plan.backtest_rows import Facts, Measured, for_fit, read_row
+from launcher.plan.backtest_silent import guesses
 from launcher.plan.estimate import estimate_layout
 from launcher.plan.execution import Job
 from launcher.plan.fill import build_layout
@@ -83,7 +84,7 @@ def predict_row(row: Mapping[str, str | None], facts: Facts) -> Answer:
             return _model_states(row, name, source)
         if own := read_own_run(row):
             return _compare_own(row, own, name, source)
-        return compare(read_row(row, facts))
+        return _compare_silent(row, facts)
     except (Unsupported, ScheduleError) as reason:
         return Answer(id=name, source=source, status="unsupported", reason=str(reason))
     except BadRow as bad:
@@ -91,6 +92,19 @@ def predict_row(row: Mapping[str, str | None], facts: Facts) -> Answer:
     except (ValueError, ArithmeticError, LookupError, AssertionError) as error:
         words = f"internal error, please report it: {type(error).__name__}: {error}"
         return Answer(id=name, source=source, status="unsupported", reason=words)
+
+
+def _compare_silent(row: Mapping[str, str | None], facts: Facts) -> Answer:
+    """With the first guess at empty cells under which a run that was measured fits."""
+    measured = read_row(row, facts)
+    if not measured.did_not_fit:
+        for cells in guesses(row, measured.job.layout):
+            answer = compare(read_row({**row, **cells}, facts))
+            if answer.predicted_fits:
+                said = tuple(f"{name}={value}" for name, value in cells.items())
+                named = tuple(part for part in answer.assumed if part not in said)
+                return replace(answer, assumed=named + said)
+    return compare(measured)
 
 
 def _model_states(row: Mapping[str, str | None], name: str, source: str) -> Answer:
@@ -213,6 +227,7 @@ def sweeps(answers: Sequence[Answer]) -> list[dict[str, Any]]:
     for answer in answers:
         if answer.predicted_step_s and answer.measured_step_s:
             groups.setdefault(answer.group, []).append(answer)
+    groups = {group: _layouts(members) for group, members in groups.items()}
     return [
         {
             "group": " ".join(group),
@@ -223,6 +238,20 @@ def sweeps(answers: Sequence[Answer]) -> list[dict[str, Any]]:
         for group, members in groups.items()
         if len(members) >= 3
     ]
+
+
+def _layouts(members: Sequence[Answer]) -> list[Answer]:
+    """Runs of the very same job are one layout, by their mean: no prediction can order them."""
+    same: dict[tuple[float, int], list[float]] = {}
+    for answer in members:
+        same.setdefault((answer.predicted_step_s or 0.0, answer.tokens), []).append(
+            answer.measured_step_s or 0.0
+        )
+    return [
+        replace(members[0], predicted_step_s=predicted, tokens=tokens,
+                measured_step_s=statistics.fmean(measured))
+        for (predicted, tokens), measured in same.items()
+    ]  # fmt: skip
 
 
 def _regret(members: Sequence[Answer]) -> float:

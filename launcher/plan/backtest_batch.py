@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from launcher.plan.backtest_cells import BadRow, Unsupported, read_integer, read_number
-from launcher.plan.backtest_facts import find_program
+from launcher.plan.backtest_programs import find_program
 
 MOST_ROUNDING = 0.05
 """Share by which a published batch may miss a multiple of what the layout can do."""

@@ -1,171 +1,16 @@
-"""Which software and hardware a row of a table means, where its cells say so only in words.
-
-What a row does not say is taken at the defaults stated here; none of them is a constant fitted to
-one source.
-"""
+"""What a row of a table says in words: kernels, formats, sharding, recomputation, schedule."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from launcher.config.schema import Gpu, Hardware
 from launcher.plan.backtest_cells import Unsupported
+from launcher.plan.backtest_programs import PIPELINE_STATE, find_program
 from launcher.plan.execution import Execution, Recompute
-
-
-@dataclass(frozen=True, kw_only=True)
-class Program:
-    """A training program: what it is recognised by, and how it executes."""
-
-    pattern: str
-    """Searched in source and notes, without regard to case."""
-    execution: Execution
-    is_modern: bool = True
-    """Sequence parallelism with tp is the default."""
-    microbatch_per_stage: bool = False
-    """Where a row has no micro-batch: as many microbatches as pp; else samples."""
-
-
-PIPELINE_STATE: dict[str, Any] = {"weight_bytes": 2, "gradient_bytes": 4, "state_bytes": 12}
-"""Megatron-LM and DeepSpeed: 16-bit weights, float32 gradients, float32 master and moments."""
-
-SHARDED_STATE: dict[str, Any] = {"weight_bytes": 4, "gradient_bytes": 4, "state_bytes": 8}
-"""FSDP: float32 weights are the master copy; each use gathers them in 16 bits."""
-
-MEGATRON_2021 = Execution(
-    attention="matrix",
-    fusion="fused",
-    dropout_masks=True,
-    overlap_p2p=False,
-    p2p_split=True,
-    final_all_reduce_again=True,
-    reduce_bytes=2,
-    **PIPELINE_STATE,
-)
-"""Megatron-LM before FlashAttention: fused softmax, bias and dropout kernels, half-precision
-reduction behind the last backward, blocking exchanges between stages."""
-
-MEGATRON_DEEPSPEED = replace(MEGATRON_2021, p2p_paired=False, p2p_whole_gradients=True)
-"""The same kernels in DeepSpeed's pipeline, whose engine sends and receives one after the other,
-and shares out activations over tp ranks (is_pipe_partitioned) but not gradients."""
-
-MEGATRON = Execution(
-    attention="cudnn", fusion="fused", overlap_dp=True, final_all_reduce_again=True,
-    overlap_p2p=False, unused_gradients=True, saves_quantised=True, **PIPELINE_STATE,
-)  # fmt: skip
-"""Megatron-Core with Transformer Engine."""
-
-FSDP = Execution(attention="flash", fusion="eager", overlap_dp=True, **SHARDED_STATE)
-"""PyTorch's FSDP around torch's own kernels."""
-
-PROGRAMS = (
-    Program(
-        # grad_sync_dtype=bf16: NVIDIA/NeMo-Framework-Launcher, examples/training/*/h100/*.sh;
-        # beside bf16 weights NeMo keeps the other 16 bits of the float32 master
-        # (store_param_remainders in megatron_base_model.py of NVIDIA/NeMo).
-        pattern=r"nemo|dgxc|dgx cloud|performance recipes",
-        execution=replace(
-            MEGATRON,
-            overlap_tp=True,
-            fused_loss=True,
-            gradient_bytes=2,
-            reduce_bytes=2,
-            state_bytes=10,
-        ),
-    ),
-    Program(
-        pattern=r"torchtitan|titan",
-        execution=replace(
-            FSDP,
-            cuts_loss_by_dtensor=True,
-            keeps_gathered_inputs=True,
-            repeats_keys=True,
-            expandable_segments=True,
-            cp_mode="all_gather",
-        ),
-        microbatch_per_stage=True,
-    ),
-    Program(
-        # attn_impl=triton: scripts/train/benchmarking/submit_benchmarks.py of mosaicml/llm-foundry.
-        pattern=r"llm-foundry|mosaic|composer",
-        execution=replace(FSDP, attention="triton", fused_loss=True, fused_optimizer=False),
-    ),
-    Program(
-        pattern=r"internevo|internlm",
-        execution=replace(
-            MEGATRON,
-            attention="flash",
-            fusion="eager",
-            unused_gradients=False,
-            reduce_bytes=2,
-            gradient_bytes=2,
-        ),
-    ),
-    Program(
-        pattern=r"gpt-neox|gptneox|2204\.06745",
-        # configs/20B.yml has no dropout; its rotations are torch's own kernels
-        execution=replace(MEGATRON_DEEPSPEED, fusion="eager", dropout_masks=False),
-        is_modern=False,
-    ),
-    Program(
-        pattern=r"bigscience|bloom|mt-nlg|2201\.11990|megatron-deepspeed",
-        execution=MEGATRON_DEEPSPEED,
-        is_modern=False,
-    ),
-    Program(
-        pattern=r"narayanan|2104\.04473|korthikanti|2205\.05198",
-        execution=MEGATRON_2021,
-        is_modern=False,
-    ),
-    Program(pattern=r"fsdp", execution=FSDP),
-    Program(
-        pattern=r"deepspeed|\bzero\b(?![- ]?bubble)|zero[- ]?(3|infinity|offload)",
-        execution=replace(MEGATRON, attention="flash", unused_gradients=False, reduce_bytes=2),
-    ),
-    Program(
-        pattern=r"megatron|mcore|simumax|transformer[- ]engine|megascale|zero[- ]bubble",
-        execution=MEGATRON,
-    ),
-    Program(
-        pattern=r"",
-        execution=replace(
-            MEGATRON,
-            attention="flash",
-            unused_gradients=False,
-            saves_quantised=False,
-            gradient_bytes=2,
-            reduce_bytes=2,
-        ),
-    ),
-)
-"""The first whose pattern is found. The last one is the default: Megatron's way of doing things
-with FlashAttention 2 and 16-bit gradients, as in ZeRO's convention of 2 + 2 + 12 bytes."""
-
-FIRST_FLASH = 2301
-"""Papers on arXiv before this month are taken to write attention scores out: FlashAttention
-(May 2022) came into Megatron-LM and DeepSpeed in 2023."""
-
-
-def find_program(row: dict[str, str]) -> Program:
-    """What trained this row."""
-    source = " ".join((row["source"], row["source_url_or_repo_path"], row["notes"])).lower()
-    title = row["source"].lower()
-    for program in PROGRAMS:
-        if re.search(program.pattern, title) and program.pattern:
-            break
-    else:
-        program = next(entry for entry in PROGRAMS if re.search(entry.pattern, source))
-    is_fsdp = "fsdp" in row["zero_or_fsdp"].lower()
-    if program.execution.weight_bytes != SHARDED_STATE["weight_bytes"] and is_fsdp:
-        program = Program(pattern="fsdp", execution=FSDP)
-    written = [int(number) for number in re.findall(r"\b([12]\d{3})\.\d{4,5}\b", source)]
-    is_old = bool(written) and min(written) < FIRST_FLASH and "flash" not in source
-    if is_old and program.is_modern and not is_fsdp:
-        program = Program(pattern="", execution=MEGATRON_2021, is_modern=False)
-    return program
 
 
 def find_execution(
@@ -211,8 +56,6 @@ def find_execution(
     recompute, share = read_recompute(row["recompute"], num_layers)
     changes |= {"recompute": recompute, "recompute_share": share}
     changes["shard_size"] = _shard_size(row, hardware.gpus_per_node or 1)
-    if "internevo" in row["source"].lower() and "all dp" in row["zero_or_fsdp"].lower():
-        changes["broadcasts_shards"] = True
     return replace(execution, **changes)
 
 

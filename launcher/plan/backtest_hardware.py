@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,11 @@ def _devices(gpu: str, node: str, network: str, gpus_per_node: int = 8) -> Devic
 
 
 DEVICES = (
-    (r"a100.*40|a100.*p4d", _devices("a100_40gb", "hgx_a100", "ib_hdr200")),
+    (r"p4de", _devices("a100_80gb", "hgx_a100", "efa_400")),
+    (r"p4d|a100.*p4d", _devices("a100_40gb", "hgx_a100", "efa_400")),
+    (r"p5en?(?![a-z])", _devices("h200_sxm", "hgx_h100", "efa_3200")),
+    (r"p5(?![a-z0-9])", _devices("h100_sxm", "hgx_h100", "efa_3200")),
+    (r"a100.*40", _devices("a100_40gb", "hgx_a100", "ib_hdr200")),
     (r"a100.*pcie", _devices("a100_pcie_80gb", "pcie4", "ib_hdr200")),
     (r"a100", _devices("a100_80gb", "hgx_a100", "ib_hdr200")),
     (r"a800", _devices("a100_80gb", "hgx_a800", "ib_hdr200")),
@@ -52,8 +56,12 @@ def find_devices(row: Mapping[str, str]) -> Devices | None:
     plain = re.sub(r"^\d+ ?x ?", "", row["gpu"].lower().replace("_", "-"))
     for pattern, devices in DEVICES:
         if re.search(rf"(?<![a-z0-9]){pattern}", plain):
-            if re.search(UNSTATED, row["notes"].lower()):
-                return _devices(devices.gpu, devices.node, "roce_100", devices.gpus_per_node)
+            words = row["notes"].lower()
+            if re.search(UNSTATED, words):
+                return replace(devices, network="roce_100")
+            if re.search(r"(?<![a-z])efa(?![a-z])|elastic fabric", words):
+                is_first = devices.gpu.startswith("a100")
+                return replace(devices, network="efa_400" if is_first else "efa_3200")
             return devices
     return None
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import product
 from typing import Any
 
@@ -41,10 +43,12 @@ def read_model(cells: Mapping[str, str], models: Mapping[str, Model], assumed: l
     is_kin = known and known.hidden_size == hidden and known.head_dim
     if known and (known.experts or known.latent or is_kin):
         return known.model_copy(update=common | _dense_layers(known, cells["notes"]))
-    if experts := _stated_experts(cells, common["ffn_hidden_size"], assumed):
-        kind = {"norm": "rmsnorm", "activation": "swiglu", "position": "rope"}
-        return Model.model_validate(common | kind | {"experts": experts})
-    return _fit_kind(common, read_number(cells, "params_b"))
+    experts = _stated_experts(cells, common["ffn_hidden_size"], assumed)
+    if experts is None and _is_mixture(cells, known):
+        experts = _experts_by_size(cells, common, assumed)
+    if experts:
+        return Model.model_validate(common | LLAMA | {"experts": experts})
+    return _dense(common, known, cells, assumed)
 
 
 def known_model(name: str, models: Mapping[str, Model]) -> Model | None:
@@ -99,13 +103,7 @@ def _stated_experts(cells: Mapping[str, str], ffn: int, assumed: list[str]) -> E
     """`8x7b`, `64 experts, top-6, expert ffn 1408, 2 shared`; two per token where not stated."""
     name, words = cells["model"].lower(), f"{cells['model']} {cells['notes']}".lower()
     number = re.search(r"(\d+)\s*(?:routed )?experts", words) or re.search(r"\b(\d+)x\d+b", name)
-    if number is None:
-        if re.search(r"moe|mixtral|-a\d+b|deepseek", name):
-            raise Unsupported(
-                f"experts of {cells['model']} are neither in the table nor in conf/model"
-            )
-        return None
-    if int(number[1]) < 2:
+    if number is None or int(number[1]) < 2:
         return None
     top = re.search(r"top[- ]?(?:k ?= ?)?(\d+)", words)
     width = re.search(r"(?:expert|moe)[-_ ]ffn[-_a-z ]*[=: ] ?(\d+)", words)
@@ -119,6 +117,63 @@ def _stated_experts(cells: Mapping[str, str], ffn: int, assumed: list[str]) -> E
         num_shared=int(shared[1]) if shared else 0,
     )
 
+
+def _is_mixture(cells: Mapping[str, str], known: Model | None) -> bool:
+    """By its name, or by experts that ranks share out."""
+    named = re.search(r"moe|mixtral|-a\d+b|deepseek", cells["model"].lower()) is not None
+    return named or (known is None and read_integer(cells, "ep", 1) > 1)
+
+
+def _experts_by_size(
+    cells: Mapping[str, str], common: Mapping[str, Any], assumed: list[str]
+) -> Experts:
+    """As many as make up the parameters, in every layer, two per token."""
+    ep, params_b = read_integer(cells, "ep", 1), read_number(cells, "params_b")
+
+    def make(number: int) -> Experts:
+        return Experts(num_experts=number, experts_per_token=2, num_shared=0,
+                       ffn_hidden_size=common["ffn_hidden_size"])  # fmt: skip
+
+    def size_b(number: int) -> float:
+        model = Model.model_validate({**common, **LLAMA, "experts": make(number)})
+        return count_parameters(model) / 1e9
+
+    least = max(2, ep)
+    if params_b is not None:
+        each = (size_b(2 * least) - size_b(least)) / least
+        number = least + ep * round((params_b - size_b(least)) / each / ep)
+        is_usual = number >= least and (number == 2 or number % 4 == 0)
+        if is_usual and abs(size_b(number) / params_b - 1) < SIZE_ERROR:
+            assumed.append(f"{number} experts, two per token")
+            return make(number)
+    raise Unsupported(f"experts of {cells['model']} are neither in the table nor in conf/model")
+
+
+SIZE_ERROR = 0.05
+"""By which the parameters of a guessed mixture may miss what is published."""
+
+LLAMA = {"norm": "rmsnorm", "activation": "swiglu", "position": "rope"}
+
+
+def _dense(
+    common: dict[str, Any], known: Model | None, cells: Mapping[str, str], assumed: list[str]
+) -> Model:
+    """Without experts, unless its size says that it has some."""
+    params_b = read_number(cells, "params_b")
+    model = _fit_kind(common, params_b)
+    size_b = count_parameters(model) / 1e9
+    if params_b is None or known or abs(math.log(params_b / size_b)) < math.log(MIXTURE):
+        return model
+    if params_b > size_b:
+        with suppress(Unsupported):
+            experts = _experts_by_size(cells, common, assumed)
+            return Model.model_validate(common | LLAMA | {"experts": experts})
+    assumed.append(f"{size_b:.3g} billion parameters by its dimensions, not {params_b:g}")
+    return model
+
+
+MIXTURE = 1.6
+"""Parameters over those of a dense model of these dimensions, above which there are experts."""
 
 ENCODER_DECODER = (
     r"(?<![a-z0-9])(?:m|by|flan-?|long)?t5(?![a-z0-9])|(?<![a-z])ul2(?![a-z])|bart(?![a-z])"
@@ -161,11 +216,10 @@ def _encoder_decoder(
 
 
 def _fit_kind(common: dict[str, Any], params_b: float | None) -> Model:
-    llama = {"norm": "rmsnorm", "activation": "swiglu", "position": "rope"}
     gpt = {"norm": "layernorm", "activation": "gelu", "position": "learned", "bias": True}
     plain = {"norm": "rmsnorm", "activation": "relu", "position": "rope"}
     kinds: list[dict[str, Any]] = [
-        gpt | {"tie_embeddings": True}, llama, llama | {"tie_embeddings": True}, plain,
+        gpt | {"tie_embeddings": True}, LLAMA, LLAMA | {"tie_embeddings": True}, plain,
     ]  # fmt: skip
     models = [Model.model_validate(common | kind) for kind in kinds]
     if params_b is None:

@@ -22,6 +22,7 @@ from launcher.plan.backtest_hardware import (
     stated_taper,
 )
 from launcher.plan.backtest_model import read_model
+from launcher.plan.backtest_programs import find_program
 from launcher.plan.execution import Execution, Job
 from launcher.plan.kernels import peak_flops
 from launcher.plan.records import Layout
@@ -118,17 +119,31 @@ def _layout(cells: Mapping[str, str], model: Model, per_node: int, assumed: list
     if pp * vpp * count > MOST_ACTIONS:
         raise Unsupported(f"{count} microbatches in {pp * vpp} chunks are too many to walk through")
     per_node = min(gpus, read_integer(cells, "gpus_per_node", per_node))
-    if not cells["zero_or_fsdp"]:
-        assumed.append("nothing sharded over dp" if dp > 1 else "no dp to shard over")
+    stage = _zero_stage(cells, dp, pp, assumed)
     return Layout(
         world_size=gpus, nodes=-(-gpus // per_node), gpus_per_node=per_node,
         tp=tp, cp=cp, ep=ep, pp=pp, vpp=vpp, dp=dp,
-        zero_stage=zero_stage(cells["zero_or_fsdp"].lower(), pp),
+        zero_stage=stage,
         micro_batch_size=batch.micro, num_microbatches=count, global_batch_size=batch.samples,
         sequence_length=length,
         schedule=find_schedule(dict(cells), vpp), recompute=cells["recompute"],
         order=("tp", "cp", "dp", "pp"),
     )  # fmt: skip
+
+
+def _zero_stage(cells: Mapping[str, str], dp: int, pp: int, assumed: list[str]) -> int:
+    """By the cell, or as the program has it where nobody sets it."""
+    if cells["zero_or_fsdp"]:
+        return zero_stage(cells["zero_or_fsdp"].lower(), pp)
+    if dp == 1:
+        assumed.append("no dp to shard over")
+        return 0
+    stage = find_program(dict(cells)).default_stage
+    if stage == 3 and pp > 1:
+        stage = 2
+    what = ("nothing", "optimizer state", "gradients and optimizer state", "all state")[stage]
+    assumed.append(f"{what} sharded over dp")
+    return stage
 
 
 def _check_experts(model: Model, ep: int, ranks: int) -> None:

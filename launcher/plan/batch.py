@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from launcher.config.schema import Model, Train
+from launcher.frozen import frozen
 
 MAX_DEFAULT_SEQUENCE = 8192
 """Longer contexts are a choice to be made by the user: activations grow with them."""
@@ -14,7 +13,7 @@ MAX_DEFAULT_TOKENS = 2**24
 (arXiv:2407.21783, sec. 3.4.1)."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Batch:
     """The solved triangle."""
 

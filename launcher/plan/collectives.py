@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+from launcher.config.schema import Model
+from launcher.plan.costs import block_parameters, embedding_parameters, head_parameters
 from launcher.plan.encoder import memory_bytes
 from launcher.plan.execution import Job
 from launcher.plan.links import Link, broadcast_s, stride_link, transfer_s
@@ -14,8 +16,7 @@ SLOWDOWN = 0.29
 multiprocessors and memory bandwidth. Fitted on all rows of docs/backtest.md together."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Links:
+class Links(NamedTuple):
     """The link of every axis that communicates."""
 
     tp: Link
@@ -30,8 +31,7 @@ class Links:
     """All of dp x cp."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PassTimes:
+class PassTimes(NamedTuple):
     """Seconds of one microbatch's communication, forward and backward, not hidden."""
 
     forward_s: float = 0.0
@@ -97,8 +97,7 @@ def boundary_s(job: Job, links: Links) -> float:
     return transfer_s("send_recv", payload, links.pp)
 
 
-@dataclass(frozen=True, kw_only=True)
-class StateTraffic:
+class StateTraffic(NamedTuple):
     """Seconds of one step's traffic of gradients and weights on one stage."""
 
     reduce_s: float
@@ -128,7 +127,7 @@ def _expert_links(job: Job, links: Links) -> Links:
     ranks = layout.dp * layout.cp * (layout.tp if layout.ep > 1 else 1)
     stride = layout.ep if layout.ep > 1 else layout.tp
     link = stride_link(job.hardware, layout.gpus_per_node, stride, max(1, ranks // layout.ep))
-    return replace(links, shard=link, dp=link, replica=replace(link, group_size=1))
+    return links._replace(shard=link, dp=link, replica=link._replace(group_size=1))
 
 
 def _state_traffic(job: Job, links: Links, parameters: float, units: int) -> StateTraffic:
@@ -136,19 +135,23 @@ def _state_traffic(job: Job, links: Links, parameters: float, units: int) -> Sta
     gradients = execution.reduce_bytes * parameters
     weights = execution.gather_bytes * parameters
     between = _many_s("all_reduce", gradients / links.shard.group_size, units, links.replica)
+    if stage and execution.whole_tensors:
+        owners = min(links.shard.group_size, count_tensors(job.model, units))
+        reduce_s = owners * broadcast_s(gradients / owners, links.shard) + between
+        gather_s = owners * broadcast_s(weights / owners, links.shard)
+        return StateTraffic(reduce_s=reduce_s, gather_s=gather_s, per_microbatch=stage == 3)
     if stage == 0 or (execution.reduces_by_all_reduce and stage < 3):
         reduce_s = _many_s("all_reduce", gradients, units, links.dp)
     else:
         reduce_s = _many_s("reduce_scatter", gradients, units, links.shard) + between
     gather_s = _many_s("all_gather", weights, units, links.shard) if stage else 0.0
-    if stage and execution.broadcasts_shards:
-        gather_s = broadcasts_s(weights, links.shard)
     return StateTraffic(reduce_s=reduce_s, gather_s=gather_s, per_microbatch=stage == 3)
 
 
-def broadcasts_s(payload: float, link: Link) -> float:
-    """Each rank's part from that rank to all others, one after the other."""
-    return link.group_size * broadcast_s(payload / link.group_size, link)
+def count_tensors(model: Model, blocks: int) -> int:
+    """Weights and biases of so many blocks and of both ends."""
+    ends = len(embedding_parameters(model)) + len(head_parameters(model))
+    return blocks * len(block_parameters(model, 0)) + ends
 
 
 def _many_s(op: str, payload: float, units: int, link: Link) -> float:

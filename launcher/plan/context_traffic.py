@@ -8,7 +8,7 @@ queries, keys and values one way and results the other, and the same of gradient
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from launcher.plan.collectives import PassTimes, exposed_s
 from launcher.plan.execution import Job
@@ -19,8 +19,7 @@ from launcher.plan.records import Communication, Stage
 from launcher.plan.ring_reach import ring_hops, ring_reach
 
 
-@dataclass(frozen=True, kw_only=True)
-class Message:
+class Message(NamedTuple):
     """One kind of message of one block, as the busiest rank sends it."""
 
     op: str

@@ -8,12 +8,13 @@ ones along dim 1 (inputs), as in Megatron-LM (arXiv:1909.08053, sec. 3).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from launcher.config.schema import Experts, Model
+from launcher.frozen import frozen
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class ParameterSpec:
     """One parameter of the whole model, before any cut."""
 

@@ -7,10 +7,10 @@ size (`kernels.gemm_s`), so layouts that differ in dp, pp or ZeRO only cost thei
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 from launcher.config.schema import Run
+from launcher.frozen import frozen
 from launcher.plan.execution import runtime_job
 from launcher.plan.memory import estimate_job_memory
 from launcher.plan.records import Layout, Memory, Stage
@@ -23,7 +23,7 @@ from launcher.plan.stages import make_stages, split_stages
 from launcher.plan.step_time import StepEstimate, estimate_job
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Estimate:
     """One layout, predicted."""
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from launcher.config.schema import Hardware, Model, Optimizer, Run
+from launcher.frozen import frozen
 from launcher.plan.records import Layout
 
 Attention = Literal["matrix", "triton", "flash", "cudnn"]
@@ -30,7 +31,7 @@ ROW_CHUNKS = 4
 """Column chunks of a row-parallel product at run time, where collectives overlap."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Execution:
     """What a program does beside the layout."""
 
@@ -87,8 +88,9 @@ class Execution:
     """Reduction and gathers of dp run beside the computing."""
     reduces_by_all_reduce: bool = False
     """ZeRO-1 and 2 all-reduce whole gradients and let every rank keep its part."""
-    broadcasts_shards: bool = False
-    """ZeRO-1 sends each rank's part of the weights in a broadcast of its own."""
+    whole_tensors: bool = False
+    """ZeRO-1 gives each rank whole tensors (InternEvo): a sum towards each owner, and a broadcast
+    from it; ranks beyond the number of tensors own none."""
     overlap_p2p: bool = True
     """Stages exchange activations while they compute."""
     p2p_paired: bool = True

@@ -15,12 +15,12 @@ What the user has pinned is never changed.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from launcher.config.rules import check_run, obeys_rules
 from launcher.config.schema import Run
 from launcher.errors import ConfigError, Finding
+from launcher.frozen import frozen
 from launcher.plan.batch import default_sequence_length, solve_batch
 from launcher.plan.estimate import estimate_layout, estimate_layout_memory
 from launcher.plan.records import Layout, Memory
@@ -32,7 +32,7 @@ RECOMPUTE_REASONS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Filled:
     """A run with nothing left open, and how that came about."""
 
@@ -42,7 +42,7 @@ class Filled:
     """A line per value that was open."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class _Tried:
     """One way to fill the layout."""
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from launcher.config.hardware_schema import MeasuredKernel
 from launcher.config.schema import Gpu
@@ -22,8 +22,7 @@ SPLITS = (1, 2, 3, 4, 8)
 """Into how many parts a library splits the depth of a product that has few tiles."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Gemm:
+class Gemm(NamedTuple):
     """m x k times k x n, `batch` times."""
 
     m: int
@@ -67,26 +66,29 @@ def _gemm_model_s(gemm: Gemm, kind: str, gpu: Gpu) -> float:
     rate = peak_flops(gpu, kind) * max_efficiency(gpu, kind)
     if gpu.multiprocessors is None:
         return gpu.op_overhead_s + max(gemm.flops / rate, traffic_s(gemm.bytes_moved, gpu))
-    per_unit = rate / gpu.multiprocessors
-    best = min(
-        _tiling_s(gemm, tile, split, per_unit, gpu, gpu.multiprocessors)
-        for tile in TILES
-        for split in (SPLITS if gemm.batch == 1 else (1,))
-    )
-    return gpu.op_overhead_s + max(best, traffic_s(gemm.bytes_moved, gpu))
+    return gpu.op_overhead_s + max(_tiled_s(gemm, rate, gpu), traffic_s(gemm.bytes_moved, gpu))
 
 
-def _tiling_s(
-    gemm: Gemm, tile: tuple[int, int, float], split: int, per_unit: float, gpu: Gpu, units: int
-) -> float:
-    rows, columns, rate = tile
-    tiles = -(-gemm.m // rows) * -(-gemm.n // columns) * gemm.batch * split
-    depth = gemm.k / split
-    waves = -(-tiles // units)
-    each = 2.0 * rows * columns * (depth + TILE_START) / (per_unit * rate)
-    # Each part of a split writes its sum in float32, and they are added up.
-    again = traffic_s(8.0 * gemm.m * gemm.n * split, gpu) if split > 1 else 0.0
-    return waves * each + again
+def _tiled_s(gemm: Gemm, rate: float, gpu: Gpu) -> float:
+    """By the fastest tiling. Written out flat: searches ask for thousands of products."""
+    assert gpu.multiprocessors is not None
+    units, per_unit = gpu.multiprocessors, rate / gpu.multiprocessors
+    m, n, k, batch = gemm.m, gemm.n, gemm.k, gemm.batch
+    # Each part of a split depth writes its sum in float32, and they are added up.
+    splits = [
+        (split, k / split + TILE_START, traffic_s(8.0 * m * n * split, gpu) if split > 1 else 0.0)
+        for split in (SPLITS if batch == 1 else (1,))
+    ]
+    best = math.inf
+    for rows, columns, share in TILES:
+        tiles = -(-m // rows) * -(-n // columns) * batch
+        area, speed = 2.0 * rows * columns, per_unit * share
+        for split, depth, again_s in splits:
+            waves = -(-tiles * split // units)
+            seconds = waves * (area * depth / speed) + again_s
+            if seconds < best:
+                best = seconds
+    return best
 
 
 def peak_flops(gpu: Gpu, kind: str) -> float:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from launcher.config.schema import Hardware, Node
 
 
-@dataclass(frozen=True, kw_only=True)
-class Link:
+class Link(NamedTuple):
     """The narrowest link that a group of ranks uses."""
 
     group_size: int
@@ -143,9 +142,16 @@ def _switched_s(payload_bytes: float, link: Link, switch: float) -> float:
 
 
 def broadcast_s(payload_bytes: float, link: Link) -> float:
-    """From one rank to all others along a chain."""
+    """From one rank to all others along a chain, or a sum the other way.
+
+    NCCL picks the protocol as if the chain had one hop (tuning.cc: `sameChannels`), and so Simple,
+    whose bandwidth is the highest, however long the chain is.
+    """
+    if link.group_size == 1:
+        return 0.0
     outer, inner = _ring_hops(link)
-    return _fastest_s(payload_bytes / link.bandwidth, outer, inner, link)
+    hops_s = outer * link.latency_s + inner * link.inner_latency_s
+    return payload_bytes / link.bandwidth + hops_s
 
 
 TREE_SHARE = 0.92

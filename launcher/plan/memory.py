@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from launcher.config.schema import Gpu, Run
 from launcher.plan.activations import block_kept_bytes, embedding_kept_bytes, head_kept_bytes
@@ -94,20 +95,6 @@ def usable_bytes(gpu: Gpu) -> int:
     return int(USABLE_SHARE * gpu.memory_bytes)
 
 
-def peak_memory_bytes(job: Job, stages: Sequence[Stage], peak_in_flight: Sequence[int]) -> int:
-    """`estimate_job_memory(...).peak_bytes` alone, for searches: stages of a kind are one."""
-    gpu = job.hardware.gpu
-    assert gpu is not None
-    kinds: dict[tuple[int, bool, bool], tuple[int, Stage]] = {}
-    for stage, in_flight in zip(stages, peak_in_flight, strict=True):
-        kind = (stage.num_layers, stage.is_first, stage.is_last)
-        if kind not in kinds or in_flight > kinds[kind][0]:
-            kinds[kind] = in_flight, stage
-    return max(
-        stage_memory(job, stage, in_flight, gpu).total_bytes for in_flight, stage in kinds.values()
-    )
-
-
 def zero_model_state_bytes(num_parameters: float, zero_stage: int, dp: int) -> float:
     """Model states per device in ZeRO's own convention: 2 + 2 + 12 bytes per parameter.
 
@@ -125,27 +112,60 @@ def zero_model_state_bytes(num_parameters: float, zero_stage: int, dp: int) -> f
 
 def stage_memory(job: Job, stage: Stage, in_flight: int, gpu: Gpu) -> StageMemory:
     """Of one rank that keeps so many microbatches (or chunks of them)."""
-    execution = job.execution
+    held = held_bytes(job, stage)
+    activations = in_flight_bytes(job, stage, in_flight)
+    passing = pass_buffers(job, stage) + transfer_bytes(job, stage, in_flight)
+    buffers, overhead = _around(job, stage, held, activations, passing, gpu)
+    return StageMemory(
+        stage=stage.stage,
+        parameters_bytes=held.parameters,
+        gradients_bytes=held.gradients,
+        optimizer_bytes=held.optimizer,
+        activations_bytes=activations,
+        buffers_bytes=buffers,
+        overhead_bytes=overhead,
+    )
+
+
+class Held(NamedTuple):
+    """Bytes that a rank needs whatever it computes."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    step_buffers: int
+    """At the end of a step."""
+
+    @property
+    def state(self) -> int:
+        """Weights, gradients and optimizer state: there all the time."""
+        return self.parameters + self.gradients + self.optimizer
+
+
+def held_bytes(job: Job, stage: Stage) -> Held:
+    """Of one rank of a stage."""
     size = _rank_parameters(job, stage)
     share = _share(job, stage, size)
-    parameters, gradients, optimizer = _kept_state(job, size, share)
-    activations = in_flight_bytes(job, stage, in_flight)
+    return Held(*_kept_state(job, size, share), step_buffers=_step_buffers(job, size, share))
+
+
+def rank_bytes(job: Job, stage: Stage, held: Held, activations: int, passing: int, gpu: Gpu) -> int:
+    """`stage_memory(...).total_bytes` from its parts, for who has them already."""
+    return held.state + activations + sum(_around(job, stage, held, activations, passing, gpu))
+
+
+def _around(
+    job: Job, stage: Stage, held: Held, activations: int, passing: int, gpu: Gpu
+) -> tuple[int, int]:
+    """Buffers, and what the allocator and the process keep."""
     # The reduction's buckets come when the activations are gone: only what is beyond them counts.
-    passing = _pass_buffers(job, stage) + transfer_bytes(job, stage, in_flight)
-    buffers = max(passing, _step_buffers(job, size, share) - activations)
+    buffers = max(passing, held.step_buffers - activations)
+    execution = job.execution
     reserve = _reserve_bytes(job, stage, activations + buffers) if execution.reserved else 0
     context = gpu.context_bytes if execution.process else 0
     if job.hardware.device == "cpu":
         context += _snapshot_bytes(job, stage)
-    return StageMemory(
-        stage=stage.stage,
-        parameters_bytes=parameters,
-        gradients_bytes=gradients,
-        optimizer_bytes=optimizer,
-        activations_bytes=activations,
-        buffers_bytes=buffers,
-        overhead_bytes=context + reserve,
-    )
+    return buffers, context + reserve
 
 
 def _reserve_bytes(job: Job, stage: Stage, alive: int) -> int:
@@ -170,12 +190,6 @@ def _gradients(job: Job, size: int, share: int) -> int:
         return size
     # Beside them this rank's part of their sums, in memory of the stream that reduces.
     return share + (size // job.layout.vpp if gradients_of_one_chunk(job.layout) else size)
-
-
-def state_bytes(job: Job, stage: Stage) -> int:
-    """Of one rank: weights, gradients and optimizer state, there whatever is computed."""
-    size = _rank_parameters(job, stage)
-    return sum(_kept_state(job, size, _share(job, stage, size)))
 
 
 def _rank_parameters(job: Job, stage: Stage) -> int:
@@ -266,7 +280,7 @@ def _blocks_bytes(job: Job, num_layers: int) -> int:
     return blocks
 
 
-def _pass_buffers(job: Job, stage: Stage) -> int:
+def pass_buffers(job: Job, stage: Stage) -> int:
     """Temporaries of forward and backward: in a block, or in the loss and the head."""
     layout, execution = job.layout, job.execution
     working = backward_temporary_bytes(job)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from launcher.frozen import frozen
 from launcher.plan.records import Layout
 
 RANK_AXES = ("tp", "cp", "dp", "pp")
 """Axes that number ranks. ep borrows its ranks from dp x cp and is none of them."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Mesh:
     """Ranks as mixed-radix numbers whose digits are the coordinates on the axes."""
 

@@ -6,16 +6,16 @@ T = tokens of a microbatch on this rank. Traffic is counted in elements per toke
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import NamedTuple
 
+from launcher.config.schema import Model
 from launcher.plan.encoder import target_length
 from launcher.plan.execution import Job
 from launcher.plan.kernels import Gemm
 
 
-@dataclass(frozen=True, kw_only=True)
-class Matmul:
+class Matmul(NamedTuple):
     """A product with a weight: backward is one product for the input and one for the weight."""
 
     forward: Gemm
@@ -25,8 +25,7 @@ class Matmul:
     """Kept, where recomputation is by operator; every second product is not."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Traffic:
+class Traffic(NamedTuple):
     """Kernels that move memory only."""
 
     forward_bytes: float
@@ -35,8 +34,7 @@ class Traffic:
     backward_kernels: int = 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class Attention:
+class Attention(NamedTuple):
     """Scores, softmax and weighted sum of one microbatch."""
 
     batch: int
@@ -52,8 +50,7 @@ class Attention:
     dropout: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class Work:
+class Work(NamedTuple):
     """The kernels of one block (or of one end of the model)."""
 
     matmuls: tuple[Matmul, ...] = ()
@@ -61,12 +58,11 @@ class Work:
     attention: tuple[Attention, ...] = ()
     all_to_all_bytes: float = 0.0
     """What each of two exchanges of tokens between experts sends per pass."""
-    grouped: tuple[Matmul, ...] = field(default=())
+    grouped: tuple[Matmul, ...] = ()
     """Products of the experts, one kernel for all of them."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Size:
+class Size(NamedTuple):
     """Widths and tokens on one rank."""
 
     batch: int
@@ -86,23 +82,32 @@ class Size:
     vocabulary: int
 
 
-@lru_cache(maxsize=256)
 def size_of(job: Job) -> Size:
     """Sizes on one rank of this layout; of an encoder-decoder those of its decoder."""
-    model, layout = job.model, job.layout
-    tp, length = layout.tp, target_length(model, layout.sequence_length)
-    tokens = layout.micro_batch_size * length // layout.cp
-    is_split = job.execution.sequence_parallel
+    layout, execution = job.layout, job.execution
+    return _size(
+        job.model, layout.tp, layout.cp, layout.micro_batch_size, layout.sequence_length,
+        execution.sequence_parallel, execution.repeats_keys,
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=4096)
+def _size(
+    model: Model, tp: int, cp: int, batch: int, input_length: int, is_split: bool,
+    repeats_keys: bool,
+) -> Size:  # fmt: skip
+    length = target_length(model, input_length)
+    tokens = batch * length // cp
     queries = model.num_heads // tp * model.head_size
     keys = max(1, model.kv_heads // tp) * model.head_size
     return Size(
-        batch=layout.micro_batch_size,
+        batch=batch,
         tokens=tokens,
         sequence=length,
         norm_tokens=-(-tokens // tp) if is_split else tokens,
         queries=queries,
         keys=keys,
-        read_keys=queries if job.execution.repeats_keys else keys,
+        read_keys=queries if repeats_keys else keys,
         heads=model.num_heads // tp,
         ffn=-(-model.ffn_hidden_size // tp),
         vocabulary=-(-model.vocab_size // tp),

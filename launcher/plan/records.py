@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from typing import Any
 
 from launcher.config.schema import Run
+from launcher.frozen import frozen
 from launcher.plan.simulate import Simulation
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Layout:
     """The mesh and the batch, with nothing left open."""
 
@@ -49,7 +50,7 @@ class Layout:
     """Stages compute while activations travel."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Stage:
     """One pipeline stage: blocks `first_layer` up to, not including, `end_layer`.
 
@@ -95,7 +96,7 @@ class Stage:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class StageMemory:
     """Peak memory of one rank of a stage, by kind, in bytes."""
 
@@ -122,7 +123,7 @@ class StageMemory:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Memory:
     """Peak memory per stage against what a device has."""
 
@@ -141,7 +142,7 @@ class Memory:
     docs/backtest.md (`plan/memory.py`: ERROR_SHARE)."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Time:
     """One optimizer step, predicted."""
 
@@ -164,7 +165,7 @@ class Time:
     """Of all train.steps, in the currency of hardware.price_per_gpu_hour; None: no price."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Communication:
     """What one rank sends along one axis in one step."""
 
@@ -177,7 +178,7 @@ class Communication:
     seconds_per_step: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Warning:
     """Legal, but probably not meant."""
 
@@ -186,7 +187,7 @@ class Warning:
     fix: str
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Plan:
     """The answer of `launch plan`."""
 

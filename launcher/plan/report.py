@@ -57,8 +57,13 @@ def _head(plan: Plan) -> Iterator[str]:
         "layout",
         f"tp={layout.tp} "
         + (f"cp={layout.cp} cp_mode={run.parallelism.cp_mode} " if layout.cp > 1 else "")
-        + f"pp={layout.pp} dp={layout.dp} zero_stage="
+        + (f"ep={layout.ep} " if layout.ep > 1 else "")
+        + f"pp={layout.pp} "
+        + (f"vpp={layout.vpp} " if layout.vpp > 1 else "")
+        + f"dp={layout.dp} zero_stage="
         f"{layout.zero_stage} schedule={layout.schedule} recompute={layout.recompute}"
+        + (f" recompute_every={layout.recompute_every}" if layout.recompute_every > 1 else "")
+        + (f" offload={layout.offload}" if layout.offload != "none" else "")
         + (" engine=fsdp2" if layout.engine == "fsdp2" else ""),
     )
     yield from _labelled(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.frozen import frozen
 
-@dataclass(frozen=True, kw_only=True)
+
+@frozen
 class RunFiles:
     """Paths inside one run directory."""
 
@@ -165,7 +166,7 @@ class RunFiles:
         return StartFiles(root=self.starts / f"{job_id}.{restart}")
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class StartFiles:
     """Paths of one start of a job."""
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache
 
+from launcher.frozen import frozen
 from launcher.plan import schedule_orders as orders
 from launcher.plan import schedule_v
 from launcher.plan.schedule_auto import auto_orders
@@ -30,7 +30,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Recipe:
     """How the schedules of one name are made, and for what."""
 
@@ -108,7 +108,7 @@ def build_orders(
     if num_microbatches < least:
         raise ScheduleError(
             f"{name} on {num_stages} stages needs at least {least} microbatches, "
-            f"and there are {num_microbatches}"
+            f"and there {'is' if num_microbatches == 1 else 'are'} {num_microbatches}"
         )
     if recipe.order is None:
         problem = Problem(

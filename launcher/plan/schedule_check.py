@@ -8,6 +8,7 @@ from itertools import zip_longest
 from typing import NoReturn, get_args
 
 from launcher.plan.schedule_records import Action, Chain, Kind, Orders, Schedule, ScheduleError
+from launcher.plan.units import plural
 
 NEEDS: dict[Kind, Kind] = {
     "B": "F",
@@ -142,7 +143,7 @@ def _refuse_early(stage: int, action: Action, needed: Kind) -> NoReturn:
 
 
 def _refuse_extra(stage: int, action: Action, schedule: Schedule) -> NoReturn:
-    limit = f"{schedule.num_microbatches} microbatches"
+    limit = f"{schedule.num_microbatches} {plural('microbatch', schedule.num_microbatches)}"
     if schedule.num_chunks > 1 or action.chunk:
         limit += f" and {schedule.num_chunks} chunks"
     raise ScheduleError(f"stage {stage}: {action} is beyond the {limit}")

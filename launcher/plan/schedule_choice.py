@@ -10,6 +10,7 @@ from launcher.plan.schedule_file import parse_schedule
 from launcher.plan.schedule_peaks import peaks_of
 from launcher.plan.schedule_records import Chain, Schedule, ScheduleError
 from launcher.plan.simulate import check_schedule
+from launcher.plan.units import plural
 
 
 def plan_schedule(run: Run, layout: Layout) -> Schedule:
@@ -55,17 +56,17 @@ def check_schedule_file(run: Run) -> list[Finding]:
             )
         ]
     wanted = (
-        ("parallelism.pp", degrees.pp, schedule.num_stages, "stages"),
-        ("parallelism.vpp", degrees.vpp, schedule.num_chunks, "chunks per stage"),
+        ("parallelism.pp", degrees.pp, schedule.num_stages, "stage"),
+        ("parallelism.vpp", degrees.vpp, schedule.num_chunks, "chunk"),
         ("train.num_microbatches", train.num_microbatches, schedule.num_microbatches,
-         "microbatches"),
+         "microbatch"),
     )  # fmt: skip
     return [
         Finding(
             field=field,
             value="null" if given is None else given,
             rule="schedule-file-fits",
-            reason=f"the schedule in {degrees.schedule} has {has} {what}",
+            reason=f"the schedule in {degrees.schedule} has {has} {plural(what, has)}",
             legal=(has,),
             fix=f"{field}={has}",
         )

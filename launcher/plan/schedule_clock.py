@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from launcher.plan.schedule_records import Action, Chain, ScheduleError, StageTimes
 
@@ -14,8 +14,7 @@ Effect = tuple[Arrivals | None, float, Arrivals | None, float]
 NOTHING: Effect = (None, 0.0, None, 0.0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Timing:
+class Timing(NamedTuple):
     """Start and end of the work of each stage."""
 
     starts: tuple[float, ...]
@@ -32,8 +31,7 @@ class Timing:
         return max(finish - start for start, finish in zip(self.starts, self.finishes, strict=True))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Durations:
+class Durations(NamedTuple):
     """How long everything takes."""
 
     times: Sequence[StageTimes]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from heapq import heappop, heappush
 
+from launcher.frozen import frozen
 from launcher.plan.schedule_records import Action, Orders, Problem
 
 NEVER = float("inf")
@@ -14,7 +14,7 @@ SLACK = 1e-9
 """Of sums of shares, which do not add up to whole numbers exactly."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Policy:
     """What a stage prefers where it has a choice."""
 

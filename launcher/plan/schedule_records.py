@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
+
+from launcher.frozen import frozen
 
 Kind = Literal["F", "B", "W", "send_forward", "recv_forward", "send_backward", "recv_backward"]
 COMPUTE: tuple[Kind, ...] = ("F", "B", "W")
@@ -38,7 +40,7 @@ Orders = list[list[Action]]
 """The compute actions of every stage."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Chain:
     """Which part of the model sits where: part 0 has the embedding, the last one the head."""
 
@@ -76,8 +78,7 @@ class Chain:
         return self.home(part) if 0 <= part < self.num_parts else None
 
 
-@dataclass(frozen=True, kw_only=True)
-class StageTimes:
+class StageTimes(NamedTuple):
     """How long one microbatch takes on one part of the model."""
 
     forward_s: float
@@ -87,7 +88,7 @@ class StageTimes:
     """Of a W action."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Problem:
     """What a schedule is built for."""
 
@@ -99,7 +100,7 @@ class Problem:
     """Between two stages."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Schedule:
     """What every stage does in one step, in order."""
 

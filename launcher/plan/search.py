@@ -12,13 +12,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
+from math import lcm
 from typing import NamedTuple
 
 from launcher.config.rules import obeys_rules
 from launcher.config.schema import is_schedule_file
+from launcher.frozen import frozen
 from launcher.plan.collectives import Links
+from launcher.plan.schedule_records import Chain
 from launcher.plan.search_choice import PLAIN, Choice, changed, run_of
-from launcher.plan.search_cost import Coster, Mesh
+from launcher.plan.search_cost import Coster, Mesh, has_late_weights
 from launcher.plan.search_cuts import Cut
 from launcher.plan.search_floors import Floor, Floors
 from launcher.plan.search_memory import NO_LIMIT, Memory, Sharding
@@ -45,7 +48,7 @@ class Counts:
     """Never taken further: even their bound is behind the last layout that was asked for."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Ranked:
     """A layout and how long a step of it takes."""
 
@@ -53,12 +56,20 @@ class Ranked:
     step_s: float
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Ranking:
     """The best layout of each of the best kinds (`Choice.kind`), fastest first."""
 
     best: tuple[Ranked, ...]
     counts: Counts
+
+
+class _Block(NamedTuple):
+    """Before all: the degrees that cut a block, with all microbatches."""
+
+    mesh: Mesh
+    """Its microbatch is made of all that are possible."""
+    batches: tuple[tuple[int, int, int, int], ...]
 
 
 class _Recomputed(NamedTuple):
@@ -67,6 +78,18 @@ class _Recomputed(NamedTuple):
     mesh: Mesh
     stages: tuple[Stages, ...]
     later: tuple[tuple[Mesh, tuple[Stages, ...]], ...]
+
+
+class _Plan(NamedTuple):
+    """A schedule with its chunks, whatever the mesh."""
+
+    name: str
+    vpp: int
+    late: bool
+    """Whether its backward is split."""
+    chain: Chain
+    peak: int | None
+    """Chunks of microbatches that its first stage keeps; None: not counted."""
 
 
 class _Bounded(NamedTuple):
@@ -99,7 +122,7 @@ class _Pipeline(NamedTuple):
     """Of the schedule, among those of these stages."""
 
 
-_Node = _Recomputed | Stages | _Scheduled | _Pipeline | Choice
+_Node = _Block | _Recomputed | Stages | _Scheduled | _Pipeline | Choice
 
 
 def rank_layouts(space: Space, limit: int, coster: Coster | None = None) -> Ranking:
@@ -118,18 +141,22 @@ class Search:
         self.counts = Counts()
         self._queue: list[tuple[float, bool, tuple[object, ...], int, _Node]] = []
         self._num_pushed = 0
+        self._plans: dict[tuple[int, int], list[_Plan]] = {}
         self._allowed: dict[object, bool] = {}
         self._orders: dict[object, tuple[tuple[str, ...], ...]] = {}
 
     def rank(self, limit: int) -> Ranking:
         """Take the most promising further until enough are known exactly."""
-        for first, *later in self.recomputed():
-            self._push_recomputed(_Recomputed(*first, tuple(later)), 0.0)
+        for block in self._blocks():
+            self._push(self.floors.block_s(block.mesh), block)
         best: list[Ranked] = []
         kinds: set[object] = set()
         while self._queue and len(best) < limit:
             bound, is_known, _, _, node = heappop(self._queue)
-            if isinstance(node, _Recomputed):
+            if isinstance(node, _Block):
+                for first, *later in self._fitting(node):
+                    self._push_recomputed(_Recomputed(*first, tuple(later)), bound)
+            elif isinstance(node, _Recomputed):
                 self._expand_recomputed(node, bound)
             elif isinstance(node, Stages):
                 self._expand_stages(node, bound)
@@ -155,16 +182,18 @@ class Search:
         heappush(self._queue, (bound, known, tie, self._num_pushed, node))
 
     # 1. Degrees of a block, microbatch and recomputation, as far as memory allows.
-    def recomputed(self) -> Iterator[list[tuple[Mesh, tuple[Stages, ...]]]]:
-        """Of every mesh and microbatch the ways to recompute, quickest first, with what may fit."""
+    def _blocks(self) -> Iterator[_Block]:
+        """Degrees that cut a block, as far as rules allow them."""
         space = self.space
         for tp in space.tps:
             for cp in space.cps:
                 for ep in space.eps:
-                    batches = list(self._batches(tp, cp, ep))
+                    batches = tuple(self._batches(tp, cp, ep))
+                    all_sizes = lcm(*[size for size, _, _, _ in batches])
                     for split in space.sequence_parallels if batches else ():
                         if self._is_legal(tp=tp, cp=cp, ep=ep, sequence_parallel=split):
-                            yield from self._fitting(Mesh(tp, cp, ep, split, 1, ""), batches)
+                            mesh = Mesh(tp, cp, ep, split, all_sizes, space.recomputes[0])
+                            yield _Block(mesh, batches)
 
     def _batches(self, tp: int, cp: int, ep: int) -> Iterator[tuple[int, int, int, int]]:
         """(microbatch, pp, dp, number of microbatches) that use all devices."""
@@ -174,11 +203,12 @@ class Search:
                 for micro, count in self.space.batches(dp):
                     yield micro, pp, dp, count
 
-    def _fitting(
-        self, mesh: Mesh, batches: list[tuple[int, int, int, int]]
-    ) -> Iterator[list[tuple[Mesh, tuple[Stages, ...]]]]:
-        """Larger microbatches and less recomputation only take more: what is over stays out."""
-        modes = self.space.recomputes
+    def _fitting(self, block: _Block) -> Iterator[list[tuple[Mesh, tuple[Stages, ...]]]]:
+        """Of every microbatch the ways to recompute, quickest first, with what may fit.
+
+        Larger microbatches and less recomputation only take more: what is over stays out.
+        """
+        (mesh, batches), modes = block, self.space.recomputes
         fitting = {(pp, mode): self.space.sharding for _, pp, _, _ in batches for mode in modes}
         for micro in sorted({batch[0] for batch in batches}):
             ways = []
@@ -220,12 +250,12 @@ class Search:
         """Every layout up to its sharding, whether it fits or not, with a bound of its memory."""
         self.memory.usable_bytes = NO_LIMIT
         found = []
-        for ways in self.recomputed():
-            for mesh, those in ways:
-                for stages in those:
-                    for one in stages.shardings:
-                        least = self.memory.least_bytes(mesh, stages.pp, stages.dp, one)
-                        found.append((least, stages._replace(shardings=(one,))))
+        ways = [way for block in self._blocks() for way in self._fitting(block)]
+        for mesh, those in (pair for way in ways for pair in way):
+            for stages in those:
+                for one in stages.shardings:
+                    least = self.memory.least_bytes(mesh, stages.pp, stages.dp, one)
+                    found.append((least, stages._replace(shardings=(one,))))
         return sorted(found, key=lambda entry: entry[0])
 
     def whole(self, stages: Stages) -> Iterator[Choice]:
@@ -247,15 +277,32 @@ class Search:
     def _pipelines(self, node: Stages) -> Iterator[_Bounded]:
         """Those that may have room on the first stage."""
         mesh, pp, dp, count, shardings = node
-        for position, (name, vpp) in enumerate(self.space.pipelines(pp, count)):
-            cut = self.coster.cut(mesh, self.coster.chain(name, pp, vpp))
-            room = self.memory.first_room(mesh, name, count, cut)
-            states = self.memory.states(mesh, pp, dp, cut.first_layers)
-            if any(states[one] <= room for one in shardings):
-                seconds = self.floors.pipeline_s(node, name, cut)
-                yield _Bounded(seconds, position, name, vpp, cut, room)
+        coster, memory, floors = self.coster, self.memory, self.floors
+        p2p_s = floors.quickest_p2p_s(node)
+        for position, plan in enumerate(self._plans_of(pp, count)):
+            cut = coster.cut(mesh, plan.chain)
+            room = memory.first_room(mesh, plan.peak, cut)
+            states = memory.states(mesh, pp, dp, cut.first_layers)
+            for one in shardings:
+                if states[one] <= room:
+                    seconds = floors.pipeline_s(node, plan.name, plan.late, cut, p2p_s)
+                    yield _Bounded(seconds, position, plan.name, plan.vpp, cut, room)
+                    break
             else:
                 self.counts.over_memory += 1
+
+    def _plans_of(self, pp: int, count: int) -> list[_Plan]:
+        """Of so many microbatches on so many stages."""
+        key = (pp, count)
+        if key not in self._plans:
+            self._plans[key] = [
+                _Plan(
+                    name, vpp, has_late_weights(name), self.coster.chain(name, pp, vpp),
+                    self.memory.first_peak(name, pp, vpp, count),
+                )
+                for name, vpp in self.space.pipelines(pp, count)
+            ]  # fmt: skip
+        return self._plans[key]
 
     # 3. Sharding, with the first schedule; each brings the next one when it is taken further.
     def _expand_scheduled(self, node: _Scheduled, bound: float) -> None:

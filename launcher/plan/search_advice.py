@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from launcher.config.schema import Run
 from launcher.errors import ConfigError
+from launcher.frozen import frozen
 from launcher.plan.fill import close_shared
 from launcher.plan.search import Counts, Ranked, rank_layouts
 from launcher.plan.search_choice import CHOICE_KEYS, TRAIN_KEYS, Choice, changed, dotted
@@ -29,7 +28,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
 """Single changes: keys that only make sense together are one; dp and num_microbatches follow."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Change:
     """One change of a layout."""
 
@@ -38,7 +37,7 @@ class Change:
     after: Predicted
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Found:
     """The answer of `launch search`."""
 

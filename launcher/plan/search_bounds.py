@@ -7,10 +7,13 @@ them), so that no layout is lost by it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from launcher.plan.schedule_orders import round_sizes
 from launcher.plan.schedule_records import Chain, StageTimes
-from launcher.plan.search_cuts import Cut, Kinds
+from launcher.plan.search_cuts import Cut, Units
+
+Quad = tuple[float, float, float, float]
 
 WITH_ROUNDS = ("interleaved_1f1b", "zb_h1")
 """Whose last stage runs a round of every chunk but one before its first backward."""
@@ -80,51 +83,59 @@ def _one_f_one_b_s(
     return first_s + most_s + back_s
 
 
-def quick_s(name: str, cut: Cut, count: int, kinds: Sequence[StageTimes], p2p_s: float) -> float:
-    """A bound like `shortest_s` from a few stages only; `kinds` are the times of cut.pieces."""
+class UnitTimes(NamedTuple):
+    """Seconds of (a block, one without experts, the model's first end, its last end)."""
+
+    forward: Quad
+    backward: Quad
+    passes: Quad
+    """Forward and backward."""
+    work: Quad
+    """The same, and what a split backward leaves for later."""
+    weight: Quad | None
+    """Of this alone; None: backward is not split."""
+
+
+def quick_s(name: str, cut: Cut, count: int, times: UnitTimes, p2p_s: float) -> float:
+    """A bound like `shortest_s` from a few stages only."""
     stages, chunks, parts = cut.chain.num_stages, cut.chain.num_chunks, cut.chain.num_parts
     hops = 0 if stages == 1 else parts - 1 - (chunks - 1 if cut.chain.placement == "v" else 0)
-    there_s, back_s, late_s = _sums(cut.all_kinds, kinds)
-    there_s += hops * p2p_s
-    alone_s = there_s + back_s + hops * p2p_s
+    alone_s = _sum(cut.whole, times.passes) + 2 * hops * p2p_s
     if name == "naive":
         return count * alone_s
-    found = alone_s
+    found, weight = alone_s, times.weight
     for probe in cut.probes:
-        forward_s, backward_s, weight_s = _sums(probe.own, kinds)
-        arrival_s, drain_s, _ = _sums(probe.before, kinds)
-        hops_s = probe.stage * p2p_s
-        passes_s = arrival_s + hops_s + count * (forward_s + backward_s)
-        last_s = 0.0
-        if late_s:
-            last_s = kinds[cut.kinds[0]].weight_s if probe.stage else count * weight_s
-        found = max(found, passes_s + count * weight_s, passes_s + drain_s + hops_s + last_s)
+        arrival_s = drain_s = 0.0
+        if probe.stage:
+            hops_s = probe.stage * p2p_s
+            arrival_s = _sum(probe.before, times.forward) + hops_s
+            drain_s = _sum(probe.before, times.backward) + hops_s
+        work_s = count * _sum(probe.own, times.work)
+        if weight is None:
+            found = max(found, arrival_s + work_s + drain_s)
+            continue
+        passes_s = count * _sum(probe.own, times.passes)
+        last_s = _sum(cut.first, weight) if probe.stage else work_s - passes_s
+        found = max(found, arrival_s + work_s, arrival_s + passes_s + drain_s + last_s)
     if stages == 1:
         return found
-    probe = cut.probes[-1]
+    # The last stage: its work, arrival and drain are those of the last probe.
     if name in WITH_ROUNDS:
-        forward_s, backward_s, weight_s = _sums(probe.own, kinds)
-        before_s = round_sizes(stages, count)[0] * _sums(probe.own_but_last, kinds)[0]
-        before_s += kinds[probe.last].forward_s
-        drain_s = 0.0 if late_s else _sums(probe.before, kinds)[1] + probe.stage * p2p_s
-        work_s = count * (forward_s + backward_s + weight_s)
-        found = max(found, there_s + work_s - before_s + drain_s)
+        there_s = _sum(cut.whole, times.forward) + hops * p2p_s
+        before_s = round_sizes(stages, count)[0] * _sum(probe.own_but_last, times.forward)
+        before_s += _sum(probe.last, times.forward)
+        found = max(found, there_s + work_s - before_s + (0.0 if weight else drain_s))
     if name == "1f1b" and count >= stages:
         # One round trip per `stages` microbatches, as in `_one_f_one_b_s`.
-        end = kinds[probe.last]
+        there_s = _sum(cut.whole, times.forward) + hops * p2p_s
         cycles, rest = divmod(count - 1, stages)
-        trip_s = alone_s if cycles else 0.0
-        steady_s = cycles * trip_s + rest * (end.forward_s + end.backward_s)
-        drain_s = _sums(probe.before, kinds)[1] + probe.stage * p2p_s
-        found = max(found, there_s + end.backward_s + steady_s + drain_s)
+        steady_s = cycles * alone_s + rest * _sum(probe.last, times.passes)
+        end_s = _sum(probe.last, times.backward)
+        found = max(found, there_s + end_s + steady_s + drain_s)
     return found
 
 
-def _sums(of: Kinds, kinds: Sequence[StageTimes]) -> tuple[float, float, float]:
-    forward_s = backward_s = weight_s = 0.0
-    for kind, number in of:
-        times = kinds[kind]
-        forward_s += number * times.forward_s
-        backward_s += number * times.backward_s
-        weight_s += number * times.weight_s
-    return forward_s, backward_s, weight_s
+def _sum(units: Units, seconds: Quad) -> float:
+    blocks, dense, first, last = units
+    block_s, dense_s, first_s, last_s = seconds
+    return blocks * block_s + dense * dense_s + first * first_s + last * last_s

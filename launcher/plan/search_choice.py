@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from itertools import permutations
 from typing import Any
 
 from launcher.config.schema import Run, is_schedule_file
+from launcher.frozen import frozen
 from launcher.plan.fill import build_layout
 from launcher.plan.records import Layout
 
@@ -23,7 +24,7 @@ ORDER = ("tp", "cp", "dp", "pp")
 ORDERS = tuple(permutations(ORDER))
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Choice:
     """One layout, as the keys that make it; in the order in which ties are broken.
 

@@ -15,7 +15,7 @@ from launcher.plan.collectives import Links, boundary_s
 from launcher.plan.execution import Execution, Job, runtime_execution, runtime_job
 from launcher.plan.links import Link, stride_link, transfer_s
 from launcher.plan.operator_records import size_of
-from launcher.plan.records import Layout
+from launcher.plan.records import Layout, Stage
 from launcher.plan.schedule import SCHEDULES
 from launcher.plan.schedule_choice import named_chain, plan_file
 from launcher.plan.schedule_clock import Durations, walk
@@ -28,9 +28,11 @@ from launcher.plan.stage_time import (
     Kernels,
     PartCost,
     Parts,
+    StageState,
     estimate_parts,
     list_kernels,
     part_cost,
+    stage_state,
 )
 from launcher.plan.step_time import end_of_step, find_links, free_p2p_s, part_times
 
@@ -63,6 +65,8 @@ class Coster:
         self._executions: dict[object, Execution] = {}
         self._cuts: dict[object, Cut] = {}
         self._costs: dict[object, dict[object, PartCost]] = {}
+        self._pipelines: dict[object, tuple[float, list[PartCost]]] = {}
+        self._stage_states: dict[object, StageState] = {}
 
     def exact_s(self, choice: Choice) -> float:
         """Seconds per step, as `estimate_layout` says."""
@@ -74,20 +78,32 @@ class Coster:
 
     def _step_s(self, choice: Choice, is_exact: bool) -> float:
         job, chain, splits = self.job(choice), self.chain_of(choice), self.splits_backward(choice)
-        links, cut = self.links(job), self.cut(mesh_of(choice), chain)
-        of_kinds = self.costs(job, cut, has_late_weights(choice.schedule), links)
-        p2p_s = free_p2p_s(job, links)
-        kinds = part_times(job, of_kinds, splits, links)
-        times = [kinds[kind] for kind in cut.kinds]
-        if is_exact:
-            pipeline_s = self._walk_s(choice, chain, times, p2p_s)
-        else:
-            count = choice.num_microbatches
-            pipeline_s = shortest_s(choice.schedule, chain, count, times, p2p_s)
-        ends = [
-            (cut.stages[stage], [of_kinds[cut.kinds[part]] for part in chain.parts_of(stage)])
-            for stage in cut.ends
-        ]
+        links, mesh = self.links(job), mesh_of(choice)
+        cut, late = self.cut(mesh, chain), has_late_weights(choice.schedule)
+        # Shardings of one step and orders on the same links have a pipeline in common.
+        key: tuple[object, ...] = (
+            mesh, choice.pp, choice.dp, choice.schedule, choice.vpp, choice.num_microbatches,
+            links.tp, links.cp, links.ep, links.pp, choice.offload, is_exact,
+        )  # fmt: skip
+        if choice.zero_stage == 3 or choice.offload != "none":
+            key += (choice.engine, choice.zero_stage, links)
+        known = self._pipelines.get(key)
+        if known is None:
+            of_kinds = self.costs(job, cut, late, links)
+            p2p_s = free_p2p_s(job, links)
+            kinds = part_times(job, of_kinds, splits, links)
+            times = [kinds[kind] for kind in cut.kinds]
+            if is_exact:
+                pipeline_s = self._walk_s(choice, chain, times, p2p_s)
+            else:
+                count = choice.num_microbatches
+                pipeline_s = shortest_s(choice.schedule, chain, count, times, p2p_s)
+            known = self._pipelines[key] = pipeline_s, of_kinds
+        pipeline_s, of_kinds = known
+        ends = []
+        for stage in cut.ends:
+            costs = [of_kinds[cut.kinds[part]] for part in chain.parts_of(stage)]
+            ends.append((cut.stages[stage], self.state(job, cut.stages[stage], links), costs))
         tail_s, optimizer_s = end_of_step(job, ends, links)
         return pipeline_s + tail_s + optimizer_s
 
@@ -133,13 +149,27 @@ class Coster:
             found.append(known[kind])
         return found
 
+    def state(self, job: Job, stage: Stage, links: Links) -> StageState:
+        """What one rank of a stage holds, and its traffic over these links."""
+        layout = job.layout
+        key = (
+            layout.tp, layout.cp, layout.ep, layout.dp, layout.engine, layout.zero_stage,
+            layout.offload, stage.num_layers, stage.is_first, stage.is_last,
+            links.shard, links.replica, links.dp,
+        )  # fmt: skip
+        found = self._stage_states.get(key)
+        if found is None:
+            found = self._stage_states[key] = stage_state(job, stage, links)
+        return found
+
     def cut(self, mesh: Mesh, chain: Chain) -> Cut:
         """As `plan_stages` splits the model."""
-        key = (mesh, chain.num_stages, chain.num_chunks, chain.placement)
-        if key not in self._cuts:
+        key = (mesh, id(chain))  # chains are kept, so that a number is one chain's alone
+        cut = self._cuts.get(key)
+        if cut is None:
             # Communication has no part in a split: all links have the same.
-            self._cuts[key] = self.cuts.of(chain, self.nearest_parts(mesh))
-        return self._cuts[key]
+            cut = self._cuts[key] = self.cuts.of(chain, self.nearest_parts(mesh))
+        return cut
 
     def nearest_parts(self, mesh: Mesh) -> Parts:
         """Times over the nearest links, backward whole."""
@@ -148,13 +178,14 @@ class Coster:
         return self._nearest_parts[mesh]
 
     def chain(self, name: str, pp: int, vpp: int) -> Chain:
-        """Where the parts of the model sit."""
+        """Where the parts of the model sit; equal ones are one object."""
         key = (name, pp, vpp)
-        if key not in self._chains:
-            self._chains[key] = (
-                plan_file(self.run).chain if is_schedule_file(name) else named_chain(*key)
-            )
-        return self._chains[key]
+        chain = self._chains.get(key)
+        if chain is None:
+            chain = plan_file(self.run).chain if is_schedule_file(name) else named_chain(*key)
+            alike = (chain.num_stages, chain.num_chunks, chain.placement)
+            chain = self._chains[key] = self._chains.setdefault(alike, chain)
+        return chain
 
     def links(self, job: Job) -> Links:
         """Of a mesh in its order of ranks."""
@@ -170,8 +201,7 @@ class Coster:
         if key not in self._nearest:
             job = self.mesh_job(mesh, False)
             hardware, per_node = job.hardware, job.layout.gpus_per_node
-            self._nearest[key] = replace(
-                self.links(job),
+            self._nearest[key] = self.links(job)._replace(
                 tp=_quickest_tp(job),
                 cp=stride_link(hardware, per_node, 1, mesh.cp),
                 ep=stride_link(hardware, per_node, 1, mesh.ep),
@@ -203,8 +233,11 @@ class Coster:
     def job(self, choice: Choice) -> Job:
         """As the plan makes it."""
         layout = self.layout(choice)
-        # Of a pipeline's length and schedule, and of dp, a rank's software knows nothing.
-        key = (mesh_of(choice), choice.engine, choice.zero_stage, choice.offload)
+        # Of degrees, microbatches and schedule a rank's software knows nothing.
+        key = (
+            layout.recompute, layout.sequence_parallel, layout.overlap_tp, layout.engine,
+            layout.zero_stage, layout.offload,
+        )  # fmt: skip
         if key not in self._executions:
             self._executions[key] = runtime_execution(self.run, layout)
         return runtime_job(self.run, layout, self._executions[key])

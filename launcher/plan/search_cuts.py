@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
+from typing import NamedTuple
 
 from launcher.config.schema import Model, Run
+from launcher.frozen import frozen
 from launcher.plan.records import Stage
 from launcher.plan.schedule_records import Chain
 from launcher.plan.stage_time import Parts
-from launcher.plan.stages import count_dense_layers, make_stages, split_layers
+from launcher.plan.stages import Shares, count_dense_layers, make_stages, split_evenly
 
-Kinds = tuple[tuple[int, int], ...]
-"""(index of a kind of parts, how many of it)"""
+Units = tuple[int, int, int, int]
+"""Of some parts together: blocks, those of them without experts apart, first ends, last ends."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Probe:
+class Probe(NamedTuple):
     """A stage that a bound looks at."""
 
     stage: int
-    own: Kinds
+    own: Units
     """Its parts."""
-    before: Kinds
+    before: Units
     """First parts of the stages before it."""
-    own_but_last: Kinds
-    last: int
-    """Kind of its last part."""
+    own_but_last: Units
+    last: Units
+    """Its last part."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Cut:
     """The model in parts, and which of them are alike."""
 
@@ -74,9 +73,14 @@ class Cut:
         return tuple((stage.num_layers, stage.is_first, stage.is_last) for stage in self.stages)
 
     @cached_property
-    def all_kinds(self) -> Kinds:
-        """Of the whole model."""
-        return _count(self.kinds)
+    def whole(self) -> Units:
+        """The whole model."""
+        return self._units(self.kinds)
+
+    @cached_property
+    def first(self) -> Units:
+        """The first part."""
+        return self._units(self.kinds[:1])
 
     @cached_property
     def probes(self) -> tuple[Probe, ...]:
@@ -94,9 +98,17 @@ class Cut:
         chunks = range(self.chain.num_chunks)
         own = [self.kinds[self.chain.part(stage, chunk)] for chunk in chunks]
         return Probe(
-            stage=stage, own=_count(own), before=_count(self.kinds[:stage]),
-            own_but_last=_count(own[:-1]), last=own[-1],
+            stage=stage, own=self._units(own), before=self._units(self.kinds[:stage]),
+            own_but_last=self._units(own[:-1]), last=self._units(own[-1:]),
         )  # fmt: skip
+
+    def _units(self, parts: Iterable[int]) -> Units:
+        blocks = dense = first = last = 0
+        for kind in parts:
+            layers, plain, is_first, is_last = self.piece_kinds[kind]
+            blocks, dense = blocks + layers - plain, dense + plain
+            first, last = first + is_first, last + is_last
+        return blocks, dense, first, last
 
 
 class Cuts:
@@ -105,22 +117,31 @@ class Cuts:
     def __init__(self, run: Run) -> None:
         self.run = run
         self._known: dict[object, Cut] = {}
+        self._shares: dict[object, Shares] = {}
 
     def of(self, chain: Chain, parts: Parts) -> Cut:
         """As `plan_stages` splits the model, by the time of its parts."""
-        model, by_hand = self.run.model, self.run.parallelism.layers_per_stage
-        if by_hand is not None:
-            bounds = list(pairwise(accumulate(by_hand, initial=0)))
-        else:
-            bounds = split_layers(
-                model.num_layers, chain.num_parts,
-                block_cost=parts.block_s, first_cost=parts.embedding_s, last_cost=parts.head_s,
-            )  # fmt: skip
-        # The ends decide the rest: what is between them is shared out evenly.
-        key = (chain.num_stages, chain.num_chunks, chain.placement, bounds[0][1], bounds[-1][0])
-        if key not in self._known:
-            self._known[key] = _cut(model, chain, bounds)
-        return self._known[key]
+        count, by_hand = chain.num_parts, self.run.parallelism.layers_per_stage
+        shares = None
+        if by_hand is None and count > 1:
+            shares = self._split(count, parts)
+        # One chain object stands for all of its kind; the other two splits have one outcome.
+        key = (id(chain), shares)
+        cut = self._known.get(key)
+        if cut is None:
+            blocks = by_hand or (self.run.model.num_layers,)
+            counts = blocks if shares is None else shares.counts(count)
+            bounds = list(pairwise(accumulate(counts, initial=0)))
+            cut = self._known[key] = _cut(self.run.model, chain, bounds)
+        return cut
+
+    def _split(self, count: int, parts: Parts) -> Shares:
+        costs = parts.block.total_s, parts.embedding.total_s, parts.head.total_s
+        key = (count, costs)
+        shares = self._shares.get(key)
+        if shares is None:
+            shares = self._shares[key] = split_evenly(self.run.model.num_layers, count, *costs)
+        return shares
 
 
 def _cut(model: Model, chain: Chain, bounds: Sequence[tuple[int, int]]) -> Cut:
@@ -142,7 +163,3 @@ def _cut(model: Model, chain: Chain, bounds: Sequence[tuple[int, int]]) -> Cut:
     return Cut(
         model=model, chain=chain, bounds=tuple(bounds), pieces=tuple(pieces), kinds=tuple(kinds)
     )
-
-
-def _count(kinds: Iterable[int]) -> Kinds:
-    return tuple(sorted(Counter(kinds).items()))

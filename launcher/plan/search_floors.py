@@ -6,17 +6,17 @@ with every layout tried.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from launcher.plan.collectives import Links
 from launcher.plan.execution import Job
 from launcher.plan.links import Link
 from launcher.plan.records import Stage
 from launcher.plan.schedule import SCHEDULES
-from launcher.plan.schedule_records import StageTimes
-from launcher.plan.search_bounds import quick_s
+from launcher.plan.search_bounds import Quad, UnitTimes, quick_s
 from launcher.plan.search_choice import ORDERS
-from launcher.plan.search_cost import Coster, Mesh, has_late_weights
+from launcher.plan.search_cost import Coster, Mesh
 from launcher.plan.search_cuts import Cut
 from launcher.plan.search_memory import Sharding
 from launcher.plan.search_stages import PLAINEST, Stages, choice_in
@@ -24,8 +24,7 @@ from launcher.plan.stage_time import BlockTimes, PartCost, StageState, part_cost
 from launcher.plan.step_time import tail_s_of, update_s
 
 
-@dataclass(frozen=True, kw_only=True)
-class Floor:
+class Floor(NamedTuple):
     """What a sharding takes at least."""
 
     busy_s: float
@@ -34,8 +33,7 @@ class Floor:
     """Behind the pipeline."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Lightest:
+class _Lightest(NamedTuple):
     """State of a stage with its traffic at best, and the links of that."""
 
     state: StageState
@@ -54,8 +52,19 @@ class Floors:
         experts = self.model.experts
         self._num_dense = min(self.model.num_layers, experts.num_dense_layers) if experts else 0
         self._lightest: dict[object, _Lightest] = {}
-        self._units: dict[object, tuple[dict[str, float], ...]] = {}
+        self._units: dict[object, UnitTimes] = {}
         self._p2p: dict[object, float] = {}
+
+    def block_s(self, mesh: Mesh) -> float:
+        """`mesh_s` of a microbatch that others divide: no part of it takes less time.
+
+        A kernel or a collective of twice the size takes at most twice as long: none of their
+        models starts below zero. Not so of measured ones, nor of what shows beside products.
+        """
+        run = self.coster.run
+        if (run.hardware.gpu and run.hardware.gpu.kernels) or run.parallelism.overlap_tp:
+            return 0.0
+        return self.mesh_s(mesh)
 
     def mesh_s(self, mesh: Mesh) -> float:
         """All work of a sample, shared out evenly: no pipeline, no wait for it, no tail."""
@@ -92,7 +101,7 @@ class Floors:
         samples = mesh.micro * count * dp
         busy_s = 0.0
         if pp == 1 or zero_stage == 3:
-            links = replace(nearest, shard=lightest.shard, dp=lightest.dp, replica=lightest.replica)
+            links = nearest._replace(shard=lightest.shard, dp=lightest.dp, replica=lightest.replica)
             cost = part_cost(job, stage, parts, links)
             busy_s = count * (cost.forward_s + cost.input_s + cost.weight_s)
         if zero_stage == 3:
@@ -120,12 +129,11 @@ class Floors:
             best, links = min(
                 found, key=lambda pair: pair[0].traffic.reduce_s + pair[0].traffic.gather_s
             )
-            traffic = replace(
-                best.traffic,
+            traffic = best.traffic._replace(
                 reduce_s=min(state.traffic.reduce_s for state, _ in found),
                 gather_s=min(state.traffic.gather_s for state, _ in found),
             )
-            state = replace(best, traffic=traffic)
+            state = best._replace(traffic=traffic)
             self._lightest[key] = _Lightest(
                 state=state, update_s=update_s(job, state), shard=links.shard, dp=links.dp,
                 replica=links.replica,
@@ -146,51 +154,52 @@ class Floors:
         jobs = [replace(job, layout=replace(layout, order=order)) for order in found.values()]
         return [self.coster.links(one) for one in jobs]
 
-    def pipeline_s(self, stages: Stages, name: str, cut: Cut) -> float:
+    def pipeline_s(self, stages: Stages, name: str, late: bool, cut: Cut, p2p_s: float) -> float:
         """The schedule's bound, whatever the sharding, on the quickest links of any order."""
         if name not in SCHEDULES:
             return 0.0
         mesh, _, dp, count, _ = stages
-        p2p_s = self._quickest_p2p_s(stages)
-        times = self._piece_times(mesh, has_late_weights(name), cut)
+        times = self._unit_times(mesh, late)
         return quick_s(name, cut, count, times, p2p_s) / (mesh.micro * count * dp)
 
-    def _piece_times(self, mesh: Mesh, late: bool, cut: Cut) -> list[StageTimes]:
-        """Of every kind of part; what sharded weights wait for is in the sharding's floor."""
-        block, dense, first, last = self._unit_times(mesh, late)
-        return [
-            StageTimes(**{
-                key: (layers - num_dense) * block[key] + num_dense * dense[key]
-                + is_first * first[key] + is_last * last[key]
-                for key in block
-            })
-            for layers, num_dense, is_first, is_last in cut.piece_kinds
-        ]  # fmt: skip
-
-    def _unit_times(self, mesh: Mesh, late: bool) -> tuple[dict[str, float], ...]:
+    def _unit_times(self, mesh: Mesh, late: bool) -> UnitTimes:
         """Of a block, of one without experts, and of the model's ends: their sums are a part's
-        times, as `part_cost` has them where nothing but blocks and ends takes time.
+        times, as `part_cost` has them where nothing but blocks and ends takes time. What sharded
+        weights wait for is in the sharding's floor.
         """
-        if (mesh, late) not in self._units:
-            coster, end = self.coster, self.model.num_layers
-            job, nearest = coster.mesh_job(mesh, late), coster.nearest(mesh)
-            parts = coster.parts(mesh, late, nearest)
+        found = self._units.get((mesh, late))
+        if found is not None:
+            return found
+        coster, end = self.coster, self.model.num_layers
+        job, nearest = coster.mesh_job(mesh, late), coster.nearest(mesh)
+        parts = coster.parts(mesh, late, nearest)
 
-            def times(start: int, is_first: bool = False, is_last: bool = False) -> StageTimes:
-                piece = Stage(
-                    stage=0, first_layer=start, end_layer=start + 1, parameters=0,
-                    is_first=is_first, is_last=is_last,
-                )  # fmt: skip
-                return _times(part_cost(job, piece, parts, nearest), late)
+        def cost(start: int, is_first: bool = False, is_last: bool = False) -> PartCost:
+            piece = Stage(
+                stage=0, first_layer=start, end_layer=start + 1, parameters=0,
+                is_first=is_first, is_last=is_last,
+            )  # fmt: skip
+            return part_cost(job, piece, parts, nearest)
 
-            block = vars(times(end - 1))
-            dense = vars(times(0)) if self._num_dense else block
-            ends = (vars(times(end - 1, is_first=True)), vars(times(end - 1, is_last=True)))
-            first, last = ({key: each[key] - block[key] for key in block} for each in ends)
-            self._units[mesh, late] = block, dense, first, last
-        return self._units[mesh, late]
+        block = cost(end - 1)
+        dense = cost(0) if self._num_dense else block
+        ends = (cost(end - 1, is_first=True), cost(end - 1, is_last=True))
+        first, last = (
+            [of_end - of_block for of_end, of_block in zip(each, block, strict=True)]
+            for each in ends
+        )
+        forward, backward, weight, _ = zip(block, dense, first, last, strict=True)
+        passes = _added(forward, backward)
+        work = _added(passes, weight)
+        if late:
+            found = UnitTimes(forward, backward, passes, work, weight)
+        else:
+            found = UnitTimes(forward, _added(backward, weight), work, work, None)
+        self._units[mesh, late] = found
+        return found
 
-    def _quickest_p2p_s(self, stages: Stages) -> float:
+    def quickest_p2p_s(self, stages: Stages) -> float:
+        """Of a transfer to the next stage, in any order of ranks."""
         mesh, pp, dp, _, _ = stages
         key = (mesh[:5], pp, dp)
         if key not in self._p2p:
@@ -199,13 +208,8 @@ class Floors:
         return self._p2p[key]
 
 
-def _times(cost: PartCost, splits: bool) -> StageTimes:
-    """No transfer holds it up."""
-    return StageTimes(
-        forward_s=cost.forward_s,
-        backward_s=cost.input_s + (0.0 if splits else cost.weight_s),
-        weight_s=cost.weight_s if splits else 0.0,
-    )
+def _added(one: Quad, other: Quad) -> Quad:
+    return one[0] + other[0], one[1] + other[1], one[2] + other[2], one[3] + other[3]
 
 
 def _pass_s(times: BlockTimes) -> float:

@@ -9,11 +9,14 @@ from launcher.config.schema import is_schedule_file
 from launcher.plan.activations import block_kept_bytes
 from launcher.plan.execution import Job
 from launcher.plan.memory import (
+    Held,
+    held_bytes,
     in_flight_bytes,
-    peak_memory_bytes,
-    state_bytes,
+    pass_buffers,
+    rank_bytes,
     usable_bytes,
 )
+from launcher.plan.memory_pipeline import transfer_bytes
 from launcher.plan.records import Stage
 from launcher.plan.schedule_choice import plan_peaks
 from launcher.plan.schedule_peaks import peaks_of
@@ -46,13 +49,17 @@ class Memory:
         run = coster.run
         assert run.hardware.gpu is not None
         self.usable_bytes = usable_bytes(run.hardware.gpu)
-        self._context = run.hardware.gpu.context_bytes
+        self._gpu = run.hardware.gpu
+        self._context = self._gpu.context_bytes
         self._is_file = run.parallelism.schedule_lines is not None
         experts = run.model.experts
         self._num_dense = experts.num_dense_layers if experts else 0
         self._kept: dict[Mesh, Kept] = {}
         self._whole: dict[Mesh, int] = {}
         self._states: dict[object, dict[Sharding, int]] = {}
+        self._held: dict[object, Held] = {}
+        self._activations: dict[object, int] = {}
+        self._passing: dict[object, int] = {}
 
     def least_bytes(self, mesh: Mesh, pp: int, dp: int, sharding: Sharding) -> int:
         """Of some rank, whatever the schedule: it has the average of the blocks, rounded up, and
@@ -74,18 +81,21 @@ class Memory:
             # A stage that has the model's dense blocks has fewer with experts.
             stage = _stage(layers if pp == 1 else max(0, layers - self._num_dense), pp == 1)
             self._states[key] = {
-                sharding: state_bytes(self._job(mesh, pp, dp, sharding), stage)
+                sharding: held_bytes(self._job(mesh, pp, dp, sharding), stage).state
                 for sharding in self._shardings
             }
         return self._states[key]
 
-    def first_room(self, mesh: Mesh, name: str, count: int, cut: Cut) -> int:
-        """The same as `room`, of the first stage, along a schedule that has a name."""
-        pp, vpp = cut.chain.num_stages, cut.chain.num_chunks
-        if pp == 1 or self._is_file:
+    def first_peak(self, name: str, pp: int, vpp: int, count: int) -> int | None:
+        """Chunks of microbatches that the first stage keeps; None where no bound counts them."""
+        return None if pp == 1 or self._is_file else peaks_of(name, pp, count, vpp)[0]
+
+    def first_room(self, mesh: Mesh, peak: int | None, cut: Cut) -> int:
+        """The same as `room`, of the first stage, which keeps `peak` chunks."""
+        if peak is None:
             return NO_LIMIT
         block, passing = self.kept(mesh)
-        alive = peaks_of(name, pp, count, vpp)[0] * cut.first_layers * block // vpp
+        alive = peak * cut.first_layers * block // cut.chain.num_chunks
         return self.usable_bytes - self._context - alive - passing
 
     def _alive(self, mesh: Mesh, pp: int) -> int:
@@ -129,13 +139,39 @@ class Memory:
         """Of the fullest rank, as `estimate_layout` says."""
         coster = self.coster
         cut = coster.cut(mesh_of(choice), coster.chain_of(choice))
-        # Of the stages of each size, the one that keeps most.
+        # Of the stages of each kind, the one that keeps most.
         fullest: dict[object, tuple[int, int]] = {}
         for stage, (size, peak) in enumerate(zip(cut.sizes, self._peaks(choice), strict=True)):
             if size not in fullest or fullest[size][0] < peak:
                 fullest[size] = peak, stage
-        stages = [cut.stages[stage] for _, stage in fullest.values()]
-        return peak_memory_bytes(coster.job(choice), stages, [peak for peak, _ in fullest.values()])
+        mesh, job = mesh_of(choice), coster.job(choice)
+        return max([
+            self._rank_bytes(mesh, job, kind, cut.stages[stage], peak)
+            for kind, (peak, stage) in fullest.items()
+        ])  # fmt: skip
+
+    def _rank_bytes(self, mesh: Mesh, job: Job, kind: object, stage: Stage, peak: int) -> int:
+        """As `stage_memory` has it, part by part from what is known of like stages."""
+        layout = job.layout
+        # What an engine does with gradients of a single pass is a special case.
+        sharding = (
+            layout.engine, layout.zero_stage, layout.offload, layout.dp, layout.pp == 1,
+            layout.num_microbatches * layout.vpp == 1,
+        )  # fmt: skip
+        degrees = (mesh.tp, mesh.cp, mesh.ep, kind, sharding)
+        held = self._held.get(degrees)
+        if held is None:
+            held = self._held[degrees] = held_bytes(job, stage)
+        key = (mesh, kind, layout.vpp, peak)
+        activations = self._activations.get(key)
+        if activations is None:
+            activations = self._activations[key] = in_flight_bytes(job, stage, peak)
+        passed = (mesh, kind, sharding)
+        passing = self._passing.get(passed)
+        if passing is None:
+            passing = pass_buffers(job, stage) + transfer_bytes(job, stage, peak)
+            self._passing[passed] = passing
+        return rank_bytes(job, stage, held, activations, passing, self._gpu)
 
     def fits(self, choice: Choice) -> bool:
         """As `estimate_layout` says."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from launcher.config.rules import check_run
 from launcher.config.schema import Run
 from launcher.errors import ConfigError
+from launcher.frozen import frozen
 from launcher.plan.estimate import Estimate, estimate_layout
 from launcher.plan.fill import fill_run
 from launcher.plan.search_choice import (
@@ -19,7 +18,7 @@ from launcher.plan.search_choice import (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Predicted:
     """A layout with its prediction."""
 

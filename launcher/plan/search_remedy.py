@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 
 from launcher.config.rules import check_run
 from launcher.config.schema import Run
+from launcher.frozen import frozen
 from launcher.plan.search import Search, rank_layouts
 from launcher.plan.search_choice import CHOICE_KEYS, Choice, changed, dotted
 from launcher.plan.search_cost import Coster
@@ -20,7 +20,7 @@ SHORTEST = 128
 """Tokens per sample below which no shorter ones are tried."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Remedy:
     """One thing that would make it fit."""
 

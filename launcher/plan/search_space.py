@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import permutations, product
 from typing import Any
 
@@ -11,6 +10,7 @@ from launcher.config.rule import divisors
 from launcher.config.rules import obeys_rules
 from launcher.config.rules_pipeline import SCHEDULE_FACTS
 from launcher.config.schema import Run
+from launcher.frozen import frozen
 from launcher.plan.search_choice import (
     OFFLOAD,
     ORDER,
@@ -31,7 +31,7 @@ CHUNKS = (1, 2, 3, 4, 6, 8, 12, 16)
 """Model chunks per stage that an open search looks at: beyond, hops cost what the bubble gains."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Space:
     """Values of every axis, legal one by one; together they still have to pass the rules."""
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 
+from launcher.frozen import frozen
 from launcher.plan.schedule import build_orders
 from launcher.plan.schedule_check import check_schedule
 from launcher.plan.schedule_clock import Durations, Timing, walk
@@ -22,7 +22,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Simulation:
     """One step of a schedule, timed."""
 
@@ -45,7 +45,7 @@ class Simulation:
     @property
     def bubble_fraction(self) -> float:
         """Share of the makespan in which the busiest stage waits."""
-        return 1 - max(self.busy_s) / self.makespan_s if self.makespan_s else 0.0
+        return max(0.0, 1 - max(self.busy_s) / self.makespan_s) if self.makespan_s else 0.0
 
     @property
     def unsynchronised_bubble_fraction(self) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from launcher.plan.collectives import (
     Links,
@@ -29,8 +29,7 @@ from launcher.plan.tensor_traffic import runtime_tp_times
 from launcher.plan.work_time import WorkTimes, time_work
 
 
-@dataclass(frozen=True, kw_only=True)
-class BlockTimes:
+class BlockTimes(NamedTuple):
     """Seconds per microbatch of one block; communication that nothing hides is apart."""
 
     forward_s: float = 0.0
@@ -55,7 +54,7 @@ class BlockTimes:
             wait_backward_s=count * self.wait_backward_s,
         )
 
-    def __add__(self, other: BlockTimes) -> BlockTimes:
+    def __add__(self, other: BlockTimes) -> BlockTimes:  # type: ignore[override]
         """One after the other."""
         return BlockTimes(
             forward_s=self.forward_s + other.forward_s,
@@ -66,8 +65,7 @@ class BlockTimes:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Parts:
+class Parts(NamedTuple):
     """What stages are made of."""
 
     block: BlockTimes
@@ -94,8 +92,7 @@ class Parts:
         return self.embedding.total_s
 
 
-@dataclass(frozen=True, kw_only=True)
-class Kernels:
+class Kernels(NamedTuple):
     """What the parts compute, timed once for all links and ways to recompute."""
 
     block: Timed
@@ -106,8 +103,7 @@ class Kernels:
     """A block of the encoder, where there is one."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Timed:
+class Timed(NamedTuple):
     """Kernels of a block with their times."""
 
     work: Work
@@ -211,8 +207,7 @@ def _waits(job: Job, links: Links, timed: Timed, recompute: str) -> PassTimes:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class PartCost:
+class PartCost(NamedTuple):
     """One part of the model (a stage, or a chunk of one), per microbatch."""
 
     forward_s: float
@@ -293,8 +288,7 @@ def _copies_s(job: Job, parameters: float) -> float:
     return traffic_s(2 * job.execution.gather_bytes * parameters, gpu)
 
 
-@dataclass(frozen=True, kw_only=True)
-class StageState:
+class StageState(NamedTuple):
     """What one rank of a stage holds, and its traffic."""
 
     parameters: float

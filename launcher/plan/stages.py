@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Sequence
 from functools import lru_cache
 from heapq import heapify, heapreplace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from launcher.config.schema import Model
 from launcher.plan.costs import (
@@ -168,20 +168,35 @@ def split_layers(
         return [(0, num_layers)]
     least = 1 if num_layers >= num_stages else 0
     unequal = speeds is not None and len(set(speeds)) > 1
-    counts = (
-        _by_speed(num_layers, least, block_cost, first_cost, last_cost, speeds or ())
-        if unequal
-        else _by_rounds(num_layers, num_stages, least, block_cost, first_cost, last_cost)
-    )
+    if unequal:
+        counts = _by_speed(num_layers, least, block_cost, first_cost, last_cost, speeds or ())
+    else:
+        ends = split_evenly(num_layers, num_stages, block_cost, first_cost, last_cost)
+        counts = ends.counts(num_stages)
     bounds = list(itertools.accumulate(counts, initial=0))
     return list(itertools.pairwise(bounds))
 
 
-def _by_rounds(
-    num_layers: int, num_stages: int, least: int, block_cost: float, first_cost: float,
-    last_cost: float,
-) -> list[int]:  # fmt: skip
+class Shares(NamedTuple):
     """Blocks of equally fast stages."""
+
+    first: int
+    last: int
+    rest: int
+    late: int
+    """So many of those between, the last of them, have one more than `rest`."""
+
+    def counts(self, num_stages: int) -> list[int]:
+        """Stage by stage."""
+        early = [self.rest] * (num_stages - 2 - self.late)
+        return [self.first, *early, *[self.rest + 1] * self.late, self.last]
+
+
+def split_evenly(
+    num_layers: int, num_stages: int, block_cost: float, first_cost: float, last_cost: float
+) -> Shares:
+    """`split_layers` over more than one stage, all equally fast."""
+    least = 1 if num_layers >= num_stages else 0
     own = least * block_cost
     first_cost, last_cost, rest_cost = own + first_cost, own + last_cost, own
     first = last = rest = least
@@ -200,7 +215,7 @@ def _by_rounds(
         else:
             first, first_cost = first + 1, first_cost + block_cost
             waiting -= 1
-    return [first, *[rest] * (middle - late), *[rest + 1] * late, last]
+    return Shares(first, last, rest, late)
 
 
 def _by_speed(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from launcher.frozen import frozen
 from launcher.plan.collectives import Links, boundary_s, exposed_s
 from launcher.plan.costs import sum_sizes, tied_copy
 from launcher.plan.execution import Job
@@ -32,7 +32,7 @@ from launcher.plan.traffic import (
 from launcher.plan.work import model_flops_per_token
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class StepEstimate:
     """One step, predicted, with what it was made from."""
 
@@ -154,7 +154,10 @@ def summarise(
     busy_s, count = simulation.busy_s[slowest], layout.num_microbatches
     wait_s = count * sum(cost.wait_s for cost in _costs_of(slowest, chain, costs))
     kinds = {_kind(job, stage): (index, stage) for index, stage in enumerate(stages)}
-    ends = [(stage, _costs_of(index, chain, costs)) for index, stage in kinds.values()]
+    ends = [
+        (stage, stage_state(job, stage, links), _costs_of(index, chain, costs))
+        for index, stage in kinds.values()
+    ]
     tail_s, optimizer_s = end_of_step(job, ends, links)
     speeds = stage_speeds(job.hardware, layout)
     optimizer_s /= min(speeds)
@@ -182,7 +185,7 @@ def summarise(
 
 
 def end_of_step(
-    job: Job, stages: Sequence[tuple[Stage, Sequence[PartCost]]], links: Links
+    job: Job, stages: Sequence[tuple[Stage, StageState, Sequence[PartCost]]], links: Links
 ) -> tuple[float, float]:
     """Seconds of communication, then of the optimizer, behind the pipeline; one stage of a kind
     stands for all.
@@ -190,13 +193,12 @@ def end_of_step(
     layout, gpu = job.layout, job.hardware.gpu
     assert gpu is not None
     tails, updates = [], []
-    for stage, costs in stages:
-        state = stage_state(job, stage, links)
+    for _, state, costs in stages:
         tails.append(tail_s_of(job, state, costs))
         updates.append(update_s(job, state))
     tail_s = max(tails) + _embedding_s(job, links)
     if layout.sequence_parallel and layout.tp > 1:
-        of_each = [stage for stage, _ in stages]
+        of_each = [stage for stage, _, _ in stages]
         tail_s += sum_of_partial_gradients(job, of_each, links.tp).seconds_per_step
     return tail_s, max(updates) + gpu.step_overhead_s
 

@@ -9,11 +9,11 @@ reduce-scatter, and an input that was gathered is gathered again for the weights
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 from launcher.config.rules_pipeline import SCHEDULE_FACTS
 from launcher.config.schema import Model
+from launcher.frozen import frozen
 from launcher.plan.collectives import Links, PassTimes, exposed_s
 from launcher.plan.costs import block_parameters, embedding_parameters, head_parameters
 from launcher.plan.execution import Job
@@ -23,7 +23,7 @@ from launcher.plan.operator_records import size_of
 from launcher.plan.records import Layout, Stage
 
 
-@dataclass(frozen=True, kw_only=True)
+@frozen
 class Collectives:
     """How often a rank talks over tp per microbatch, forward and backward together."""
 
@@ -104,16 +104,18 @@ def partial_gradients(job: Job, stages: Sequence[Stage]) -> tuple[int, int]:
     All that a tp rank holds whole: norms, biases of row-parallel layers, learned positions; of the
     stage that has most of them.
     """
-    whole = _count_whole(job.model)
-    found = []
-    for stage in stages:
-        times = (stage.num_layers, stage.is_first, stage.is_last)
-        found.append(tuple(
-            sum(each * count[kind] for each, count in zip(times, whole, strict=True))
-            for kind in (0, 1)
-        ))  # fmt: skip
-    elements, number = max(found)
-    return number, elements
+    kinds = {(stage.num_layers, stage.is_first, stage.is_last) for stage in stages}
+    return max([_count_partial(job.model, kind) for kind in kinds])[::-1]
+
+
+@lru_cache(maxsize=1024)
+def _count_partial(model: Model, kind: tuple[int, bool, bool]) -> tuple[int, int]:
+    """Elements and number, of a stage of so many blocks and these ends."""
+    elements, numbers = zip(*_count_whole(model), strict=True)
+    return (
+        sum(each * count for each, count in zip(kind, elements, strict=True)),
+        sum(each * count for each, count in zip(kind, numbers, strict=True)),
+    )
 
 
 @lru_cache(maxsize=64)

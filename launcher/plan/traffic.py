@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from launcher.plan.collectives import Links, boundary_bytes
 from launcher.plan.context_traffic import cp_traffic
@@ -106,7 +105,7 @@ def sum_of_partial_gradients(job: Job, stages: Sequence[Stage], link: Link) -> C
 
 def embedding_link(links: Links) -> Link:
     """Between the first and the last stage."""
-    return replace(links.pp, group_size=2)
+    return links.pp._replace(group_size=2)
 
 
 def _data_parallel(job: Job, stages: Sequence[Stage], links: Links) -> list[Communication]:

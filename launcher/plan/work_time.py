@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 from launcher.config.schema import Gpu
 from launcher.plan.execution import Execution, Job
@@ -12,8 +13,7 @@ from launcher.plan.operator_records import Attention, Matmul, Traffic, Work
 from launcher.plan.stragglers import slowest
 
 
-@dataclass(frozen=True, kw_only=True)
-class WorkTimes:
+class WorkTimes(NamedTuple):
     """Seconds of one microbatch on one rank."""
 
     forward_s: float = 0.0
@@ -39,23 +39,27 @@ def time_work(job: Job, work: Work) -> WorkTimes:
     assert gpu is not None
     execution = job.execution
     matmuls = (*work.matmuls, *work.grouped)
-    products = [_forward_s(product, execution, gpu) for product in matmuls]
-    traffic_forward_s = sum(_moved_s(entry, gpu, "forward") for entry in work.traffic)
-    core_s = sum(_attention_s(core, execution, gpu, "forward") for core in work.attention)
-    unsaved = [seconds for seconds, one in zip(products, matmuls, strict=True) if not one.saved]
-    input_gradient_s = sum(_input_gradient_s(product, execution, gpu) for product in matmuls)
-    input_gradient_s += sum(_moved_s(entry, gpu, "backward") for entry in work.traffic)
-    input_gradient_s += sum(
-        _attention_s(core, execution, gpu, "backward") for core in work.attention
+    products = [
+        _product_times(one.forward, _kind(one, execution), execution.gradient_bytes, gpu)
+        for one in matmuls
+    ]
+    traffic_forward_s = sum([_moved_s(entry, gpu, "forward") for entry in work.traffic])
+    core_s = sum([_attention_s(core, execution, gpu, "forward") for core in work.attention])
+    unsaved_s = sum(
+        [times.forward_s for times, one in zip(products, matmuls, strict=True) if not one.saved]
     )
-    weight_gradient_s = sum(_weight_gradient_s(product, execution, gpu) for product in matmuls)
+    input_gradient_s = sum([times.input_gradient_s for times in products])
+    input_gradient_s += sum([_moved_s(entry, gpu, "backward") for entry in work.traffic])
+    input_gradient_s += sum([
+        _attention_s(core, execution, gpu, "backward") for core in work.attention
+    ])  # fmt: skip
     longer = slowest(job.hardware)
     return WorkTimes(
-        forward_s=longer * (sum(products) + traffic_forward_s + core_s),
+        forward_s=longer * (sum([one.forward_s for one in products]) + traffic_forward_s + core_s),
         input_gradient_s=longer * input_gradient_s,
-        weight_gradient_s=longer * weight_gradient_s,
+        weight_gradient_s=longer * sum([times.weight_gradient_s for times in products]),
         core_s=longer * core_s,
-        unsaved_s=longer * (traffic_forward_s + sum(unsaved)),
+        unsaved_s=longer * (traffic_forward_s + unsaved_s),
     )
 
 
@@ -65,28 +69,25 @@ def _kind(product: Matmul, execution: Execution) -> str:
     return "fp32" if execution.matmul == "fp32" else "bf16"
 
 
-def _forward_s(product: Matmul, execution: Execution, gpu: Gpu) -> float:
-    gemm, kind = product.forward, _kind(product, execution)
-    return gemm_s(gemm, kind, gpu) + _casts_s(gemm, kind, gpu, (gemm.m * gemm.k,))
+class _ProductTimes(NamedTuple):
+    """Seconds of a product forward and backward."""
+
+    forward_s: float
+    input_gradient_s: float
+    weight_gradient_s: float
 
 
-def _input_gradient_s(product: Matmul, execution: Execution, gpu: Gpu) -> float:
-    gemm, kind = product.forward, _kind(product, execution)
-    other = Gemm(
-        m=gemm.m, n=gemm.k, k=gemm.n, batch=gemm.batch,
-        element_bytes=gemm.element_bytes, output_bytes=gemm.output_bytes,
-    )  # fmt: skip
-    return gemm_s(other, kind, gpu) + _casts_s(gemm, kind, gpu, (gemm.m * gemm.n,))
-
-
-def _weight_gradient_s(product: Matmul, execution: Execution, gpu: Gpu) -> float:
+@lru_cache(maxsize=65536)
+def _product_times(gemm: Gemm, kind: str, gradient_bytes: int, gpu: Gpu) -> _ProductTimes:
     """The sum over microbatches is read and written in the type of accumulated gradients."""
-    gemm = product.forward
-    other = Gemm(
-        m=gemm.k, n=gemm.n, k=gemm.m, batch=gemm.batch,
-        element_bytes=gemm.element_bytes, output_bytes=2 * execution.gradient_bytes,
-    )  # fmt: skip
-    return gemm_s(other, _kind(product, execution), gpu)
+    m, n, k, batch, element, output = gemm
+    of_input = Gemm(m, k, n, batch, element, output)
+    of_weight = Gemm(k, n, m, batch, element, 2 * gradient_bytes)
+    return _ProductTimes(
+        forward_s=gemm_s(gemm, kind, gpu) + _casts_s(gemm, kind, gpu, (m * k,)),
+        input_gradient_s=gemm_s(of_input, kind, gpu) + _casts_s(gemm, kind, gpu, (m * n,)),
+        weight_gradient_s=gemm_s(of_weight, kind, gpu),
+    )
 
 
 def _casts_s(gemm: Gemm, kind: str, gpu: Gpu, sizes: Iterable[int]) -> float:

@@ -12,6 +12,7 @@ from launcher.errors import EXIT_DONE, EXIT_RUN_FAILED
 from launcher.plan.build import build_plan
 from launcher.plan.records import Layout, Plan
 from launcher.plan.shrink import shrink_run
+from launcher.plan.units import plural
 from launcher.render.bundle import Bundle, Machine, render_bundle
 from launcher.submit.local import run_script
 from launcher.submit.write import new_run_dir, write_bundle
@@ -57,7 +58,8 @@ def render_report(report: dict[str, Any], plan: Plan, small: Plan) -> str:
         + ("sequence parallel, " if full.sequence_parallel else "")
         + f"{full.schedule}, "
         f"{engine}-{full.zero_stage}, as {_axes(layout)} "
-        f"with {layout.num_microbatches} microbatches, in float32",
+        f"with {layout.num_microbatches} {plural('microbatch', layout.num_microbatches)}, "
+        "in float32",
         "",
         f"{'step':>4}{'loss':>12}{'one process':>13}{'relative':>10}"
         f"{'grad norm':>12}{'one process':>13}{'relative':>10}",

@@ -143,6 +143,10 @@ def test_unknown_keys_of_an_own_tree_and_of_an_own_recipe_are_refused(tmp_path):
          "[wrong-type]: true or false is wanted, and this is text. Try train.compile=false."),
         ("parallelism.tp", "two",
          "[wrong-type]: a whole number or null is wanted, and this is text."),
+        ("hardware.speeds", "fast",
+         "[wrong-type]: a list of numbers or null is wanted, and this is text."),
+        ("parallelism.layers_per_stage", 8,
+         "[wrong-type]: a list of whole numbers or null is wanted, and this is a number."),
         ("optimizer.learning_rate", "fast", "[wrong-type]: a number is wanted, and this is text."),
         ("optimizer.learning_rate", "1e-3",
          "[wrong-type]: a number is wanted, and this is text. Try "
@@ -175,6 +179,10 @@ def test_unknown_keys_of_an_own_tree_and_of_an_own_recipe_are_refused(tmp_path):
          "parallelism.recompute=none."),
         ("parallelism.order", ["tp", "xp"],
          "[unknown-value]: no such choice. Legal here: tp, cp, ep, dp, pp."),
+        ("parallelism.schedule", "mine.txt",
+         "[unknown-value]: no such choice. Legal here: naive, gpipe, 1f1b, interleaved_1f1b, "
+         "zb_h1, zb_h2, zb_1p, zb_2p, zb_v, dualpipev, the path of a .csv or .json file. Try "
+         "parallelism.schedule=naive."),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_explained(field, value, text):

@@ -124,6 +124,28 @@ def test_sweeps_rank_layouts_by_time_per_token():
     assert sweep["regret"] == pytest.approx(0.1)
 
 
+def test_one_job_measured_twice_is_one_layout_of_a_sweep():
+    def answer(predicted, measured):
+        return Answer(id="", source="", status="predicted", predicted_step_s=predicted,
+                      measured_step_s=measured, tokens=1, group=("g",))  # fmt: skip
+
+    (sweep,) = sweeps([answer(1.0, 1.2), answer(1.0, 1.0), answer(1.5, 1.3), answer(2.0, 1.9)])
+    assert sweep["rows"] == 3
+    assert sweep["rank_correlation"] == pytest.approx(1.0)
+    assert sweeps([answer(1.0, 1.2), answer(1.0, 1.0), answer(1.5, 1.3)]) == []
+
+
+def test_owners_of_whole_tensors_broadcast_no_more_often_than_there_are_tensors():
+    row = ROW["sc21_t1_3.6B"] | {"source": "InternEvo", "notes": "", "tp": "1", "micro_batch": "1",
+                                 "zero_or_fsdp": "zero1", "recompute": "none"}  # fmt: skip
+    steps = {}
+    for gpus in (8, 1024, 2048):
+        size = {"gpus": str(gpus), "dp": str(gpus), "global_batch": str(gpus)}
+        steps[gpus] = predict_row(row | size, FACTS).predicted_step_s
+    # Chains are twice as long, but not twice as many besides.
+    assert 1.5 < (steps[2048] - steps[8]) / (steps[1024] - steps[8]) < 2.2
+
+
 @pytest.mark.parametrize(
     ("text", "meaning"),
     [("full", ("full", 1.0)), ("full on 5 layers", ("full", 0.1)), ("", ("none", 1.0)),

@@ -152,3 +152,56 @@ def test_other_delimiters_are_read(delimiter):
     (row,) = read_table("\n".join(lines).replace(",", delimiter), "t.csv")
     assert row["model"] == "llama2-7b"
     assert predict_row(row, FACTS).status == "predicted"
+
+
+def test_experts_follow_from_the_parameters_of_a_mixture():
+    row = ROW["tt_8b_fsdp8_compile"] | {"model": "some-moe", "params_b": "141", "layers": "56",
+                                        "hidden": "6144", "heads": "48", "kv_heads": "8",
+                                        "ffn": "16384", "vocab": "32768"}  # fmt: skip
+    measured = read_row(row, FACTS)
+    assert measured.job.model.experts.num_experts == 8
+    assert "8 experts, two per token" in measured.assumed
+    assert predict_row(row | {"params_b": "100"}, FACTS).status == "unsupported"
+    assert read_row(row | {"model": "x"}, FACTS).job.model.experts.num_experts == 8
+    dense = read_row(row | {"model": "x", "params_b": "100"}, FACTS)
+    assert dense.job.model.experts is None
+    assert "22.2 billion parameters by its dimensions, not 100" in dense.assumed
+
+
+@pytest.mark.parametrize(
+    ("gpu", "notes", "device", "per_gpu"),
+    [("p4d.24xlarge", "", "A100", 50e9 / 8), ("p5.48xlarge", "", "H100", 50e9),
+     ("H100", "EFA", "H100", 50e9), ("A100 80GB", "400 Gb/s EFA per node", "A100", 50e9 / 8)],
+)  # fmt: skip
+def test_clouds_are_read_by_their_names(gpu, notes, device, per_gpu):
+    cells = {"gpu": gpu, "notes": notes, "gpus": "64", "dp": "64", "global_batch": "128"}
+    hardware = read_row(ROW["tt_8b_fsdp8_compile"] | cells, FACTS).job.hardware
+    assert device in hardware.gpu.name
+    assert hardware.network.bandwidth == per_gpu
+
+
+def test_a_program_shards_as_it_does_by_default():
+    for source, stage in (("NVIDIA NeMo", 1), ("torchtitan", 3), ("somebody", 0)):
+        row = ROW["tt_8b_fsdp8_compile"] | {"source": source, "zero_or_fsdp": "",
+                                            "source_url_or_repo_path": "", "notes": ""}  # fmt: skip
+        assert read_row(row, FACTS).job.layout.zero_stage == stage
+
+
+def test_a_run_that_was_measured_had_what_makes_it_fit():
+    row = ROW["tt_8b_fsdp8_compile"] | {"source": "somebody", "source_url_or_repo_path": "",
+                                        "zero_or_fsdp": "", "micro_batch": "1", "notes": "[T]",
+                                        "mem_gib": ""}  # fmt: skip
+    answer = predict_row(row, FACTS)
+    assert answer.predicted_fits
+    assert "zero_or_fsdp=zero1" in answer.assumed
+    failed = predict_row(row | {"notes": "[O]"}, FACTS)
+    assert not failed.predicted_fits
+    assert "nothing sharded over dp" in failed.assumed
+
+
+def test_sharded_weights_are_gathered_for_the_largest_microbatch_that_fits():
+    row = ROW["tt_8b_fsdp8_compile"] | {"micro_batch": "", "global_batch": "64", "notes": "[T]"}
+    answer = predict_row(row, FACTS)
+    assert answer.predicted_fits
+    assert "micro_batch=2" in answer.assumed
+    assert "micro_batch=1" not in answer.assumed

@@ -5,7 +5,7 @@ import pytest
 from launcher.config.schema import Hardware
 from launcher.plan.execution import runtime_job
 from launcher.plan.fill import build_layout
-from launcher.plan.links import Link, sent_bytes, stride_link, transfer_s
+from launcher.plan.links import Link, broadcast_s, sent_bytes, stride_link, transfer_s
 from launcher.plan.step_time import find_links
 from tests.factory import LLAMA3_70B, h100, make_run
 
@@ -85,8 +85,14 @@ def test_ll128_is_taken_where_latency_matters():
     assert transfer_s("all_gather", 8e9, ring(8, **fast)) == transfer_s("all_gather", 8e9, ring(8))
 
 
+def test_a_broadcast_takes_simple_however_long_its_chain_is():
+    fast = {"ll128_latency_s": 1e-4, "inner_ll128_latency_s": 1e-4}
+    assert broadcast_s(8e3, ring(8, **fast)) == pytest.approx(8e-6 + 7e-3)
+
+
 def test_a_group_of_one_costs_nothing():
     assert transfer_s("all_reduce", 8e9, ring(1)) == 0
+    assert broadcast_s(8e9, ring(1)) == 0
 
 
 def with_switch(efficiency):

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from launcher.runtime.collectives import Pending, start_gather, start_pass_on, start_scatter
+from launcher.runtime.collectives import start_gather, start_pass_on, start_scatter
 from launcher.runtime.parallel.attention_parts import Meeting, Parts
-from launcher.runtime.parallel.block_attention import Part, Whole
+from launcher.runtime.parallel.block_attention import Part, PartGradients, Whole
 
 
 def ring_attention(q_BNsD: Tensor, k_BKsD: Tensor, v_BKsD: Tensor, parts: Parts) -> Tensor:
@@ -45,22 +45,20 @@ class _Ring(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, mine, out, log_sum = ctx.saved_tensors
         parts: Parts = ctx.parts
-        of_q, of_mine = zeros_for_sums(q), zeros_for_sums(mine)
-        coming: Pending | None = None
-        for source, (keys, values) in _pass_around(mine, parts):
-            is_mine = source == parts.cut.axis.index
+        whole, coming = Part(out, log_sum), None
+        visits = _pass_around(mine, parts)
+        _, (keys, values) = next(visits)
+        of_q, of_mine = first_gradients(parts.backward(parts.own(), grad, q, keys, values, whole))
+        for source, (keys, values) in visits:
             found = [
-                (meeting, parts.backward(meeting, grad, q, keys, values, Part(out, log_sum)))
-                for meeting in meetings_with(source, parts)
+                (meeting, parts.backward(meeting, grad, q, keys, values, whole))
+                for meeting in parts.with_rank(source)
             ]
             # The gradients of these keys so far: from the rank that has had them before.
-            of_keys = (
-                of_mine if is_mine else zeros_for_sums(mine) if coming is None else coming.wait()
-            )
+            of_keys = zeros_for_sums(mine) if coming is None else coming.wait()
             while found:  # each is freed once it is added
                 add_gradients(*found.pop(), of_q, of_keys)
-            if not is_mine:
-                coming = start_pass_on(of_keys, parts.cut.axis)
+            coming = start_pass_on(of_keys, parts.cut.axis)
         assert coming is not None
         of_mine += coming.wait()  # the last step brings them home
         return of_q.to(q.dtype), of_mine[0].to(q.dtype), of_mine[1].to(q.dtype), None
@@ -86,8 +84,7 @@ class _Gathered(torch.autograd.Function):
         parts: Parts = ctx.parts
         whole = Part(out, log_sum)
         coming = start_gather(mine, parts.cut.axis)
-        of_q, of_mine, own = zeros_for_sums(q), zeros_for_sums(mine), parts.own()
-        add_gradients(own, parts.backward(own, grad, q, *mine, whole), of_q, of_mine)
+        of_q, of_mine = first_gradients(parts.backward(parts.own(), grad, q, *mine, whole))
         everything = _in_sequence(coming.wait())
         del coming
         of_all = zeros_for_sums(everything)
@@ -132,7 +129,15 @@ def zeros_for_sums(x: Tensor) -> Tensor:
     return torch.zeros(x.shape, dtype=wide, device=x.device)
 
 
-def add_gradients(meeting: Meeting, gradients: Any, of_q: Tensor, of_keys: Tensor) -> None:
+def first_gradients(own: PartGradients) -> tuple[Tensor, Tensor]:
+    """Sums of a rank's gradients that begin with its own meeting: of q, and of keys and values."""
+    wide = torch.promote_types(own.q_BNQD.dtype, torch.float32)
+    return own.q_BNQD.to(wide), torch.stack((own.k_BKTD, own.v_BKTD)).to(wide)
+
+
+def add_gradients(
+    meeting: Meeting, gradients: PartGradients, of_q: Tensor, of_keys: Tensor
+) -> None:
     """Where the meeting's queries and keys lie."""
     of_q[:, :, meeting.rows] += gradients.q_BNQD
     of_keys[0, :, :, meeting.keys] += gradients.k_BKTD

@@ -1,0 +1,39 @@
+"""What a row that is silent may have been: a run that was measured did fit into its devices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from launcher.plan.backtest_cells import read_cells
+from launcher.plan.records import Layout
+
+LARGEST_MICRO_BATCH = 64
+"""Samples per forward that are tried."""
+
+SHARDINGS = ("zero1", "zero2", "zero3")
+"""Tried in this order where sharding is not published; inside a pipeline the first only."""
+
+
+def guesses(row: Mapping[str, str | None], layout: Layout) -> Iterator[dict[str, str]]:
+    """Cells to try in place of empty ones, the likeliest first; the last ones save most memory.
+
+    A program that gathers weights for every forward takes a rank's whole batch at once if it can.
+    Other state is sharded before anything is computed twice.
+    """
+    cells = read_cells(row)
+    micros: list[dict[str, str]] = [{}]
+    if not cells["micro_batch"] and layout.zero_stage == 3 and layout.pp == 1:
+        samples = layout.micro_batch_size * layout.num_microbatches
+        sizes = range(min(samples, LARGEST_MICRO_BATCH), 0, -1)
+        micros = [{"micro_batch": str(size)} for size in sizes if samples % size == 0]
+    shardings: list[dict[str, str]] = [{}]
+    if not cells["zero_or_fsdp"] and layout.dp > 1 and layout.zero_stage == 0:
+        known = SHARDINGS[:1] if layout.pp > 1 else SHARDINGS
+        shardings += [{"zero_or_fsdp": name} for name in known]
+    modes: list[dict[str, str]] = [{}]
+    if not cells["recompute"]:
+        modes.append({"recompute": "full"})
+    for mode in modes:
+        for sharding in shardings:
+            for micro in micros:
+                yield mode | sharding | micro
