@@ -38,6 +38,7 @@ def find_warnings(
         _idle_memory(run, layout, stages, memory, step),
         _replicated_heads(run, layout),
         _mixed_speeds(run, layout),
+        _other_kernels(run),
     )
     return tuple(warning for warning in found if warning is not None)
 
@@ -233,4 +234,19 @@ def _mixed_speeds(run: Run, layout: Layout) -> Warning | None:
         fix=f"parallelism.pp={2 * layout.pp}"
         if is_outermost
         else f"parallelism.order=[{','.join(outermost)}]",
+    )
+
+
+def _other_kernels(run: Run) -> Warning | None:
+    """A table of measured kernels that has nothing to say about this run."""
+    gpu, compute = run.hardware.gpu, run.precision.compute
+    if gpu is None or not gpu.kernels:
+        return None
+    measured = {kernel.type for kernel in gpu.kernels if kernel.kind == "matmul"}
+    if compute in measured:
+        return None
+    return Warning(
+        id="kernels-of-another-type",
+        message=f"hardware.kernels has no matrix products in {compute}: their modelled times stay",
+        fix=f"precision={sorted(measured)[0]}" if measured else "hardware.kernels=null",
     )
