@@ -10,6 +10,7 @@ Two ways of reducing gradients over dp:
 
 from __future__ import annotations
 
+import importlib
 import io
 import logging
 import os
@@ -265,6 +266,7 @@ def _import_deepspeed(groups: Groups) -> Any:
     os.environ.setdefault("DS_ACCELERATOR", groups.device.type)
     import deepspeed
 
+    _spare_inductor()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # DeepSpeed calls collectives by names that newer versions of torch warn about.
     warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
@@ -273,6 +275,22 @@ def _import_deepspeed(groups: Groups) -> Any:
         # (`TorchBackend.inference_all_reduce`), on every rank, and fail without a compiler.
         deepspeed.ops.__compatible_ops__ = {}
     return deepspeed
+
+
+def _spare_inductor() -> None:
+    """Import DeepSpeed's Muon uncompiled: `initialize` imports it for every optimizer.
+
+    It compiles a function as it is imported, and torch.compile imports Inductor for that: more
+    than a second per rank, for an optimizer that no run here uses.
+    """
+    compiler = torch.compile
+    torch.compile = lambda function: function  # type: ignore[assignment]
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    except ImportError:  # Versions without it.
+        pass
+    finally:
+        torch.compile = compiler
 
 
 def _mark_for_zero3_norm(parameters: list[Parameter]) -> None:

@@ -143,6 +143,8 @@ def test_unknown_keys_of_an_own_tree_and_of_an_own_recipe_are_refused(tmp_path):
          "[wrong-type]: true or false is wanted, and this is text. Try train.compile=false."),
         ("parallelism.tp", "two",
          "[wrong-type]: a whole number or null is wanted, and this is text."),
+        ("model.hidden_size", 10**9,
+         "[out-of-range]: it must be at most 16777216. Try model.hidden_size=16777216."),
         ("hardware.speeds", "fast",
          "[wrong-type]: a list of numbers or null is wanted, and this is text."),
         ("parallelism.layers_per_stage", 8,
