@@ -357,7 +357,7 @@ class Search:
         if key not in self._orders:
             found: dict[Links, tuple[str, ...]] = {}
             for order in self.space.orders(choice.tp, choice.cp, choice.dp, choice.pp):
-                links = self.coster.links(self.coster.job(replace(choice, order=order)))
+                links = self.coster.links_of(replace(choice, order=order))
                 found.setdefault(links, order)
             self._orders[key] = tuple(found.values())
         return self._orders[key]

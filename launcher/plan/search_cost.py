@@ -57,6 +57,7 @@ class Coster:
         self.cuts = Cuts(run)
         self._chains: dict[object, Chain] = {}
         self._jobs: dict[object, Job] = {}
+        self._mesh_jobs: dict[object, Job] = {}
         self._links: dict[object, Links] = {}
         self._nearest: dict[object, Links] = {}
         self._kernels: dict[object, Kernels] = {}
@@ -78,7 +79,7 @@ class Coster:
 
     def _step_s(self, choice: Choice, is_exact: bool) -> float:
         job, chain, splits = self.job(choice), self.chain_of(choice), self.splits_backward(choice)
-        links, mesh = self.links(job), mesh_of(choice)
+        links, mesh = self.links_of(choice), mesh_of(choice)
         cut, late = self.cut(mesh, chain), has_late_weights(choice.schedule)
         # Shardings of one step and orders on the same links have a pipeline in common.
         key: tuple[object, ...] = (
@@ -187,8 +188,16 @@ class Coster:
             chain = self._chains[key] = self._chains.setdefault(alike, chain)
         return chain
 
+    def links_of(self, choice: Choice) -> Links:
+        """Of its mesh in its order of ranks."""
+        key = (choice.tp, choice.cp, choice.ep, choice.pp, choice.dp, choice.order)
+        found = self._links.get(key)
+        if found is None:
+            found = self._links[key] = find_links(self._make_job(choice))
+        return found
+
     def links(self, job: Job) -> Links:
-        """Of a mesh in its order of ranks."""
+        """The same of a job."""
         layout = job.layout
         key = (layout.tp, layout.cp, layout.ep, layout.pp, layout.dp, layout.order)
         if key not in self._links:
@@ -219,7 +228,7 @@ class Coster:
     def mesh_job(self, mesh: Mesh, splits: bool) -> Job:
         """Of a mesh alone: no pipeline."""
         key = (mesh, splits)
-        if key not in self._jobs:
+        if key not in self._mesh_jobs:
             choice = Choice(
                 tp=mesh.tp, cp=mesh.cp, ep=mesh.ep, pp=1, vpp=1,
                 schedule="zb_h1" if splits else "1f1b", recompute=mesh.recompute,
@@ -227,11 +236,21 @@ class Coster:
                 order=ORDER, micro_batch_size=mesh.micro, num_microbatches=1,
                 dp=max(1, self.devices // (mesh.tp * mesh.cp)),
             )  # fmt: skip
-            self._jobs[key] = self.job(choice)
-        return self._jobs[key]
+            self._mesh_jobs[key] = self._make_job(choice)
+        return self._mesh_jobs[key]
 
     def job(self, choice: Choice) -> Job:
-        """As the plan makes it."""
+        """As the plan makes it, in some order of ranks: only links depend on that."""
+        key = (
+            mesh_of(choice), choice.pp, choice.dp, choice.vpp, choice.schedule, choice.engine,
+            choice.zero_stage, choice.offload, choice.num_microbatches,
+        )  # fmt: skip
+        job = self._jobs.get(key)
+        if job is None:
+            job = self._jobs[key] = self._make_job(choice)
+        return job
+
+    def _make_job(self, choice: Choice) -> Job:
         layout = self.layout(choice)
         # Of degrees, microbatches and schedule a rank's software knows nothing.
         key = (

@@ -20,7 +20,14 @@ from launcher.plan.search_cost import Coster, Mesh
 from launcher.plan.search_cuts import Cut
 from launcher.plan.search_memory import Sharding
 from launcher.plan.search_stages import PLAINEST, Stages, choice_in
-from launcher.plan.stage_time import BlockTimes, PartCost, StageState, part_cost, stage_state
+from launcher.plan.stage_time import (
+    BlockTimes,
+    PartCost,
+    StageState,
+    part_cost,
+    stage_state,
+    unit_costs,
+)
 from launcher.plan.step_time import tail_s_of, update_s
 
 
@@ -170,25 +177,10 @@ class Floors:
         found = self._units.get((mesh, late))
         if found is not None:
             return found
-        coster, end = self.coster, self.model.num_layers
-        job, nearest = coster.mesh_job(mesh, late), coster.nearest(mesh)
+        coster, nearest = self.coster, self.coster.nearest(mesh)
         parts = coster.parts(mesh, late, nearest)
-
-        def cost(start: int, is_first: bool = False, is_last: bool = False) -> PartCost:
-            piece = Stage(
-                stage=0, first_layer=start, end_layer=start + 1, parameters=0,
-                is_first=is_first, is_last=is_last,
-            )  # fmt: skip
-            return part_cost(job, piece, parts, nearest)
-
-        block = cost(end - 1)
-        dense = cost(0) if self._num_dense else block
-        ends = (cost(end - 1, is_first=True), cost(end - 1, is_last=True))
-        first, last = (
-            [of_end - of_block for of_end, of_block in zip(each, block, strict=True)]
-            for each in ends
-        )
-        forward, backward, weight, _ = zip(block, dense, first, last, strict=True)
+        units = unit_costs(coster.mesh_job(mesh, late), parts, nearest)
+        forward, backward, weight, _ = zip(*units, strict=True)
         passes = _added(forward, backward)
         work = _added(passes, weight)
         if late:
