@@ -7,9 +7,16 @@ loss is where the data is.
 from __future__ import annotations
 
 from collections import Counter, deque
+from typing import Literal
 
 from launcher.plan.schedule_orders import MakeAction
 from launcher.plan.schedule_records import Action
+
+STEPS: dict[str, tuple[Literal["F", "B", "W"], int]] = {
+    "F0": ("F", 0), "B0": ("B", 0), "W0": ("W", 0),
+    "F1": ("F", 1), "B1": ("B", 1), "W1": ("W", 1),
+}  # fmt: skip
+"""Kind and chunk of every step of a pattern."""
 
 
 def zb_v(action: MakeAction, stage: int, num_stages: int, num_microbatches: int) -> list[Action]:
@@ -81,13 +88,11 @@ class _Tape:
         self._write(f"W{chunk}")
 
     def _write(self, step: str) -> None:
-        kind, chunk, microbatch = step[0], int(step[1]), self.counts[step]
-        self.counts[step] += 1
-        if kind == "F":
-            self.actions.append(self.action("F", microbatch, chunk))
-        elif kind == "B":
-            self.actions.append(self.action("B", microbatch, chunk))
+        kind, chunk = STEPS[step]
+        microbatch = self.counts[step]
+        self.counts[step] = microbatch + 1
+        self.actions.append(self.action(kind, microbatch, chunk))
+        if kind == "B":
             self.late.append((microbatch, chunk))
-        else:
-            self.actions.append(self.action("W", microbatch, chunk))
+        elif kind == "W":
             self.late.remove((microbatch, chunk))
