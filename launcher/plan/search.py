@@ -169,7 +169,7 @@ class Search:
                     kinds.add(node.kind)
                     best.append(Ranked(choice=node, step_s=bound * _samples(node)))
                 else:
-                    self._simulate(node)
+                    self._simulate(node, bound)
         self.counts.too_slow = len(self._queue)
         return Ranking(best=tuple(best), counts=self.counts)
 
@@ -362,8 +362,12 @@ class Search:
             self._orders[key] = tuple(found.values())
         return self._orders[key]
 
-    def _simulate(self, choice: Choice) -> None:
-        """Know it exactly, if it is legal after all."""
+    def _simulate(self, choice: Choice, bound: float) -> None:
+        """Know it exactly, if it is legal and no walk of an alike one has shown it to be slow."""
+        seconds = self.coster.shortest_s(choice) / _samples(choice)
+        if seconds * SLACK > bound:
+            self._push(seconds, choice)
+            return
         if not obeys_rules(run_of(self.space.run, choice)):
             self.counts.illegal += 1
             return
