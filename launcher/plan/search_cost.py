@@ -120,10 +120,15 @@ class Coster:
         key = (mesh, splits, links.tp, links.cp, links.ep)
         if key not in self._parts:
             job = self.mesh_job(mesh, splits)
-            if mesh[:5] not in self._kernels:
-                self._kernels[mesh[:5]] = list_kernels(job)
-            self._parts[key] = estimate_parts(job, links, self._kernels[mesh[:5]])
+            self._parts[key] = estimate_parts(job, links, self.kernels(mesh))
         return self._parts[key]
+
+    def kernels(self, mesh: Mesh) -> Kernels:
+        """Whatever is recomputed."""
+        key = mesh[:5]
+        if key not in self._kernels:
+            self._kernels[key] = list_kernels(self.mesh_job(mesh, False))
+        return self._kernels[key]
 
     def costs(self, job: Job, cut: Cut, splits: bool, links: Links) -> list[PartCost]:
         """Of one part of every kind."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from launcher.plan.collectives import Links
+from launcher.plan.collectives import SLOWDOWN, Links
 from launcher.plan.execution import Job
 from launcher.plan.links import Link
 from launcher.plan.records import Stage
@@ -23,12 +23,15 @@ from launcher.plan.search_stages import PLAINEST, Stages, choice_in
 from launcher.plan.stage_time import (
     BlockTimes,
     PartCost,
+    Parts,
     StageState,
+    estimate_parts,
     part_cost,
     stage_state,
     unit_costs,
 )
 from launcher.plan.step_time import tail_s_of, update_s
+from launcher.plan.tensor_traffic import runtime_tp_times
 
 
 class Floor(NamedTuple):
@@ -63,15 +66,28 @@ class Floors:
         self._p2p: dict[object, float] = {}
 
     def block_s(self, mesh: Mesh) -> float:
-        """`mesh_s` of a microbatch that others divide: no part of it takes less time.
+        """`mesh_s` of a microbatch that others divide: none of them takes less time per sample.
 
         A kernel or a collective of twice the size takes at most twice as long: none of their
-        models starts below zero. Not so of measured ones, nor of what shows beside products.
+        models starts below zero. What of tp hides beside products does not grow so.
         """
-        run = self.coster.run
-        if (run.hardware.gpu and run.hardware.gpu.kernels) or run.parallelism.overlap_tp:
+        run, layers = self.coster.run, self.model.num_layers
+        if (run.hardware.gpu and run.hardware.gpu.kernels) or self.model.encoder:
             return 0.0
-        return self.mesh_s(mesh)
+        if not run.parallelism.overlap_tp or mesh.tp == 1:
+            return self.mesh_s(mesh)
+        coster, nearest = self.coster, self.coster.nearest(mesh)
+        job = coster.mesh_job(mesh, False)
+        alone = replace(job, execution=replace(job.execution, overlap_tp=False))
+        sent = runtime_tp_times(alone, nearest, 1, 0, 1.0 if mesh.recompute == "full" else 0.0)
+        # A collective beside a product costs most of all less where SLOWDOWN has used all of it.
+        hidden_s = (sent.forward_s + sent.backward_s) / (1 + SLOWDOWN)
+        if self.model.experts is None:  # and no more than three times the products of a pass
+            smallest = coster.kernels(mesh._replace(micro=1)).block
+            hidden_s = min(hidden_s, 3 * mesh.micro * smallest.times.forward_s)
+        parts = estimate_parts(alone, nearest, coster.kernels(mesh))
+        whole_s = max(0.0, self._sum_s(parts) - layers * hidden_s)
+        return whole_s * mesh.tp * mesh.cp / (mesh.micro * coster.devices)
 
     def mesh_s(self, mesh: Mesh) -> float:
         """All work of a sample, shared out evenly: no pipeline, no wait for it, no tail."""
@@ -86,7 +102,9 @@ class Floors:
 
     def _whole_s(self, mesh: Mesh) -> float:
         """Of one microbatch over all parts of the model."""
-        parts = self.coster.nearest_parts(mesh)
+        return self._sum_s(self.coster.nearest_parts(mesh))
+
+    def _sum_s(self, parts: Parts) -> float:
         dense = self._num_dense
         blocks = (self.model.num_layers - dense) * _pass_s(parts.block)
         return (
