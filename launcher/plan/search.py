@@ -143,7 +143,7 @@ class Search:
         self._num_pushed = 0
         self._plans: dict[tuple[int, int], list[_Plan]] = {}
         self._allowed: dict[object, bool] = {}
-        self._orders: dict[object, tuple[tuple[str, ...], ...]] = {}
+        self._orders: dict[object, tuple[tuple[Links, tuple[str, ...]], ...]] = {}
 
     def rank(self, limit: int) -> Ranking:
         """Take the most promising further until enough are known exactly."""
@@ -339,10 +339,11 @@ class Search:
         if not self.memory.fits(choice):
             self.counts.over_memory += 1
             return
-        for order in self._orders_of(choice):
-            ordered = replace(choice, order=order)
-            seconds = self.coster.shortest_s(ordered) / _samples(choice)
-            self._push(max(bound, seconds), ordered)
+        for links, order in self._orders_of(choice):
+            seconds = self.floors.ordered_s(
+                stages, node.sharding, node.floor, one.name, one.cut, links
+            )
+            self._push(max(bound, seconds), replace(choice, order=order))
 
     def _is_pipeline_legal(self, choice: Choice) -> bool:
         return self._is_legal(
@@ -351,7 +352,7 @@ class Search:
         )  # fmt: skip
 
     # 4. Order of ranks.
-    def _orders_of(self, choice: Choice) -> tuple[tuple[str, ...], ...]:
+    def _orders_of(self, choice: Choice) -> tuple[tuple[Links, tuple[str, ...]], ...]:
         """One of those that put every axis on the same links."""
         key = (choice.tp, choice.cp, choice.ep, choice.dp, choice.pp)
         if key not in self._orders:
@@ -359,7 +360,7 @@ class Search:
             for order in self.space.orders(choice.tp, choice.cp, choice.dp, choice.pp):
                 links = self.coster.links_of(replace(choice, order=order))
                 found.setdefault(links, order)
-            self._orders[key] = tuple(found.values())
+            self._orders[key] = tuple(found.items())
         return self._orders[key]
 
     def _simulate(self, choice: Choice, bound: float) -> None:
