@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from launcher.config.schema import Gpu, Run
 from launcher.plan.activations import block_kept_bytes, embedding_kept_bytes, head_kept_bytes
@@ -12,9 +11,10 @@ from launcher.plan.costs import embedding_parameters, sum_sizes
 from launcher.plan.encoder import encoder_job, memory_bytes
 from launcher.plan.execution import Job, runtime_job
 from launcher.plan.memory_fsdp2 import group_buffers_bytes
-from launcher.plan.memory_pipeline import gradients_of_one_chunk, transfer_bytes
+from launcher.plan.memory_held import Held, held_bytes, offloaded_bytes, snapshot_bytes
+from launcher.plan.memory_pipeline import transfer_bytes
 from launcher.plan.records import Layout, Memory, Stage, StageMemory
-from launcher.plan.stages import count_expert_parameters, count_stage_parameters
+from launcher.plan.stages import count_stage_parameters
 from launcher.plan.temporaries import (
     backward_temporary_bytes,
     block_leftover_bytes,
@@ -22,7 +22,6 @@ from launcher.plan.temporaries import (
     logit_temporary_bytes,
     unused_gradients_bytes,
 )
-from launcher.plan.traffic import gradients_are_whole
 
 USABLE_SHARE = 0.94
 """Of a device's memory. The rest is for what no formula sees: libraries' workspaces, communicators
@@ -46,9 +45,6 @@ EXPANDABLE_SHARE = 0.02
 
 HEAP_SHARE = 0.05
 """The same of a CPU's heap."""
-
-BUCKET_ELEMENTS = 2**25
-"""Elements per collective of the data-parallel reduction."""
 
 HOST_BYTES_PER_PROCESS = 3 * 2**30
 """Resident memory of a worker process: torch, CUDA's libraries and pinned buffers, rounded up."""
@@ -77,8 +73,8 @@ def estimate_job_memory(job: Job, stages: Sequence[Stage], peak_in_flight: Seque
     usable = usable_bytes(hardware.gpu)
     each = peak  # On a CPU the copy of a checkpoint is in it already.
     if hardware.device != "cpu":
-        each = HOST_BYTES_PER_PROCESS + max(_snapshot_bytes(job, stage) for stage in stages)
-    each += max(_offloaded_bytes(job, stage) for stage in stages)
+        each = HOST_BYTES_PER_PROCESS + max(snapshot_bytes(job, stage) for stage in stages)
+    each += max(offloaded_bytes(job, stage) for stage in stages)
     return Memory(
         per_stage=per_stage,
         peak_bytes=peak,
@@ -127,28 +123,6 @@ def stage_memory(job: Job, stage: Stage, in_flight: int, gpu: Gpu) -> StageMemor
     )
 
 
-class Held(NamedTuple):
-    """Bytes that a rank needs whatever it computes."""
-
-    parameters: int
-    gradients: int
-    optimizer: int
-    step_buffers: int
-    """At the end of a step."""
-
-    @property
-    def state(self) -> int:
-        """Weights, gradients and optimizer state: there all the time."""
-        return self.parameters + self.gradients + self.optimizer
-
-
-def held_bytes(job: Job, stage: Stage) -> Held:
-    """Of one rank of a stage."""
-    size = _rank_parameters(job, stage)
-    share = _share(job, stage, size)
-    return Held(*_kept_state(job, size, share), step_buffers=_step_buffers(job, size, share))
-
-
 def rank_bytes(job: Job, stage: Stage, held: Held, activations: int, passing: int, gpu: Gpu) -> int:
     """`stage_memory(...).total_bytes` from its parts, for who has them already."""
     return held.state + activations + sum(_around(job, stage, held, activations, passing, gpu))
@@ -164,7 +138,7 @@ def _around(
     reserve = _reserve_bytes(job, stage, activations + buffers) if execution.reserved else 0
     context = gpu.context_bytes if execution.process else 0
     if job.hardware.device == "cpu":
-        context += _snapshot_bytes(job, stage)
+        context += snapshot_bytes(job, stage)
     return buffers, context + reserve
 
 
@@ -180,73 +154,6 @@ def _reserve_bytes(job: Job, stage: Stage, alive: int) -> int:
     has_table = stage.is_first and job.layout.zero_stage < 3
     table = sum_sizes(embedding_parameters(job.model), job.layout.tp) if has_table else 0
     return int(ALLOCATOR_SHARE * alive) + table * job.execution.element_bytes
-
-
-def _gradients(job: Job, size: int, share: int) -> int:
-    """Elements of accumulated gradients that a rank holds."""
-    if not gradients_are_whole(job.layout):
-        return share
-    if not job.execution.torch_pipeline:
-        return size
-    # Beside them this rank's part of their sums, in memory of the stream that reduces.
-    return share + (size // job.layout.vpp if gradients_of_one_chunk(job.layout) else size)
-
-
-def _rank_parameters(job: Job, stage: Stage) -> int:
-    layout = job.layout
-    return count_stage_parameters(
-        job.model, stage.num_layers, stage.is_first, stage.is_last, layout.tp, layout.ep
-    )
-
-
-def _kept_state(job: Job, size: int, share: int) -> tuple[int, int, int]:
-    """Weights, gradients and optimizer state on the device, from a rank's part and its share."""
-    layout, execution = job.layout, job.execution
-    weights = execution.weight_bytes * (share if layout.zero_stage == 3 else size)
-    gradients = execution.gradient_bytes * _gradients(job, size, share)
-    optimizer = execution.state_bytes * (share if layout.zero_stage >= 1 else size)
-    if execution.offload != "none":
-        optimizer = 0
-    return _resident_weights(job, weights), gradients, optimizer
-
-
-def _snapshot_bytes(job: Job, stage: Stage) -> int:
-    """The copy of its part of a checkpoint, which a rank of the stage keeps from save to save."""
-    size = _rank_parameters(job, stage)
-    return job.execution.snapshot_bytes * _share(job, stage, size)
-
-
-def _offloaded_bytes(job: Job, stage: Stage) -> int:
-    """What one rank of a stage keeps in the node's RAM, with the gradients that the CPU reads."""
-    layout, execution = job.layout, job.execution
-    if execution.offload == "none":
-        return 0
-    size = _rank_parameters(job, stage)
-    owned = _share(job, stage, size) if layout.zero_stage >= 1 else size
-    state = (execution.state_bytes + execution.gradient_bytes) * owned
-    if execution.offload == "optimizer":
-        return state
-    return state + execution.weight_bytes * (owned if layout.zero_stage == 3 else size)
-
-
-def _resident_weights(job: Job, weights: int) -> int:
-    """With weights in RAM, two blocks' worth is on the device: one at work, one on its way."""
-    if job.execution.offload != "parameters":
-        return weights
-    layout = job.layout
-    block = count_stage_parameters(job.model, 1, False, False, layout.tp, layout.ep)
-    return min(weights, 2 * block * job.execution.element_bytes)
-
-
-def _share(job: Job, stage: Stage, size: int) -> int:
-    """A rank's part of sharded state; experts have fewer replicas to share it with."""
-    layout = job.layout
-    replicas = layout.dp * layout.cp
-    shards = min(job.execution.shard_size or replicas, replicas)
-    num_layers = stage.num_layers
-    experts = count_expert_parameters(job.model, num_layers, stage.is_first, layout.tp, layout.ep)
-    expert_shards = max(1, shards * (layout.tp if layout.ep > 1 else 1) // layout.ep)
-    return -(-(size - experts) // shards) + -(-experts // expert_shards)
 
 
 def in_flight_bytes(job: Job, stage: Stage, in_flight: int) -> int:
@@ -308,17 +215,3 @@ def pass_buffers(job: Job, stage: Stage) -> int:
         # Embedding and head are gathered from the first use of the one to the last of the other.
         buffers += ends * execution.gather_bytes
     return buffers
-
-
-def _step_buffers(job: Job, size: int, share: int) -> int:
-    """Bucket of the reduction, this rank's part of the reduced gradients, gathered weights."""
-    layout, execution = job.layout, job.execution
-    if (
-        layout.dp * layout.cp == 1 and layout.zero_stage == 0
-    ) or not execution.reduces_by_all_reduce:
-        return 0
-    bucket = 4 * min(size, BUCKET_ELEMENTS)
-    # Under bf16, ZeRO-1's update reads the whole gradients in place; other kinds copy their part.
-    is_in_place = layout.zero_stage == 1 and execution.matmul == "bf16"
-    has_copy = layout.zero_stage in (1, 2) and gradients_are_whole(layout) and not is_in_place
-    return bucket + (4 * share if has_copy else 0)

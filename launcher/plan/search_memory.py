@@ -9,13 +9,12 @@ from launcher.config.schema import is_schedule_file
 from launcher.plan.activations import block_kept_bytes
 from launcher.plan.execution import Job
 from launcher.plan.memory import (
-    Held,
-    held_bytes,
     in_flight_bytes,
     pass_buffers,
     rank_bytes,
     usable_bytes,
 )
+from launcher.plan.memory_held import Held, held_bytes
 from launcher.plan.memory_pipeline import transfer_bytes
 from launcher.plan.records import Stage
 from launcher.plan.schedule_choice import plan_peaks
