@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -54,12 +55,17 @@ def small_run(memory_gib=3.2, nodes=2, per_node=4, batch=16, **model):
 
 def by_brute_force(space, limit):
     """Every layout in every order, by the plan's own function; the best of each kind."""
-    found = []
+    found, fits = [], {}
     for choice in enumerate_choices(space):
         run, layout = layout_of(space.run, choice)
-        if estimate_layout_memory(run, layout).fits:
-            step_s = estimate_layout(run, layout).step.time.step_s
-            found.append((step_s / layout.global_batch_size, choice.tie, choice))
+        anyhow = replace(choice, order=())  # memory is the same in every order of ranks
+        if anyhow not in fits:
+            fits[anyhow] = estimate_layout_memory(run, layout).fits
+        if fits[anyhow]:
+            estimate = estimate_layout(run, layout)
+            assert estimate.memory.fits
+            seconds = estimate.step.time.step_s / layout.global_batch_size
+            found.append((seconds, choice.tie, choice))
     best, seen = [], set()
     for seconds, _, choice in sorted(found, key=lambda entry: entry[:2]):
         if choice.kind not in seen:
