@@ -20,10 +20,18 @@ def _has_gpu() -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if marked and not _has_gpu():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+def _group(item: pytest.Item) -> str:
+    """Tests of one file share processes and results; those on the cluster share the cluster."""
+    file = item.nodeid.partition("::")[0]
+    return "cluster" if file.startswith("tests/cluster/") else file
 
 
 @pytest.hookimpl(hookwrapper=True)

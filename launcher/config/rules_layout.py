@@ -87,7 +87,7 @@ def _mesh_fills_devices(run: Run) -> str | None:
 
 
 def _mesh_fix(run: Run) -> str:
-    """Fewer devices where a local layout is given in full; else the nearest smaller tp and pp."""
+    """Fewer devices where a local layout is given in full; else the nearest smaller degrees."""
     degrees = run.parallelism
     devices = num_devices(run) or 1
     given = math.prod(getattr(degrees, axis) or 1 for axis in AXES)
@@ -95,12 +95,16 @@ def _mesh_fix(run: Run) -> str:
         return f"hardware.gpus_per_node={given}"
     if devices % ((degrees.tp or 1) * degrees.cp * (degrees.pp or 1)) == 0:
         return ""  # The one legal dp mends it.
-    tp = max(size for size in divisors(devices, limit=degrees.tp) if not _tp_broken(run, size))
+    tp = cp = pp = 1  # What is open stays so.
+    if degrees.tp:
+        tp = max(size for size in divisors(devices, limit=degrees.tp) if not _tp_broken(run, size))
     cp = max(divisors(devices // tp, limit=degrees.cp))
     left = devices // tp // cp
-    pp = max(divisors(left, limit=min(degrees.pp or 1, run.model.num_layers)))
-    of_cp = f"parallelism.cp={cp} " if degrees.cp > 1 else ""
-    return f"parallelism.tp={tp} {of_cp}parallelism.pp={pp} parallelism.dp={left // pp}"
+    if degrees.pp:
+        pp = max(divisors(left, limit=min(degrees.pp, run.model.num_layers)))
+    sizes = [("tp", tp, degrees.tp), ("cp", cp, degrees.cp > 1), ("pp", pp, degrees.pp)]
+    sizes.append(("dp", left // pp, degrees.dp or (degrees.tp and degrees.pp)))
+    return " ".join(f"parallelism.{axis}={size}" for axis, size, is_given in sizes if is_given)
 
 
 def _tp_broken(run: Run, tp: int) -> bool:

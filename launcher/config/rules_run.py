@@ -10,7 +10,8 @@ from launcher.config.schema import Run
 def _hardware_complete(run: Run) -> str | None:
     missing = [key for key in ("gpu", "node") if getattr(run.hardware, key) is None]
     if missing and run.hardware.name != "local":
-        return f"hardware.{' and hardware.'.join(missing)} have no facts"
+        verb = "have" if len(missing) > 1 else "has"
+        return f"hardware.{' and hardware.'.join(missing)} {verb} no facts"
     return None
 
 

@@ -149,12 +149,17 @@ def _unclean(field: str, text: str) -> Finding:
     )
 
 
+OPEN_CHOICES = {"parallelism.schedule": ("the path of a .csv or .json file",)}
+"""What is legal beside the names."""
+
+
 def _not_among(location: Location, given: Any) -> Finding:
     annotation = _annotation_at(location)
     legal = choices_at(location)
     field = ".".join(location)
     near = closest(str(given), [str(choice) for choice in legal])
     is_list = typing.get_origin(annotation) is tuple
+    legal += OPEN_CHOICES.get(field, ())
     return Finding(
         field=field,
         value=_typed(given),
@@ -205,12 +210,17 @@ _BOUNDS = {
 def _out_of_range(field: str, given: Any, details: ErrorDetails, *, is_in_list: bool) -> Finding:
     key, words = _BOUNDS[details["type"]]
     limit = details.get("ctx", {}).get(key)
-    bound = "" if limit is None else f" {limit:g}"
+    bound = "" if limit is None else f" {_number(limit)}"
     # A bound that is not itself legal says nothing to try; the key's default does.
     sound = limit if key in ("ge", "le") else _default_at(field)
-    fix = "" if sound is None or is_in_list else f"{field}={sound:g}"
+    fix = "" if sound is None or is_in_list else f"{field}={_number(sound)}"
     reason = f"{'each number' if is_in_list else 'it'} must be {words}{bound}"
     return Finding(field=field, value=given, rule="out-of-range", reason=reason, fix=fix)
+
+
+def _number(value: float) -> str:
+    """Whole numbers with all their digits: a rounded bound might not be legal."""
+    return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else f"{value:g}"
 
 
 def _fields(record: type[Record] | None) -> tuple[str, ...]:

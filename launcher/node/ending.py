@@ -140,7 +140,7 @@ def _what_happened(facts: Facts, limits: Limits) -> Ending:
     if facts.is_cancelled:
         return Ending(status="stopped", reason="cancelled", why="the job was cancelled")
     if facts.is_cut_off:
-        why = f"the queue took the job back: {lost_words(facts.lost_nodes)}"
+        why = f"the nodes were parted: {lost_words(facts.lost_nodes)}"
         return _again("node_failure", why)
     if facts.cause is not None and is_final(facts.cause, has_trained):
         reason: Reason = "worker_failed" if facts.cause.kind == "not_a_number" else "configuration"

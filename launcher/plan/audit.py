@@ -38,6 +38,7 @@ def find_warnings(
         _idle_memory(run, layout, stages, memory, step),
         _replicated_heads(run, layout),
         _mixed_speeds(run, layout),
+        _other_kernels(run),
     )
     return tuple(warning for warning in found if warning is not None)
 
@@ -122,13 +123,34 @@ def _uneven_rails(layout: Layout, step: StepEstimate) -> Warning | None:
     inner = layout.tp if layout.order[0] == "tp" else 1
     if layout.gpus_per_node % inner == 0 and _is_even(layout, inner):
         return None
+    larger = [tp for tp in range(1, layout.gpus_per_node + 1) if _fills_rails(layout, tp)]
+    near = min(larger, key=lambda tp: (abs(math.log2(tp / layout.tp)), tp), default=None)
     return Warning(
         id="uneven-rails",
         message=f"dp groups have {layout.dp * layout.cp} ranks, {inner} apart, and nodes have "
         f"{layout.gpus_per_node} devices: some nodes carry more ranks of a group than others, and "
         "their adapters more of its traffic",
-        fix=f"parallelism.tp={_largest_divisor(layout.gpus_per_node, layout.tp)}",
+        fix=f"parallelism.tp={near}" if near else f"hardware.num_nodes={_even_nodes(layout)}",
     )
+
+
+def _fills_rails(layout: Layout, tp: int) -> bool:
+    """Whether this tp, its replicas as many as the devices leave, is even on every node."""
+    others = tp * layout.pp * layout.cp
+    if layout.gpus_per_node % tp or layout.world_size % others:
+        return False
+    return _is_even(replace(layout, tp=tp, dp=layout.world_size // others), tp)
+
+
+def _even_nodes(layout: Layout) -> int:
+    """The next number of nodes on which the same layout is even; twice as many at the latest."""
+    others = layout.tp * layout.pp * layout.cp
+    for nodes in range(layout.nodes + 1, 2 * layout.nodes):
+        devices = nodes * layout.gpus_per_node
+        wider = replace(layout, nodes=nodes, world_size=devices, dp=devices // others)
+        if devices % others == 0 and _fills_rails(wider, layout.tp):
+            return nodes
+    return 2 * layout.nodes
 
 
 def _is_even(layout: Layout, inner: int) -> bool:
@@ -233,4 +255,19 @@ def _mixed_speeds(run: Run, layout: Layout) -> Warning | None:
         fix=f"parallelism.pp={2 * layout.pp}"
         if is_outermost
         else f"parallelism.order=[{','.join(outermost)}]",
+    )
+
+
+def _other_kernels(run: Run) -> Warning | None:
+    """A table of measured kernels that has nothing to say about this run."""
+    gpu, compute = run.hardware.gpu, run.precision.compute
+    if gpu is None or not gpu.kernels:
+        return None
+    measured = {kernel.type for kernel in gpu.kernels if kernel.kind == "matmul"}
+    if compute in measured:
+        return None
+    return Warning(
+        id="kernels-of-another-type",
+        message=f"hardware.kernels has no matrix products in {compute}: their modelled times stay",
+        fix=f"precision={sorted(measured)[0]}" if measured else "hardware.kernels=null",
     )

@@ -25,8 +25,7 @@ def context_bytes(job: Job) -> int:
     size, mode = size_of(job), job.execution.cp_mode
     if mode == "ulysses":
         return _dealt_bytes(job, size)
-    masks = _mask_bytes(job, size, mode)
-    return masks + (_gathered_bytes if mode == "all_gather" else _ring_bytes)(job, size)
+    return (_gathered_bytes if mode == "all_gather" else _ring_bytes)(job, size)
 
 
 def attention_temporary_bytes(job: Job) -> int:
@@ -52,21 +51,36 @@ def _ring_bytes(job: Job, size: Size) -> int:
     queries = size.tokens * size.queries * element
     wide = gradient_element(job) / element
     # A part is of all queries and half of the keys, or the other way round.
-    part = max(queries + keys // 2, queries // 2 + keys)
+    part, mask = max(queries + keys // 2, queries // 2 + keys), _mask_bytes(job, size, 0.5)
     coming, going = min(2, hops), min(2, hops)
     if turns_back(job):  # gradients go home by themselves
         coming, going = (1, 3) if hops == 2 else (min(2, hops), min(3, hops))
-    return round(coming * keys + part + wide * (queries + (1 + going) * keys))
+    if hops == 1:  # the first sums for others' keys are made once the mask has gone
+        mask, going = round(max(mask, wide * keys)), 0
+    met = coming * keys + part + mask + wide * (queries + (1 + going) * keys)
+    return round(max(keys + _own_bytes(job, size), met))
 
 
 def _gathered_bytes(job: Job, size: Size) -> int:
-    """All keys as they come and in the sequence's order; then gradients of all of them."""
+    """All keys and gradients of all of them, beside what the part at hand adds; then gradients as
+    they go home.
+    """
     cp, element, keys = job.layout.cp, job.execution.element_bytes, keys_bytes(job)
     queries = size.tokens * size.queries * element
     wide = gradient_element(job) / element
-    part = max(queries + (cp - 1) * keys // 2, queries // 2 + (cp - 1) * keys)
-    phases = (2 * cp * keys, (1 + wide) * cp * keys + part, 2 * wide * cp * keys)
-    return round(wide * (queries + keys) + max(phases))
+    part = max(queries + keys // 2, queries // 2 + keys) + _mask_bytes(job, size, 0.5)
+    met = wide * queries + (1 + wide) * cp * keys + part
+    going = wide * (queries + 2 * cp * keys)
+    return round(max(cp * keys + _own_bytes(job, size), met, going))
+
+
+def _own_bytes(job: Job, size: Size) -> float:
+    """The part of the rank's own keys: through its mask, then as the beginning of all sums."""
+    element, keys = job.execution.element_bytes, keys_bytes(job)
+    queries = size.tokens * size.queries * element
+    wide = gradient_element(job) / element
+    sums = keys if wide == 1 else wide * (queries + keys) + keys
+    return queries + keys + max(_mask_bytes(job, size, 1), sums)
 
 
 def _dealt_bytes(job: Job, size: Size) -> int:
@@ -77,12 +91,14 @@ def _dealt_bytes(job: Job, size: Size) -> int:
     return max(phases) * job.execution.element_bytes
 
 
-def _mask_bytes(job: Job, size: Size, mode: str) -> int:
-    """Within a window or documents: of one part at a time, the rank's tokens by those it meets."""
-    execution, cp = job.execution, job.layout.cp
+def _mask_bytes(job: Job, size: Size, share: float) -> int:
+    """Within a window or documents: of one part, the rank's tokens by those that it meets.
+
+    `share` is that of the met to the rank's own.
+    """
+    execution = job.execution
     if not (execution.document_masks or execution.window_masks):
         return 0
-    mine = size.sequence // cp
-    met = max(2, cp - 1) * mine // 2 if mode == "all_gather" else mine
+    mine = size.sequence // job.layout.cp
     samples = size.batch if execution.document_masks else 1
-    return samples * mine * met * execution.element_bytes
+    return round(samples * mine * share * mine * execution.element_bytes)

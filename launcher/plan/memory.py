@@ -11,8 +11,12 @@ from launcher.plan.costs import embedding_parameters, sum_sizes
 from launcher.plan.encoder import encoder_job, memory_bytes
 from launcher.plan.execution import Job, runtime_job
 from launcher.plan.memory_fsdp2 import group_buffers_bytes
-from launcher.plan.memory_held import Held, held_bytes, offloaded_bytes, snapshot_bytes
+from launcher.plan.memory_held import Held, held_bytes
 from launcher.plan.memory_pipeline import transfer_bytes
+from launcher.plan.memory_shares import (
+    offloaded_bytes,
+    snapshot_bytes,
+)
 from launcher.plan.records import Layout, Memory, Stage, StageMemory
 from launcher.plan.stages import count_stage_parameters
 from launcher.plan.temporaries import (

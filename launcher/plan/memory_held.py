@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from launcher.plan.execution import Job
 from launcher.plan.memory_pipeline import gradients_of_one_chunk
+from launcher.plan.memory_shares import rank_parameters, rank_share
 from launcher.plan.records import Stage
-from launcher.plan.stages import count_expert_parameters, count_stage_parameters
+from launcher.plan.stages import count_stage_parameters
 from launcher.plan.traffic import gradients_are_whole
 
 BUCKET_ELEMENTS = 2**25
@@ -31,8 +32,8 @@ class Held(NamedTuple):
 
 def held_bytes(job: Job, stage: Stage) -> Held:
     """Of one rank of a stage."""
-    size = _rank_parameters(job, stage)
-    share = _share(job, stage, size)
+    size = rank_parameters(job, stage)
+    share = rank_share(job, stage, size)
     return Held(*_kept_state(job, size, share), step_buffers=_step_buffers(job, size, share))
 
 
@@ -46,13 +47,6 @@ def _gradients(job: Job, size: int, share: int) -> int:
     return share + (size // job.layout.vpp if gradients_of_one_chunk(job.layout) else size)
 
 
-def _rank_parameters(job: Job, stage: Stage) -> int:
-    layout = job.layout
-    return count_stage_parameters(
-        job.model, stage.num_layers, stage.is_first, stage.is_last, layout.tp, layout.ep
-    )
-
-
 def _kept_state(job: Job, size: int, share: int) -> tuple[int, int, int]:
     """Weights, gradients and optimizer state on the device, from a rank's part and its share."""
     layout, execution = job.layout, job.execution
@@ -64,25 +58,6 @@ def _kept_state(job: Job, size: int, share: int) -> tuple[int, int, int]:
     return _resident_weights(job, weights), gradients, optimizer
 
 
-def snapshot_bytes(job: Job, stage: Stage) -> int:
-    """The copy of its part of a checkpoint, which a rank of the stage keeps from save to save."""
-    size = _rank_parameters(job, stage)
-    return job.execution.snapshot_bytes * _share(job, stage, size)
-
-
-def offloaded_bytes(job: Job, stage: Stage) -> int:
-    """What one rank of a stage keeps in the node's RAM, with the gradients that the CPU reads."""
-    layout, execution = job.layout, job.execution
-    if execution.offload == "none":
-        return 0
-    size = _rank_parameters(job, stage)
-    owned = _share(job, stage, size) if layout.zero_stage >= 1 else size
-    state = (execution.state_bytes + execution.gradient_bytes) * owned
-    if execution.offload == "optimizer":
-        return state
-    return state + execution.weight_bytes * (owned if layout.zero_stage == 3 else size)
-
-
 def _resident_weights(job: Job, weights: int) -> int:
     """With weights in RAM, two blocks' worth is on the device: one at work, one on its way."""
     if job.execution.offload != "parameters":
@@ -90,17 +65,6 @@ def _resident_weights(job: Job, weights: int) -> int:
     layout = job.layout
     block = count_stage_parameters(job.model, 1, False, False, layout.tp, layout.ep)
     return min(weights, 2 * block * job.execution.element_bytes)
-
-
-def _share(job: Job, stage: Stage, size: int) -> int:
-    """A rank's part of sharded state; experts have fewer replicas to share it with."""
-    layout = job.layout
-    replicas = layout.dp * layout.cp
-    shards = min(job.execution.shard_size or replicas, replicas)
-    num_layers = stage.num_layers
-    experts = count_expert_parameters(job.model, num_layers, stage.is_first, layout.tp, layout.ep)
-    expert_shards = max(1, shards * (layout.tp if layout.ep > 1 else 1) // layout.ep)
-    return -(-(size - experts) // shards) + -(-experts // expert_shards)
 
 
 def _step_buffers(job: Job, size: int, share: int) -> int:

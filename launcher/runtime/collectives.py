@@ -90,11 +90,8 @@ class SequencePieces:
 
     def start_sum(self, x: Tensor) -> Pending:
         """Reduce-scatter [B, S, H] into [B, s, H]."""
-        num_samples, length, *features = x.shape
-        pieces = x.view(num_samples, self.axis.size, -1, *features).transpose(0, 1)
-        summed = x.new_empty((num_samples, length // self.axis.size, *features))
-        work = _reduce_scatter(summed, pieces.flatten(0, 1).contiguous(), self.axis)
-        return Pending(work, lambda: summed)
+        pieces = x.unflatten(1, (self.axis.size, -1)).transpose(0, 1)
+        return start_scatter(pieces, self.axis)
 
 
 @torch._disable_dynamo  # type: ignore[attr-defined]
@@ -120,9 +117,18 @@ def start_gather(x: Tensor, axis: Axis) -> Pending:
 def start_scatter(parts: Tensor, axis: Axis) -> Pending:
     """Reduce-scatter: the sum over the ranks of what each has for this one, parts[index]."""
     parts = parts.contiguous()
+    if parts.is_cpu:
+        return _scatter_by_exchange(parts, axis)
     summed = parts.new_empty(parts.shape[1:])
     work = _reduce_scatter(summed, parts.flatten(0, 1), axis)
     return Pending(work, lambda: summed)
+
+
+def _scatter_by_exchange(parts: Tensor, axis: Axis) -> Pending:
+    """What gloo's own is no match for: it sums everything on every rank, and cuts afterwards."""
+    received = torch.empty_like(parts)
+    work = dist.all_to_all_single(received, parts, group=axis.group, async_op=True)
+    return Pending(work, lambda: received.sum(0))
 
 
 def exchange(parts: Tensor, axis: Axis) -> Tensor:

@@ -52,6 +52,8 @@ class ReplicatedEngine:
         self._masters = self._parameters
         if run.precision.compute == "bf16":
             self._keep_float32_masters()
+        elif getattr(module, "weight_queue", None) is not None:
+            module.weight_queue.adds_in_place = True  # type: ignore[union-attr]
         tied = tied_parameter(module)
         self._tied = None if tied is None else self._master_of(tied)
         self._partial = [self._master_of(p) for p in partial_over_tp(self._parameters)]

@@ -83,6 +83,7 @@ def test_it_is_given_back_after_an_error(tmp_path):
 @pytest.mark.parametrize(
     ("pid", "host", "is_free"),
     [(2**22 + 5, None, True), (os.getpid(), None, False), (1, "elsewhere", False)],
+    ids=["no longer", "ours", "elsewhere"],
 )
 def test_without_kernel_locks_the_process_is_looked_for(tmp_path, monkeypatch, pid, host, is_free):
     def refuse(*_: object) -> None:

@@ -401,6 +401,11 @@ def test_a_mesh_that_cannot_be_filled_offers_the_nearest_one():
     )
 
 
+def test_degrees_that_are_open_stay_open_in_the_fix():
+    finding = found(eight(pp=3), "mesh-fills-devices")
+    assert finding.fix == "parallelism.pp=2"
+
+
 def test_a_full_layout_on_this_machine_is_offered_fewer_processes():
     finding = found(make_run(hardware=CPU | {"gpus_per_node": 4}), "mesh-fills-devices")
     assert finding.fix == "hardware.gpus_per_node=1"

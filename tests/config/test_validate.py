@@ -143,6 +143,8 @@ def test_unknown_keys_of_an_own_tree_and_of_an_own_recipe_are_refused(tmp_path):
          "[wrong-type]: true or false is wanted, and this is text. Try train.compile=false."),
         ("parallelism.tp", "two",
          "[wrong-type]: a whole number or null is wanted, and this is text."),
+        ("model.hidden_size", 10**9,
+         "[out-of-range]: it must be at most 16777216. Try model.hidden_size=16777216."),
         ("hardware.speeds", "fast",
          "[wrong-type]: a list of numbers or null is wanted, and this is text."),
         ("parallelism.layers_per_stage", 8,
@@ -179,6 +181,10 @@ def test_unknown_keys_of_an_own_tree_and_of_an_own_recipe_are_refused(tmp_path):
          "parallelism.recompute=none."),
         ("parallelism.order", ["tp", "xp"],
          "[unknown-value]: no such choice. Legal here: tp, cp, ep, dp, pp."),
+        ("parallelism.schedule", "mine.txt",
+         "[unknown-value]: no such choice. Legal here: naive, gpipe, 1f1b, interleaved_1f1b, "
+         "zb_h1, zb_h2, zb_1p, zb_2p, zb_v, dualpipev, the path of a .csv or .json file. Try "
+         "parallelism.schedule=naive."),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_explained(field, value, text):

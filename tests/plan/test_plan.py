@@ -116,6 +116,23 @@ def test_tp_across_nodes_is_a_warning_with_a_fix():
     assert found["tp-crosses-nodes"].fix == "parallelism.tp=4"
 
 
+def test_uneven_rails_are_mended_by_what_makes_them_even():
+    uneven = {"tp": 2, "pp": 2, "dp": 6}
+    found = warnings(model=LLAMA3_70B, hardware=h100(3), parallelism=uneven)
+    assert found["uneven-rails"].fix == "hardware.num_nodes=4"
+    even = warnings(model=LLAMA3_70B, hardware=h100(4), parallelism=uneven | {"dp": 8})
+    assert "uneven-rails" not in even
+
+
+def test_measured_kernels_of_another_type_are_a_warning():
+    row = {"kind": "matmul", "m": 64, "n": 64, "k": 64, "seconds": 1e-3}
+    for measured, is_other in (("bf16", True), ("fp32", False)):
+        hardware = h100(1)
+        hardware["gpu"] = hardware["gpu"] | {"kernels": [row | {"type": measured}]}
+        found = warnings(hardware=hardware, parallelism={"tp": 1, "pp": 1, "dp": 8})
+        assert ("kernels-of-another-type" in found) == is_other
+
+
 def test_few_microbatches_are_a_warning_with_a_fix():
     found = warnings(parallelism={"pp": 4}, **{"train.num_microbatches": 2})
     assert found["few-microbatches"].fix == "train.num_microbatches=16"

@@ -17,7 +17,12 @@ from launcher.runtime.groups import Axis
 def count_sent(axis: Axis) -> Iterator[dict[str, int]]:
     """By operation, while the context is open; a collective sends what a ring of ranks would."""
     sent: dict[str, int] = {}
-    with patch.object(collectives, "dist", _Counting(axis, sent)):
+    counting = _Counting(axis, sent)
+    scatter = counting.scatter(collectives._scatter_by_exchange)
+    with (
+        patch.object(collectives, "dist", counting),
+        patch.object(collectives, "_scatter_by_exchange", scatter),
+    ):
         yield sent
 
 
@@ -26,6 +31,18 @@ class _Counting:
 
     def __init__(self, axis: Axis, sent: dict[str, int]) -> None:
         self._axis, self._sent = axis, sent
+
+    def scatter(self, by_exchange: Callable[..., Any]) -> Callable[..., Any]:
+        """A reduce-scatter that is made of an all-to-all counts as what it is for."""
+
+        def counted(parts: Any, axis: Axis) -> Any:
+            before = self._sent.copy()
+            pending = by_exchange(parts, axis)
+            moved = self._sent.pop("all_to_all", 0) - before.get("all_to_all", 0)
+            self._sent |= {"all_to_all": before["all_to_all"]} if "all_to_all" in before else {}
+            return self._count("reduce_scatter", moved, lambda: pending)
+
+        return counted
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(dist, name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -214,3 +216,19 @@ def test_a_failing_rank_leaves_its_step_without_waiting_for_the_others(world_siz
     times = run_ranks(world_size, fail_alone, cases)[0]
     assert len(times) == len(cases)
     assert max(times) < 5.0
+
+
+def test_inductor_is_not_imported_for_an_optimizer_that_no_run_uses():
+    lines = [
+        "import sys, torch, deepspeed",
+        "from launcher.runtime.deepspeed_import import _spare_inductor",
+        "compiler = torch.compile",
+        "_spare_inductor()",
+        "from deepspeed.runtime.zero.utils import is_zero_supported_optimizer",
+        "deepspeed.comm.get_rank = lambda: 0",
+        "weight = torch.nn.Parameter(torch.zeros(2))",
+        "assert is_zero_supported_optimizer(torch.optim.AdamW([weight], fused=True))",
+        "assert torch.compile is compiler and 'torch._inductor.compile_fx' not in sys.modules",
+    ]
+    done = subprocess.run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

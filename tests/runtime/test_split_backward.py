@@ -60,6 +60,23 @@ def test_hooks_on_gradients_run_when_the_gradient_is_made() -> None:
     assert len(seen) == 1
 
 
+def test_an_engine_without_hooks_has_products_added_to_the_gradient_itself() -> None:
+    linear, seen = nn.Sequential(nn.Linear(2, 2, bias=False)), []
+    queue = split_backward(linear)
+    queue.adds_in_place = True
+    linear[0].weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad))
+    for key in range(3):
+        with queue.collect(key):
+            linear(torch.ones(4, 2)).sum().backward()
+    queue.compute(0)
+    first = linear[0].weight.grad
+    queue.compute(1)
+    queue.compute(2)
+    assert linear[0].weight.grad is first
+    assert first.tolist() == [[12, 12], [12, 12]]
+    assert len(seen) == 1, "the first is handed over, others are added"
+
+
 def test_a_failed_backward_leaves_nothing_behind() -> None:
     queue = WeightQueue()
     with pytest.raises(ZeroDivisionError), queue.collect(0):

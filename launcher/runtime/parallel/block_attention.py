@@ -45,13 +45,16 @@ class Whole:
         self._log_sum: Tensor | None = None
 
     def add(self, part: Part, rows: slice) -> None:
-        """Take in a part that these rows of the queries have seen; the first is for all rows."""
+        """Take in a part that these rows of the queries have seen; the first is for all rows.
+
+        The first is written over.
+        """
         if self._out is None or self._log_sum is None:
             out, log_sum = part
             wide = torch.promote_types(out.dtype, torch.float32)
             # Laid out as [B, Q, N, D]: the heads of a token lie side by side in what follows.
-            self._out = out.transpose(1, 2).to(wide, copy=True).contiguous().transpose(1, 2)
-            self._log_sum = log_sum.clone()
+            self._out = out.transpose(1, 2).to(wide).contiguous().transpose(1, 2)
+            self._log_sum = log_sum
             return
         out, log_sum = self._out[:, :, rows], self._log_sum[:, :, rows]
         out.lerp_(part.out_BNQD.to(out.dtype), torch.sigmoid(part.log_sum_BNQ - log_sum)[..., None])

@@ -20,7 +20,13 @@ from launcher.runtime.collectives import Pending, start_send_and_receive
 from launcher.runtime.groups import Axis
 from launcher.runtime.parallel.attention_parts import Parts
 from launcher.runtime.parallel.block_attention import Part, Whole
-from launcher.runtime.parallel.ring import add_gradients, keep, meetings_with, zeros_for_sums
+from launcher.runtime.parallel.ring import (
+    add_gradients,
+    first_gradients,
+    keep,
+    meetings_with,
+    zeros_for_sums,
+)
 
 
 def neighbours_attention(
@@ -53,19 +59,19 @@ class _Neighbours(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         q, mine, out, log_sum = ctx.saved_tensors
         parts, whole = ctx.parts, Part(out, log_sum)
-        axis, of_q, of_mine = parts.cut.axis, zeros_for_sums(q), zeros_for_sums(mine)
-        homeward: Pending | None = None
-        for visit, keys in _go_round(mine, axis, ctx.reach):
-            is_mine = visit.source == axis.index
-            of_keys = of_mine if is_mine else zeros_for_sums(mine)
+        axis, homeward = parts.cut.axis, None
+        visits = _go_round(mine, axis, ctx.reach)
+        _, keys = next(visits)
+        of_q, of_mine = first_gradients(parts.backward(parts.own(), grad, q, *keys, whole))
+        for visit, keys in visits:
+            of_keys = zeros_for_sums(mine)
             if visit.source is not None:
                 for meeting in meetings_with(visit.source, parts):
                     add_gradients(
                         meeting, parts.backward(meeting, grad, q, *keys, whole), of_q, of_keys
                     )
-            if not is_mine:
-                _take_in(homeward, of_mine)
-                homeward = start_send_and_receive(of_keys, axis, visit.source, visit.asker)
+            _take_in(homeward, of_mine)
+            homeward = start_send_and_receive(of_keys, axis, visit.source, visit.asker)
         _take_in(homeward, of_mine)
         return of_q.to(q.dtype), of_mine[0].to(q.dtype), of_mine[1].to(q.dtype), None, None
 

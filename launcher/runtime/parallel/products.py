@@ -22,7 +22,12 @@ from torch.autograd.function import once_differentiable
 
 from launcher.plan.execution import ROW_CHUNKS
 from launcher.runtime.collectives import Exchange, Pending
-from launcher.runtime.parallel.split_backward import Hidden, WeightQueue, weight_gradient
+from launcher.runtime.parallel.split_backward import (
+    Hidden,
+    WeightQueue,
+    input_gradient,
+    weight_gradient,
+)
 
 
 @dataclass(kw_only=True)
@@ -105,7 +110,7 @@ class _Columns(torch.autograd.Function):
         if any(needs[:count]):
             whole = products.settle(products.exchange.start_whole(x_rest))
         if needs_x:
-            of_x = _input_gradient(gradients, weights)
+            of_x = input_gradient(gradients, weights)
             summed = products.settle(products.exchange.start_sum(of_x))
         of_weights = [
             weight_gradient(whole.wait(), gradient) if needed else None
@@ -119,15 +124,6 @@ class _Columns(torch.autograd.Function):
             for gradient, needed in zip(gradients, needs[count:], strict=True)
         ]
         return (None if summed is None else summed.wait(), None, *of_weights, *of_biases)
-
-
-def _input_gradient(gradients: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    """Of all layers together, added up in one buffer."""
-    total = gradients[0] @ weights[0]
-    flat = total.flatten(0, -2)
-    for gradient, weight in zip(gradients[1:], weights[1:], strict=True):
-        flat.addmm_(gradient.flatten(0, -2), weight)
-    return total
 
 
 class _Row(torch.autograd.Function):

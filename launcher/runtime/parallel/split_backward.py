@@ -22,6 +22,8 @@ class WeightQueue:
     """Weight gradients of one stage that are still to be computed."""
 
     def __init__(self) -> None:
+        self.adds_in_place = False
+        """Products are added to `weight.grad` past autograd: for engines without hooks there."""
         self._waiting: dict[Hashable, list[_Waiting]] = {}
         self._open: list[_Waiting] | None = None
 
@@ -39,15 +41,20 @@ class WeightQueue:
         finally:
             self._open = None
 
+    @torch.no_grad()
     def compute(self, key: Hashable) -> None:
         """Add up the weight gradients of one backward pass, where autograd would have added them.
 
-        Each goes through its parameter's own autograd node, so hooks on gradients run as always.
+        Each goes through its parameter's own autograd node, so hooks on gradients run as always,
+        unless `adds_in_place` says that there are none.
         """
         weights, gradients = [], []
         for waiting in self._waiting.pop(key):
             x = waiting.whole_input()
             for weight, gradient in waiting.pairs:
+                if self.adds_in_place and weight.grad is not None:
+                    weight.grad.addmm_(gradient.flatten(0, -2).mT, x.flatten(0, -2))
+                    continue
                 weights.append(weight)
                 gradients.append(weight_gradient(x, gradient))
         if weights:
@@ -68,9 +75,19 @@ class WeightQueue:
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """As F.linear, with a backward that leaves the weight's gradient to the queue."""
+        return self._products(x, [(weight, bias)])[0]
+
+    def project(self, x: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
+        """As `linear`, of several layers that read the same input: one node, one sum of x's."""
+        return self._products(x, [(layer.weight, layer.bias) for layer in layers])  # type: ignore[misc]
+
+    def _products(
+        self, x: Tensor, pairs: Sequence[tuple[Tensor, Tensor | None]]
+    ) -> tuple[Tensor, ...]:
         if torch.is_grad_enabled() and not x.requires_grad:
             x = x.detach().requires_grad_()  # or there would be no backward at all
-        return _SplitLinear.apply(x, Hidden(weight), bias, self)  # type: ignore[no-any-return]
+        weights = [Hidden(weight) for weight, _ in pairs]
+        return _SplitLinears.apply(x, weights, self, *(bias for _, bias in pairs))  # type: ignore[no-any-return]
 
 
 class SplitLinear(nn.Module):
@@ -95,6 +112,8 @@ def split_backward(module: nn.Module) -> WeightQueue:
             child.products.queue = queue
         elif hasattr(child, "product"):
             child.product = queue.linear
+        elif hasattr(child, "project"):
+            child.project = queue.project
     return queue
 
 
@@ -120,21 +139,36 @@ class Hidden:
     tensor: Tensor
 
 
-class _SplitLinear(torch.autograd.Function):
+class _SplitLinears(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, hidden: Hidden, bias: Tensor | None, queue: Any) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weights: Sequence[Hidden], queue: WeightQueue, *biases: Tensor | None
+    ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x)
-        ctx.weight, ctx.queue = hidden.tensor, queue
-        return F.linear(x, hidden.tensor, bias)
+        ctx.weights, ctx.queue = [weight.tensor for weight in weights], queue
+        return tuple(
+            F.linear(x, weight, bias) for weight, bias in zip(ctx.weights, biases, strict=True)
+        )
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # type: ignore[override]
-        (x,), weight = ctx.saved_tensors, ctx.weight
-        needs_x, _, needs_bias, _ = ctx.needs_input_grad
-        of_x = gradient @ weight if needs_x else None
-        of_bias = gradient.flatten(0, -2).sum(0) if needs_bias else None
-        ctx.queue.add([(weight, gradient)], x)
-        return of_x, None, of_bias, None
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        (x,), (needs_x, _, _, *needs) = ctx.saved_tensors, ctx.needs_input_grad
+        of_x = input_gradient(gradients, ctx.weights) if needs_x else None
+        of_biases = [
+            gradient.flatten(0, -2).sum(0) if needed else None
+            for gradient, needed in zip(gradients, needs, strict=True)
+        ]
+        ctx.queue.add(list(zip(ctx.weights, gradients, strict=True)), x)
+        return of_x, None, None, *of_biases
+
+
+def input_gradient(gradients: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """Of linear layers that read the same input, added up in one buffer."""
+    total = gradients[0] @ weights[0]
+    flat = total.flatten(0, -2)
+    for gradient, weight in zip(gradients[1:], weights[1:], strict=True):
+        flat.addmm_(gradient.flatten(0, -2), weight)
+    return total
 
 
 @torch.no_grad()
