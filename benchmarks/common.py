@@ -39,24 +39,40 @@ def _enter(
 
 
 def time_in_turn(
-    contestants: dict[str, Callable[[], Any]], rounds: int, warm_up: int = 3
+    contestants: dict[str, Callable[[], Any]],
+    rounds: int,
+    warm_up: int = 3,
+    cpu: dict[str, list[float]] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of every contestant in every round; each round starts with another one.
 
-    A measurement lasts from the last rank's start to the last rank's end.
+    A measurement lasts from the last rank's start to the last rank's end. `cpu` takes the seconds
+    that all ranks' threads have worked meanwhile, which other work on the machine changes less.
     """
     names = list(contestants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    worked: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds + warm_up):
         shift = turn % len(names)
         for name in names[shift:] + names[:shift]:
             _barrier()
-            started = time.perf_counter()
+            started, begun = time.perf_counter(), time.process_time()
             contestants[name]()
+            busy = time.process_time() - begun
             _barrier()
             if turn >= warm_up:
                 seconds[name].append(time.perf_counter() - started)
+                worked[name].append(busy)
+    if cpu is not None:
+        cpu |= {name: _sum_over_ranks(worked[name]) for name in names}
     return seconds
+
+
+def _sum_over_ranks(mine: list[float]) -> list[float]:
+    total = torch.tensor(mine, dtype=torch.float64)
+    if dist.is_initialized():
+        dist.all_reduce(total)
+    return [float(value) for value in total]
 
 
 def _barrier() -> None:
@@ -69,20 +85,27 @@ def report(
     seconds: dict[str, list[float]],
     ours: str,
     predicted: dict[str, float] | None = None,
+    cpu: dict[str, list[float]] | None = None,
 ) -> None:
     """Medians, and the median of the round-by-round ratios of ours to each other contestant;
-    seconds that the plan predicts beside.
+    seconds that the plan predicts, and those that processors have worked, beside.
     """
     print(title)
     for name, times in seconds.items():
-        ratios = [mine / other for mine, other in zip(seconds[ours], times, strict=True)]
-        ratio = "" if name == ours else f"  {ours} / this: {statistics.median(ratios):.3f}"
+        ratio = "" if name == ours else f"  {ours} / this: {_ratio(seconds, ours, name):.3f}"
+        if cpu and name != ours:
+            ratio += f" (CPU {_ratio(cpu, ours, name):.3f})"
         if predicted and name in predicted:
             ratio += f"  predicted {predicted[name] * 1e3:8.1f} ms"
         print(
             f"  {name:34} median {statistics.median(times) * 1e3:8.1f} ms"
             f"  min {min(times) * 1e3:8.1f} ms{ratio}"
         )
+
+
+def _ratio(seconds: dict[str, list[float]], ours: str, other: str) -> float:
+    pairs = zip(seconds[ours], seconds[other], strict=True)
+    return statistics.median(mine / theirs for mine, theirs in pairs)
 
 
 def machine() -> str:

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from launcher.config.local_hardware import cpu_facts, detect_machine
-from launcher.config.schema import Hardware, Run
+from launcher.config.schema import Run
 from launcher.plan.mesh import build_mesh
 from launcher.plan.records import Layout, Stage
 from launcher.runtime.groups import Axis, Groups, build_groups
@@ -66,13 +65,6 @@ def make_alone() -> Groups:
     names = ("tp", "cp", "pp", "dp", "replicas", "model")
     axes = {name: Axis(name=name, index=0, size=1, ranks=(0,), group=None) for name in names}
     return Groups(rank=0, world_size=1, device=torch.device("cpu"), **axes)  # type: ignore[arg-type]
-
-
-def on_this_machine(run: Run, num_ranks: int) -> Run:
-    """The run with the facts of this machine, for the plan's prediction."""
-    facts = cpu_facts(detect_machine(), num_ranks)
-    hardware = {"name": "local", "device": "cpu", "gpus_per_node": num_ranks, **facts}
-    return run.model_copy(update={"hardware": Hardware.model_validate(hardware)})
 
 
 def make_microbatches(count: int, seed: int) -> list[Microbatch]:

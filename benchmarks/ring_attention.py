@@ -20,13 +20,14 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from common import machine, report, run_ranks, time_in_turn
-from decoder import make_groups, make_layout, make_run, on_this_machine
+from decoder import make_groups, make_layout, make_run
+from facts import measure_machine, on_hardware
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.experimental import context_parallel
 from torch.distributed.tensor.experimental._context_parallel import _attention as torch_cp
 
-from launcher.config.schema import Run
+from launcher.config.schema import Hardware, Run
 from launcher.plan.collectives import PassTimes
 from launcher.plan.context_traffic import cp_times
 from launcher.plan.execution import runtime_job
@@ -68,12 +69,16 @@ def compare(rank: int, rounds: int) -> None:
     for found in others:
         for mine, theirs in zip(expected, found, strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
-    seconds = time_in_turn(contestants, rounds)
+    hardware = measure_machine()
+    cpu: dict[str, list[float]] = {}
+    seconds = time_in_turn(contestants, rounds, cpu=cpu)
     if rank == 0:
         title = f"cp={cp}, {LENGTH} tokens, {HEADS} heads of {WIDTH}, causal; {machine()}"
-        predicted = {f"launch {mode}": predict_s(cp, mode) for mode in ("ring", "all_gather")}
+        predicted = {
+            f"launch {mode}": predict_s(cp, mode, hardware) for mode in ("ring", "all_gather")
+        }
         for ours in predicted:
-            report(title, seconds, ours=ours, predicted=predicted)
+            report(title, seconds, ours=ours, predicted=predicted, cpu=cpu)
 
 
 def try_context_parallel() -> str:
@@ -134,9 +139,9 @@ class _TorchRing(torch.autograd.Function):
         return *found[:3], None, None
 
 
-def predict_s(cp: int, mode: str) -> float:
+def predict_s(cp: int, mode: str, hardware: Hardware) -> float:
     """The plan's time of one attention core, forward and backward, on this machine."""
-    run = on_this_machine(attention_run(mode), cp)
+    run = on_hardware(attention_run(mode), hardware)
     job = runtime_job(run, cp_layout(cp))
     times = time_work(job, Work(attention=block_work(job).attention))
     compute = PassTimes(forward_s=times.forward_s, backward_s=times.input_gradient_s)

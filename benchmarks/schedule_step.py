@@ -28,11 +28,12 @@ from decoder import (
     make_microbatches,
     make_run,
     make_stage,
-    on_this_machine,
 )
+from facts import measure_machine, on_hardware
 from pipeline_step import Sequential, whole_batch
 from torch import Tensor, nn
 
+from launcher.config.schema import Hardware
 from launcher.plan.execution import runtime_job
 from launcher.plan.records import Layout, Stage
 from launcher.plan.schedule import SCHEDULES, build_schedule
@@ -76,10 +77,18 @@ def compare(rank: int, pair: Pair, rounds: int) -> None:
     losses = [loss for step in contestants.values() if (loss := step()) is not None]
     if losses:
         assert max(losses) - min(losses) < 1e-4, losses
-    seconds = time_in_turn(contestants, rounds)
+    hardware = measure_machine()
+    cpu: dict[str, list[float]] = {}
+    seconds = time_in_turn(contestants, rounds, cpu=cpu)
     if rank == 0:
         title = f"{pair.ours}, pp={pp}, {pair.num_chunks} chunks per stage; {machine()}"
-        report(title, seconds, ours="launch", predicted={"launch": predict_s(pair, chain)})
+        report(
+            title,
+            seconds,
+            ours="launch",
+            predicted={"launch": predict_s(pair, chain, hardware)},
+            cpu=cpu,
+        )
 
 
 def build_ours(rank: int, pair: Pair, chain: Chain) -> Step:
@@ -109,10 +118,10 @@ def schedule_layout(pair: Pair, chain: Chain) -> Layout:
     return replace(layout, vpp=pair.num_chunks, schedule=pair.ours)
 
 
-def predict_s(pair: Pair, chain: Chain) -> float:
+def predict_s(pair: Pair, chain: Chain, hardware: Hardware) -> float:
     """The plan's time of our step on this machine."""
     pp = chain.num_stages
-    job = runtime_job(on_this_machine(make_run(), pp), schedule_layout(pair, chain))
+    job = runtime_job(on_hardware(make_run(), hardware), schedule_layout(pair, chain))
     stages = [whole_stage(rank, chain) for rank in range(pp)]
     return estimate_job(job, stages, chain).time.step_s
 

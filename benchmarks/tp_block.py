@@ -25,10 +25,11 @@ from decoder import (
     make_layout,
     make_run,
     make_stage,
-    on_this_machine,
 )
+from facts import measure_machine, on_hardware
 from torch import Tensor, nn
 
+from launcher.config.schema import Hardware
 from launcher.plan.execution import runtime_job
 from launcher.plan.records import Layout
 from launcher.plan.stage_time import estimate_parts, part_cost
@@ -51,11 +52,16 @@ def compare(rank: int, rounds: int) -> None:
     for output, gradient in results[1:]:
         torch.testing.assert_close(output, results[0][0], rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(gradient, results[0][1], rtol=1e-4, atol=1e-4)
-    seconds = time_in_turn(contestants, rounds)
+    hardware = measure_machine()
+    cpu: dict[str, list[float]] = {}
+    seconds = time_in_turn(contestants, rounds, cpu=cpu)
     if rank == 0:
         title = f"tp={TP}, sequence parallel, {LAYERS} blocks, forward and backward; {machine()}"
-        predicted = {"launch": predict_s(False), "launch, overlapped": predict_s(True)}
-        report(title, seconds, ours="launch", predicted=predicted)
+        predicted = {
+            "launch": predict_s(False, hardware),
+            "launch, overlapped": predict_s(True, hardware),
+        }
+        report(title, seconds, ours="launch", predicted=predicted, cpu=cpu)
 
 
 Step = Callable[[], tuple[Tensor, Tensor]]
@@ -146,11 +152,11 @@ def main() -> None:
     run_ranks(TP, compare, rounds_argument(str(__doc__), default=25))
 
 
-def predict_s(overlap_tp: bool) -> float:
+def predict_s(overlap_tp: bool, hardware: Hardware) -> float:
     """The plan's time of the same blocks, forward and backward, on this machine."""
     layout = make_tp_layout(overlap_tp)
     stage = replace(make_stage(0, 1), is_first=False, is_last=False)
-    job = runtime_job(on_this_machine(make_run(), TP), layout)
+    job = runtime_job(on_hardware(make_run(), hardware), layout)
     links = find_links(job)
     cost = part_cost(job, stage, estimate_parts(job, links), links)
     return cost.forward_s + cost.input_s + cost.weight_s

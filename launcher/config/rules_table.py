@@ -150,6 +150,8 @@ def render_rules(width: int = 100) -> str:
 
 def render_rules_markdown() -> str:
     """docs/rules.md."""
+    from launcher.config.compatibility import render_compatibility
+
     head = (
         "# Rules\n\n"
         "Every configuration is checked against all of these, and all findings are reported at\n"
@@ -161,7 +163,11 @@ def render_rules_markdown() -> str:
         "| " + " | ".join(str(row[key]).replace("|", "\\|") for key in _COLUMNS) + " |"
         for row in rules_document()
     ]
-    return head + "\n".join(rows) + "\n"
+    together = (
+        "\n## What goes together\n\n"
+        "Ways of cutting the model (rows) beside other options, judged by the rules above.\n\n"
+    )
+    return head + "\n".join(rows) + "\n" + together + render_compatibility()
 
 
 _COLUMNS = ("id", "field", "says", "why")

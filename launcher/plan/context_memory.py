@@ -62,15 +62,16 @@ def _ring_bytes(job: Job, size: Size) -> int:
 
 
 def _gathered_bytes(job: Job, size: Size) -> int:
-    """All keys as they come and in the sequence's order; then gradients of all of them."""
+    """All keys and gradients of all of them, beside what the part at hand adds; then gradients as
+    they go home.
+    """
     cp, element, keys = job.layout.cp, job.execution.element_bytes, keys_bytes(job)
     queries = size.tokens * size.queries * element
     wide = gradient_element(job) / element
-    part = max(queries + (cp - 1) * keys // 2, queries // 2 + (cp - 1) * keys)
-    part += _mask_bytes(job, size, (cp - 1) / 2)
-    phases = (2 * cp * keys, (1 + wide) * cp * keys + part, 2 * wide * cp * keys)
-    met = wide * (queries + keys) + max(phases)
-    return round(max(cp * keys + _own_bytes(job, size), met))
+    part = max(queries + keys // 2, queries // 2 + keys) + _mask_bytes(job, size, 0.5)
+    met = wide * queries + (1 + wide) * cp * keys + part
+    going = wide * (queries + 2 * cp * keys)
+    return round(max(cp * keys + _own_bytes(job, size), met, going))
 
 
 def _own_bytes(job: Job, size: Size) -> float:

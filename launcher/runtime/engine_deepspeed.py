@@ -10,11 +10,7 @@ Two ways of reducing gradients over dp:
 
 from __future__ import annotations
 
-import importlib
 import io
-import logging
-import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any
@@ -27,6 +23,7 @@ from torch.nn import Parameter
 
 from launcher.config.schema import Run
 from launcher.plan.records import Layout
+from launcher.runtime.deepspeed_import import import_deepspeed
 from launcher.runtime.gradients import (
     accumulate_in_float32,
     partial_over_tp,
@@ -53,7 +50,7 @@ class DeepSpeedEngine:
         ds_config: dict[str, Any],
     ) -> None:
         assert layout.zero_stage < 3 or layout.pp == 1, "ZeRO-3 and a pipeline exclude each other"
-        deepspeed = _import_deepspeed(groups)
+        deepspeed = import_deepspeed(groups)
         self.module = module
         self._groups = groups
         self._num_microbatches = layout.num_microbatches
@@ -254,43 +251,6 @@ class _ModelParallelUnit:
 
     def get_data_parallel_group_ranks(self) -> list[int]:
         return list(self._groups.replicas.ranks)
-
-
-def _import_deepspeed(groups: Groups) -> Any:
-    """Import DeepSpeed for this rank's device, with torch.distributed ready for it."""
-    if not dist.is_initialized():
-        assert groups.world_size == 1
-        backend = "nccl" if groups.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    # Read at import: without it a CPU run on a machine with GPUs would compute on a GPU.
-    os.environ.setdefault("DS_ACCELERATOR", groups.device.type)
-    import deepspeed
-
-    _spare_inductor()
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # DeepSpeed calls collectives by names that newer versions of torch warn about.
-    warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
-    if groups.device.type == "cpu":
-        # It would compile a shared-memory all-reduce that only inference uses
-        # (`TorchBackend.inference_all_reduce`), on every rank, and fail without a compiler.
-        deepspeed.ops.__compatible_ops__ = {}
-    return deepspeed
-
-
-def _spare_inductor() -> None:
-    """Import DeepSpeed's Muon uncompiled: `initialize` imports it for every optimizer.
-
-    It compiles a function as it is imported, and torch.compile imports Inductor for that: more
-    than a second per rank, for an optimizer that no run here uses.
-    """
-    compiler = torch.compile
-    torch.compile = lambda function: function  # type: ignore[assignment]
-    try:
-        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
-    except ImportError:  # Versions without it.
-        pass
-    finally:
-        torch.compile = compiler
 
 
 def _mark_for_zero3_norm(parameters: list[Parameter]) -> None:

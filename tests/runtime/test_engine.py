@@ -221,7 +221,7 @@ def test_a_failing_rank_leaves_its_step_without_waiting_for_the_others(world_siz
 def test_inductor_is_not_imported_for_an_optimizer_that_no_run_uses():
     lines = [
         "import sys, torch, deepspeed",
-        "from launcher.runtime.engine_deepspeed import _spare_inductor",
+        "from launcher.runtime.deepspeed_import import _spare_inductor",
         "compiler = torch.compile",
         "_spare_inductor()",
         "from deepspeed.runtime.zero.utils import is_zero_supported_optimizer",

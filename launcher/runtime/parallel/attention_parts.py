@@ -63,19 +63,6 @@ class Parts:
             meeting = Meeting(rows=self._slice(1, 2), keys=self._slice(0, 2), chunks=chunks)
         return self._seen([meeting])
 
-    def with_others(self) -> list[Meeting]:
-        """With the keys of all other ranks, in the order of the sequence.
-
-        All queries see what lies before our first chunk; our second also what lies between.
-        """
-        first, second = self.cut.chunks
-        before, between = range(first), range(first + 1, second)
-        meetings = (
-            Meeting(rows=self._slice(start, 2), keys=self._slice(c.start, c.stop), chunks=tuple(c))
-            for start, c in ((0, before), (1, between))
-        )
-        return self._seen(meeting for meeting in meetings if meeting.chunks)
-
     def forward(self, meeting: Meeting, q: Tensor, k: Tensor, v: Tensor) -> Part:
         """Attention of the meeting's rows to its keys."""
         rows, keys = meeting.rows, meeting.keys

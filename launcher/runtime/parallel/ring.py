@@ -71,10 +71,9 @@ class _Gathered(torch.autograd.Function):
         coming = start_gather(mine, parts.cut.axis)
         own = parts.own()
         whole.add(parts.forward(own, q, *mine), own.rows)
-        keys, values = _in_sequence(coming.wait())
-        del coming  # and with it what was gathered
-        for meeting in parts.with_others():
-            whole.add(parts.forward(meeting, q, keys, values), meeting.rows)
+        everyone = coming.wait()
+        for source, meeting in _meetings_with_others(parts):
+            whole.add(parts.forward(meeting, q, *everyone[source]), meeting.rows)
         return keep(ctx, q, mine, whole, parts)
 
     @staticmethod
@@ -82,22 +81,28 @@ class _Gathered(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, mine, out, log_sum = ctx.saved_tensors
         parts: Parts = ctx.parts
-        whole = Part(out, log_sum)
-        coming = start_gather(mine, parts.cut.axis)
+        whole, axis = Part(out, log_sum), parts.cut.axis
+        coming = start_gather(mine, axis)
         of_q, of_mine = first_gradients(parts.backward(parts.own(), grad, q, *mine, whole))
-        everything = _in_sequence(coming.wait())
-        del coming
-        of_all = zeros_for_sums(everything)
-        keys, values = everything
-        for meeting in parts.with_others():
-            add_gradients(
-                meeting, parts.backward(meeting, grad, q, keys, values, whole), of_q, of_all
-            )
-        del everything, keys, values
-        by_rank = _by_rank(of_all, parts.cut.axis.size)
-        del of_all
-        of_mine += start_scatter(by_rank, parts.cut.axis).wait()
-        return of_q.to(q.dtype), of_mine[0].to(q.dtype), of_mine[1].to(q.dtype), None
+        everyone = coming.wait()
+        of_all = zeros_for_sums(everyone)
+        of_all[axis.index] = of_mine
+        del coming, of_mine
+        for source, meeting in _meetings_with_others(parts):
+            found = parts.backward(meeting, grad, q, *everyone[source], whole)
+            add_gradients(meeting, found, of_q, of_all[source])
+            del found
+        del everyone
+        of_k, of_v = start_scatter(of_all, axis).wait()
+        return of_q.to(q.dtype), of_k.to(q.dtype), of_v.to(q.dtype), None
+
+
+def _meetings_with_others(parts: Parts) -> Iterator[tuple[int, Meeting]]:
+    """Which of the rank's queries see keys of which other ranks."""
+    for source in range(parts.cut.axis.size):
+        if source != parts.cut.axis.index:
+            for meeting in parts.with_rank(source):
+                yield source, meeting
 
 
 def _pass_around(mine: Tensor, parts: Parts) -> Iterator[tuple[int, Tensor]]:
@@ -142,28 +147,3 @@ def add_gradients(
     of_q[:, :, meeting.rows] += gradients.q_BNQD
     of_keys[0, :, :, meeting.keys] += gradients.k_BKTD
     of_keys[1, :, :, meeting.keys] += gradients.v_BKTD
-
-
-def _in_sequence(by_rank: Tensor) -> Tensor:
-    """[n, 2, B, K, s, D] of all ranks into [2, B, K, S, D]: rank i has chunks i and 2n - 1 - i."""
-    size, length = by_rank.shape[0], by_rank.shape[4]
-    whole = by_rank.new_empty((*by_rank.shape[1:4], size * length, by_rank.shape[5]))
-    for mine, there in zip(by_rank, _chunk_pairs(whole, size), strict=True):
-        for half, chunk in zip(mine.chunk(2, dim=3), there, strict=True):
-            chunk.copy_(half)
-    return whole
-
-
-def _by_rank(in_sequence: Tensor, size: int) -> Tensor:
-    """The way back."""
-    shape = (*in_sequence.shape[:3], in_sequence.shape[3] // size, in_sequence.shape[4])
-    by_rank = in_sequence.new_empty((size, *shape))
-    for mine, pair in zip(by_rank, _chunk_pairs(in_sequence, size), strict=True):
-        torch.cat(pair, dim=3, out=mine)
-    return by_rank
-
-
-def _chunk_pairs(in_sequence: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
-    """Both chunks of every rank."""
-    chunks = in_sequence.chunk(2 * size, dim=3)
-    return list(zip(chunks[:size], reversed(chunks[size:]), strict=True))
