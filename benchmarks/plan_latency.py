@@ -5,35 +5,18 @@ python benchmarks/plan_latency.py
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
-from common import machine, report, rounds_argument, time_in_turn
+from whole_process import compare
 
 PLANS = {
-    "launch plan, 70B on 64 GPUs": ["parallelism=3d", "hardware=h100x64", "model=llama3_70b"],
+    "launch plan, 70B on 64 GPUs": [
+        "plan", "parallelism=3d", "hardware=h100x64", "model=llama3_70b",
+    ],
     "launch plan, 405B on 16,384 GPUs": [
-        "parallelism=3d", "hardware=h100x16384", "model=llama3_405b", "parallelism.tp=8",
+        "plan", "parallelism=3d", "hardware=h100x16384", "model=llama3_405b", "parallelism.tp=8",
         "parallelism.pp=16", "train.num_microbatches=512",
     ],
-    "launch plan (the quickstart)": [],
+    "launch plan (the quickstart)": ["plan"],
 }  # fmt: skip
-CALL = "import sys; from launcher.__main__ import main; sys.exit(main())"
-
-
-def run(*words: str) -> None:
-    subprocess.run([sys.executable, *words], check=True, stdout=subprocess.DEVNULL)
-
-
-def main() -> None:
-    rounds = rounds_argument(str(__doc__), default=15)
-    contestants = {
-        name: lambda words=words: run("-c", CALL, "plan", *words) for name, words in PLANS.items()
-    }
-    contestants["import hydra and pydantic, no more"] = lambda: run("-c", "import hydra, pydantic")
-    seconds = time_in_turn(contestants, rounds)
-    report(f"whole process, wall time; {machine()}", seconds, ours="launch plan, 70B on 64 GPUs")
-
 
 if __name__ == "__main__":
-    main()
+    compare(str(__doc__), PLANS)

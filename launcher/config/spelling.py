@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 
 def closest(name: str, known: Sequence[str]) -> list[str]:
     """Up to one name that is spelled almost the same."""
+    import difflib  # after a mistake only
+
     return difflib.get_close_matches(name, known, n=1, cutoff=0.6)
 
 

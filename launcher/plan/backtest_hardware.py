@@ -26,6 +26,7 @@ DEVICES = (
     (r"p4d|a100.*p4d", _devices("a100_40gb", "hgx_a100", "efa_400")),
     (r"p5en?(?![a-z])", _devices("h200_sxm", "hgx_h100", "efa_3200")),
     (r"p5(?![a-z0-9])", _devices("h100_sxm", "hgx_h100", "efa_3200")),
+    (r"a100.*(pcie.*40|40.*pcie)", _devices("a100_40gb", "pcie4", "ib_hdr200")),
     (r"a100.*40", _devices("a100_40gb", "hgx_a100", "ib_hdr200")),
     (r"a100.*pcie", _devices("a100_pcie_80gb", "pcie4", "ib_hdr200")),
     (r"a100", _devices("a100_80gb", "hgx_a100", "ib_hdr200")),
@@ -34,7 +35,8 @@ DEVICES = (
     (r"v100", _devices("v100_sxm2_32gb", "dgx1_v100", "ib_edr100_half")),
     (r"mi250", _devices("mi250x_gcd", "mi250x", "slingshot_200")),
     (r"mi325", _devices("mi325x", "mi300x", "ib_ndr400")),
-    (r"mi300", _devices("mi300x", "mi300x", "ib_ndr400")),
+    (r"mi355", _devices("mi355x", "mi300x", "ib_ndr400")),
+    (r"mi300(?!a)", _devices("mi300x", "mi300x", "ib_ndr400")),
     (r"gh200", _devices("gh200_96gb", "gh200", "ib_ndr400", 4)),
     (r"h100.*(hbm2e|96)", _devices("h100_96gb_hbm2e", "hgx_h100", "ib_ndr400")),
     (r"h100.*(pcie|nvl(?!ink))", _devices("h100_pcie_80gb", "pcie5", "ib_ndr400")),
@@ -43,6 +45,9 @@ DEVICES = (
     (r"h200", _devices("h200_sxm", "hgx_h100", "ib_ndr400")),
     (r"h20(?!\d)", _devices("h20", "hgx_h100", "ib_ndr400")),
     (r"gb200", _devices("gb200", "nvl72", "ib_ndr400", 4)),
+    (r"l40s", _devices("l40s", "pcie4", "roce_100")),
+    (r"a40(?![0-9])", _devices("a40", "pcie4", "roce_100")),
+    (r"(rtx[- ]?)?4090", _devices("rtx_4090", "pcie4", "roce_100")),
     (r"b200", _devices("b200_sxm", "hgx_b200", "ib_ndr400")),
 )
 """Pattern of the gpu cell; facts of the device, of its node and of the fabric it usually has."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 from launcher.config.schema import Hardware, Node
@@ -104,6 +105,7 @@ def sent_bytes(op: str, payload_bytes: float, group_size: int) -> float:
     return payload_bytes * factor.get(op, 1.0)
 
 
+@lru_cache(maxsize=65536)
 def transfer_s(op: str, payload_bytes: float, link: Link) -> float:
     """Seconds of one operation on `payload_bytes`, the size of the whole (unsharded) tensor.
 

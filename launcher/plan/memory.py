@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from launcher.config.schema import Gpu, Run
 from launcher.plan.activations import block_kept_bytes, embedding_kept_bytes, head_kept_bytes
@@ -12,11 +11,10 @@ from launcher.plan.costs import embedding_parameters, sum_sizes
 from launcher.plan.encoder import encoder_job, memory_bytes
 from launcher.plan.execution import Job, runtime_job
 from launcher.plan.memory_fsdp2 import group_buffers_bytes
-from launcher.plan.memory_pipeline import gradients_of_one_chunk, transfer_bytes
+from launcher.plan.memory_held import Held, held_bytes
+from launcher.plan.memory_pipeline import transfer_bytes
 from launcher.plan.memory_shares import (
     offloaded_bytes,
-    rank_parameters,
-    rank_share,
     snapshot_bytes,
 )
 from launcher.plan.records import Layout, Memory, Stage, StageMemory
@@ -28,7 +26,6 @@ from launcher.plan.temporaries import (
     logit_temporary_bytes,
     unused_gradients_bytes,
 )
-from launcher.plan.traffic import gradients_are_whole
 
 USABLE_SHARE = 0.94
 """Of a device's memory. The rest is for what no formula sees: libraries' workspaces, communicators
@@ -52,9 +49,6 @@ EXPANDABLE_SHARE = 0.02
 
 HEAP_SHARE = 0.05
 """The same of a CPU's heap."""
-
-BUCKET_ELEMENTS = 2**25
-"""Elements per collective of the data-parallel reduction."""
 
 HOST_BYTES_PER_PROCESS = 3 * 2**30
 """Resident memory of a worker process: torch, CUDA's libraries and pinned buffers, rounded up."""
@@ -133,28 +127,6 @@ def stage_memory(job: Job, stage: Stage, in_flight: int, gpu: Gpu) -> StageMemor
     )
 
 
-class Held(NamedTuple):
-    """Bytes that a rank needs whatever it computes."""
-
-    parameters: int
-    gradients: int
-    optimizer: int
-    step_buffers: int
-    """At the end of a step."""
-
-    @property
-    def state(self) -> int:
-        """Weights, gradients and optimizer state: there all the time."""
-        return self.parameters + self.gradients + self.optimizer
-
-
-def held_bytes(job: Job, stage: Stage) -> Held:
-    """Of one rank of a stage."""
-    size = rank_parameters(job, stage)
-    share = rank_share(job, stage, size)
-    return Held(*_kept_state(job, size, share), step_buffers=_step_buffers(job, size, share))
-
-
 def rank_bytes(job: Job, stage: Stage, held: Held, activations: int, passing: int, gpu: Gpu) -> int:
     """`stage_memory(...).total_bytes` from its parts, for who has them already."""
     return held.state + activations + sum(_around(job, stage, held, activations, passing, gpu))
@@ -186,36 +158,6 @@ def _reserve_bytes(job: Job, stage: Stage, alive: int) -> int:
     has_table = stage.is_first and job.layout.zero_stage < 3
     table = sum_sizes(embedding_parameters(job.model), job.layout.tp) if has_table else 0
     return int(ALLOCATOR_SHARE * alive) + table * job.execution.element_bytes
-
-
-def _gradients(job: Job, size: int, share: int) -> int:
-    """Elements of accumulated gradients that a rank holds."""
-    if not gradients_are_whole(job.layout):
-        return share
-    if not job.execution.torch_pipeline:
-        return size
-    # Beside them this rank's part of their sums, in memory of the stream that reduces.
-    return share + (size // job.layout.vpp if gradients_of_one_chunk(job.layout) else size)
-
-
-def _kept_state(job: Job, size: int, share: int) -> tuple[int, int, int]:
-    """Weights, gradients and optimizer state on the device, from a rank's part and its share."""
-    layout, execution = job.layout, job.execution
-    weights = execution.weight_bytes * (share if layout.zero_stage == 3 else size)
-    gradients = execution.gradient_bytes * _gradients(job, size, share)
-    optimizer = execution.state_bytes * (share if layout.zero_stage >= 1 else size)
-    if execution.offload != "none":
-        optimizer = 0
-    return _resident_weights(job, weights), gradients, optimizer
-
-
-def _resident_weights(job: Job, weights: int) -> int:
-    """With weights in RAM, two blocks' worth is on the device: one at work, one on its way."""
-    if job.execution.offload != "parameters":
-        return weights
-    layout = job.layout
-    block = count_stage_parameters(job.model, 1, False, False, layout.tp, layout.ep)
-    return min(weights, 2 * block * job.execution.element_bytes)
 
 
 def in_flight_bytes(job: Job, stage: Stage, in_flight: int) -> int:
@@ -259,7 +201,13 @@ def pass_buffers(job: Job, stage: Stage) -> int:
     logits = logit_temporary_bytes(job) if stage.is_last else 0
     if layout.engine == "fsdp2":
         working = group_buffers_bytes(
-            job.model, layout, stage, execution.element_bytes, working, logits
+            job.model,
+            layout,
+            stage,
+            execution.element_bytes,
+            working,
+            logits,
+            execution.shard_size or layout.dp,
         )
     elif stage.is_last and layout.zero_stage < 3:
         logits = max(logits, head_backward_bytes(job))
@@ -277,17 +225,3 @@ def pass_buffers(job: Job, stage: Stage) -> int:
         # Embedding and head are gathered from the first use of the one to the last of the other.
         buffers += ends * execution.gather_bytes
     return buffers
-
-
-def _step_buffers(job: Job, size: int, share: int) -> int:
-    """Bucket of the reduction, this rank's part of the reduced gradients, gathered weights."""
-    layout, execution = job.layout, job.execution
-    if (
-        layout.dp * layout.cp == 1 and layout.zero_stage == 0
-    ) or not execution.reduces_by_all_reduce:
-        return 0
-    bucket = 4 * min(size, BUCKET_ELEMENTS)
-    # Under bf16, ZeRO-1's update reads the whole gradients in place; other kinds copy their part.
-    is_in_place = layout.zero_stage == 1 and execution.matmul == "bf16"
-    has_copy = layout.zero_stage in (1, 2) and gradients_are_whole(layout) and not is_in_place
-    return bucket + (4 * share if has_copy else 0)

@@ -85,10 +85,10 @@ def _check_stage(
     table = _build_table(stage, schedule, splits, channels)
     alive, peak, num_chunks = 0, 0, schedule.num_chunks
     for action in actions:
-        microbatch, chunk = action.microbatch, action.chunk
+        kind, microbatch, chunk = action
         if not 0 <= chunk < num_chunks:
             _refuse_extra(stage, action, schedule)
-        row = table[action.kind][chunk]
+        row = table[kind][chunk]
         if row.needs:
             for position, before in enumerate(row.needs):
                 if microbatch not in before:

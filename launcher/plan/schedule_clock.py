@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from launcher.plan.schedule_records import Action, Chain, ScheduleError, StageTimes
@@ -69,13 +69,18 @@ def run_clocks(
     """One clock per stage, run to its end: every arrival in its table is then known."""
     tables = _connect(chain, num_microbatches, durations, has_transfers)
     clocks = [Clock(actions, table) for actions, table in zip(ranks, tables, strict=True)]
-    waiting = list(enumerate(clocks))
+    waiting = [(stage, clock, clock.run()) for stage, clock in enumerate(clocks)]
     while waiting:
+        before = sum([clock.position for _, clock, _ in waiting])
         # Down and up again: forwards travel one way, backwards the other.
-        moved = [clock.advance() for _, clock in (*waiting, *reversed(waiting))]
-        waiting = [pair for pair in waiting if pair[1].position < len(pair[1].actions)]
-        if waiting and not any(moved):
-            stage, clock = waiting[0]
+        for _, _, run in waiting:
+            next(run, None)
+        for _, _, run in reversed(waiting):
+            next(run, None)
+        has_moved = sum([clock.position for _, clock, _ in waiting]) > before
+        waiting = [entry for entry in waiting if entry[1].position < len(entry[1].actions)]
+        if waiting and not has_moved:
+            stage, clock, _ = waiting[0]
             raise ScheduleError(
                 f"deadlock: stage {stage} waits at {clock.actions[clock.position]} "
                 "for a transfer that is never sent"
@@ -131,26 +136,23 @@ class Clock:
         self.actions, self.table = actions, table
         self.position, self.time_s = 0, 0.0
 
-    def advance(self) -> bool:
-        """Run until an input is missing; whether anything was run."""
-        actions, table, time_s = self.actions, self.table, self.time_s
-        start = position = self.position
-        count = len(actions)
-        while position < count:
-            action = actions[position]
-            need, took, target, delay = table[action.kind][action.chunk]
+    def run(self) -> Iterator[None]:
+        """Run all actions; yields where an input is missing, to be asked again later."""
+        table, time_s = self.table, 0.0
+        for position, (kind, microbatch, chunk) in enumerate(self.actions):
+            need, took, target, delay = table[kind][chunk]
             if need is not None:
-                arrival = need[action.microbatch]
-                if arrival is None:
-                    break
+                arrival = need[microbatch]
+                while arrival is None:
+                    self.position = position
+                    yield
+                    arrival = need[microbatch]
                 if arrival > time_s:
                     time_s = arrival
             time_s += took
             if target is not None:
-                target[action.microbatch] = time_s + delay
-            position += 1
-        self.position, self.time_s = position, time_s
-        return position > start
+                target[microbatch] = time_s + delay
+        self.position, self.time_s = len(self.actions), time_s
 
     def start_s(self) -> float:
         """When the first compute action started."""

@@ -5,7 +5,9 @@ Every function returns the compute actions of one stage. They are right for any 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from itertools import chain
 from typing import Literal
 
 from launcher.plan.schedule_records import Action
@@ -36,9 +38,9 @@ def one_f_one_b(
     num_warmup = min(num_stages - stage - 1, num_microbatches)
     num_steady = num_microbatches - num_warmup
     actions = [action("F", i, 0) for i in range(num_warmup)]
-    for i in range(num_steady):
-        actions += [action("F", num_warmup + i, 0), action("B", i, 0)]
-    return actions + [action("B", i, 0) for i in range(num_steady, num_microbatches)]
+    backwards = [action("B", i, 0) for i in range(num_microbatches)]
+    actions += in_turn([action("F", num_warmup + i, 0) for i in range(num_steady)], backwards)
+    return actions + backwards[num_steady:]
 
 
 def round_sizes(num_stages: int, num_microbatches: int) -> list[int]:
@@ -63,10 +65,9 @@ def interleaved(
     sizes = round_sizes(num_stages, num_microbatches)
     total = num_microbatches * num_chunks
     num_warmup = min(total, (num_chunks - 1) * sizes[0] + 2 * (num_stages - 1 - stage))
-    forwards, backwards = _rounds(action, sizes, num_chunks)
+    forwards, backwards = _rounds(action, tuple(sizes), num_chunks)
     actions = forwards[:num_warmup]
-    for forward, backward in zip(forwards[num_warmup:], backwards, strict=False):
-        actions += [forward, backward]
+    actions += in_turn(forwards[num_warmup:], backwards)
     return actions + backwards[total - num_warmup :]
 
 
@@ -98,22 +99,39 @@ def _zero_bubble(
     total = num_microbatches * num_chunks
     hops = depth * (num_stages - 1 - stage)
     num_warmup = min(total, (num_chunks - 1) * sizes[0] + hops)
-    forwards, backwards = _rounds(action, sizes, num_chunks)
-    weights = [action("W", b.microbatch, b.chunk) for b in backwards]
-    num_late = depth * stage
-    actions = forwards[:num_warmup]
-    for step, backward in enumerate(backwards):
-        actions += forwards[num_warmup + step : num_warmup + step + 1]
-        actions.append(backward)
-        if step >= num_late:
-            actions.append(weights[step - num_late])
-    return actions + weights[max(0, total - num_late) :]
+    forwards, backwards = _rounds(action, tuple(sizes), num_chunks)
+    weights = _weights(action, tuple(sizes), num_chunks)
+    num_late, num_steady = min(total, depth * stage), total - num_warmup
+    # Forwards come with the first of the backwards, weight gradients with all but the late ones.
+    first, last = sorted((num_late, num_steady))
+    actions = forwards[: num_warmup + first]
+    actions[num_warmup:] = in_turn(forwards[num_warmup:], backwards[:first])
+    if num_late < num_steady:
+        rest = forwards[num_warmup + first :]
+        actions += in_turn(rest, backwards[first:last], weights)
+    else:
+        actions += backwards[first:last]
+    actions += in_turn(backwards[last:], weights[last - num_late :])
+    return actions + weights[total - num_late :]
 
 
+def in_turn(*rows: Sequence[Action]) -> list[Action]:
+    """One of each, again and again, while all rows last."""
+    return list(chain.from_iterable(zip(*rows, strict=False)))
+
+
+@lru_cache(maxsize=2)
+def _weights(action: MakeAction, sizes: tuple[int, ...], num_chunks: int) -> list[Action]:
+    """In the order of the backwards; the same on all stages, which leave the list as it is."""
+    backwards = _rounds(action, sizes, num_chunks)[1]
+    return [action("W", microbatch, chunk) for _, microbatch, chunk in backwards]
+
+
+@lru_cache(maxsize=2)
 def _rounds(
-    action: MakeAction, sizes: list[int], num_chunks: int
+    action: MakeAction, sizes: tuple[int, ...], num_chunks: int
 ) -> tuple[list[Action], list[Action]]:
-    """Forwards and backwards, round by round, chunk by chunk."""
+    """Forwards and backwards, round by round, chunk by chunk; the same on all stages."""
     forwards: list[Action] = []
     backwards: list[Action] = []
     start = 0

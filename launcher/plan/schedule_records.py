@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -18,8 +17,7 @@ class ScheduleError(ValueError):
     """The schedule cannot be built or cannot run; the message says where and why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
+class Action(NamedTuple):
     """One thing that a stage does."""
 
     kind: Kind

@@ -80,10 +80,10 @@ def add_transfers(
     """
     outgoing, incoming = _open_channels(chain)
     for order, table in zip(orders, outgoing, strict=True):
-        for action in order:
-            if target := table[action.kind][action.chunk]:
-                channel, chunk, receive, _ = target
-                channel.receives.append(make(receive, action.microbatch, chunk))
+        for kind, microbatch, chunk in order:
+            if target := table[kind][chunk]:
+                channel, there, receive, _ = target
+                channel.receives.append(make(receive, microbatch, there))
     return tuple(
         _weave(order, sends, receives, make)
         for order, sends, receives in zip(orders, outgoing, incoming, strict=True)
@@ -127,6 +127,7 @@ def _weave(
         if following is not None:
             post(following)
         actions.append(current)
-        if target := sends[current.kind][current.chunk]:
-            actions.append(make(target[3], current.microbatch, current.chunk))
+        kind, microbatch, chunk = current
+        if target := sends[kind][chunk]:
+            actions.append(make(target[3], microbatch, chunk))
     return tuple(actions)

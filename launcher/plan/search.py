@@ -10,119 +10,33 @@ what survives is simulated, by the functions that `launch plan` uses.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from heapq import heappop, heappush
 from math import lcm
-from typing import NamedTuple
 
-from launcher.config.rules import obeys_rules
-from launcher.config.schema import is_schedule_file
-from launcher.frozen import frozen
 from launcher.plan.collectives import Links
-from launcher.plan.schedule_records import Chain
-from launcher.plan.search_choice import PLAIN, Choice, changed, run_of
+from launcher.plan.search_choice import Choice
 from launcher.plan.search_cost import Coster, Mesh, has_late_weights
-from launcher.plan.search_cuts import Cut
-from launcher.plan.search_floors import Floor, Floors
+from launcher.plan.search_floors import Floors
+from launcher.plan.search_legality import Legality
 from launcher.plan.search_memory import NO_LIMIT, Memory, Sharding
+from launcher.plan.search_nodes import (
+    Block,
+    Bounded,
+    Counts,
+    Node,
+    Pipeline,
+    Plan,
+    Ranked,
+    Ranking,
+    Recomputed,
+    Scheduled,
+)
 from launcher.plan.search_space import Space
 from launcher.plan.search_stages import Stages, choice_in
 
 SLACK = 1 - 1e-9
 """Bounds and simulations add up the same numbers in different orders."""
-
-
-@dataclass
-class Counts:
-    """What became of the layouts; a decided step of many layouts counts as one."""
-
-    examined: int = 0
-    """Partial and whole layouts that were given a bound of memory or time."""
-    over_memory: int = 0
-    """Of these, dropped because nothing below them fits."""
-    illegal: int = 0
-    """Combinations that a rule refuses."""
-    simulated: int = 0
-    """Whole layouts whose schedule was walked."""
-    too_slow: int = 0
-    """Never taken further: even their bound is behind the last layout that was asked for."""
-
-
-@frozen
-class Ranked:
-    """A layout and how long a step of it takes."""
-
-    choice: Choice
-    step_s: float
-
-
-@frozen
-class Ranking:
-    """The best layout of each of the best kinds (`Choice.kind`), fastest first."""
-
-    best: tuple[Ranked, ...]
-    counts: Counts
-
-
-class _Block(NamedTuple):
-    """Before all: the degrees that cut a block, with all microbatches."""
-
-    mesh: Mesh
-    """Its microbatch is made of all that are possible."""
-    batches: tuple[tuple[int, int, int, int], ...]
-
-
-class _Recomputed(NamedTuple):
-    """First step: the layouts of one way to recompute, and the ways that recompute more."""
-
-    mesh: Mesh
-    stages: tuple[Stages, ...]
-    later: tuple[tuple[Mesh, tuple[Stages, ...]], ...]
-
-
-class _Plan(NamedTuple):
-    """A schedule with its chunks, whatever the mesh."""
-
-    name: str
-    vpp: int
-    late: bool
-    """Whether its backward is split."""
-    chain: Chain
-    peak: int | None
-    """Chunks of microbatches that its first stage keeps; None: not counted."""
-
-
-class _Bounded(NamedTuple):
-    """A schedule with its chunks, whatever the sharding."""
-
-    seconds: float
-    """Least, per sample."""
-    position: int
-    name: str
-    vpp: int
-    cut: Cut
-    room: int
-    """Bytes that the first stage has for its state."""
-
-
-class _Scheduled(NamedTuple):
-    """Second step: the schedules that may do, quickest first."""
-
-    stages: Stages
-    pipelines: list[_Bounded]
-
-
-class _Pipeline(NamedTuple):
-    """Third step: the sharding, and one of the schedules; what is missing is the order of ranks."""
-
-    scheduled: _Scheduled
-    sharding: Sharding
-    floor: Floor
-    rank: int
-    """Of the schedule, among those of these stages."""
-
-
-_Node = _Block | _Recomputed | Stages | _Scheduled | _Pipeline | Choice
 
 
 def rank_layouts(space: Space, limit: int, coster: Coster | None = None) -> Ranking:
@@ -139,11 +53,11 @@ class Search:
         self.space, self.coster = space, coster
         self.memory, self.floors = Memory(coster, space.sharding), Floors(coster)
         self.counts = Counts()
-        self._queue: list[tuple[float, bool, tuple[object, ...], int, _Node]] = []
+        self.rules = Legality(space.run, self.counts)
+        self._queue: list[tuple[float, bool, tuple[object, ...], int, Node]] = []
         self._num_pushed = 0
-        self._plans: dict[tuple[int, int], list[_Plan]] = {}
-        self._allowed: dict[object, bool] = {}
-        self._orders: dict[object, tuple[tuple[str, ...], ...]] = {}
+        self._plans: dict[tuple[int, int], list[Plan]] = {}
+        self._orders: dict[object, tuple[tuple[Links, tuple[str, ...]], ...]] = {}
 
     def rank(self, limit: int) -> Ranking:
         """Take the most promising further until enough are known exactly."""
@@ -153,27 +67,27 @@ class Search:
         kinds: set[object] = set()
         while self._queue and len(best) < limit:
             bound, is_known, _, _, node = heappop(self._queue)
-            if isinstance(node, _Block):
+            if isinstance(node, Block):
                 for first, *later in self._fitting(node):
-                    self._push_recomputed(_Recomputed(*first, tuple(later)), bound)
-            elif isinstance(node, _Recomputed):
+                    self._push_recomputed(Recomputed(*first, tuple(later)), bound)
+            elif isinstance(node, Recomputed):
                 self._expand_recomputed(node, bound)
             elif isinstance(node, Stages):
                 self._expand_stages(node, bound)
-            elif isinstance(node, _Scheduled):
+            elif isinstance(node, Scheduled):
                 self._expand_scheduled(node, bound)
-            elif isinstance(node, _Pipeline):
+            elif isinstance(node, Pipeline):
                 self._expand_pipeline(node, bound, kinds)
             elif node.kind not in kinds:
                 if is_known:
                     kinds.add(node.kind)
                     best.append(Ranked(choice=node, step_s=bound * _samples(node)))
                 else:
-                    self._simulate(node)
+                    self._simulate(node, bound)
         self.counts.too_slow = len(self._queue)
         return Ranking(best=tuple(best), counts=self.counts)
 
-    def _push(self, seconds: float, node: _Node, known: bool = False) -> None:
+    def _push(self, seconds: float, node: Node, known: bool = False) -> None:
         """`seconds` per sample; of equal ones, those that are not known exactly go first."""
         self.counts.examined += not known
         tie = node.tie if isinstance(node, Choice) else ()
@@ -182,7 +96,7 @@ class Search:
         heappush(self._queue, (bound, known, tie, self._num_pushed, node))
 
     # 1. Degrees of a block, microbatch and recomputation, as far as memory allows.
-    def _blocks(self) -> Iterator[_Block]:
+    def _blocks(self) -> Iterator[Block]:
         """Degrees that cut a block, as far as rules allow them."""
         space = self.space
         for tp in space.tps:
@@ -191,9 +105,9 @@ class Search:
                     batches = tuple(self._batches(tp, cp, ep))
                     all_sizes = lcm(*[size for size, _, _, _ in batches])
                     for split in space.sequence_parallels if batches else ():
-                        if self._is_legal(tp=tp, cp=cp, ep=ep, sequence_parallel=split):
+                        if self.rules.allow(tp=tp, cp=cp, ep=ep, sequence_parallel=split):
                             mesh = Mesh(tp, cp, ep, split, all_sizes, space.recomputes[0])
-                            yield _Block(mesh, batches)
+                            yield Block(mesh, batches)
 
     def _batches(self, tp: int, cp: int, ep: int) -> Iterator[tuple[int, int, int, int]]:
         """(microbatch, pp, dp, number of microbatches) that use all devices."""
@@ -203,7 +117,7 @@ class Search:
                 for micro, count in self.space.batches(dp):
                     yield micro, pp, dp, count
 
-    def _fitting(self, block: _Block) -> Iterator[list[tuple[Mesh, tuple[Stages, ...]]]]:
+    def _fitting(self, block: Block) -> Iterator[list[tuple[Mesh, tuple[Stages, ...]]]]:
         """Of every microbatch the ways to recompute, quickest first, with what may fit.
 
         Larger microbatches and less recomputation only take more: what is over stays out.
@@ -235,16 +149,16 @@ class Search:
         self.counts.over_memory += len(shardings) - len(left)
         return left
 
-    def _push_recomputed(self, node: _Recomputed, bound: float) -> None:
+    def _push_recomputed(self, node: Recomputed, bound: float) -> None:
         self._push(max(bound, self.floors.mesh_s(node.mesh)), node)
 
-    def _expand_recomputed(self, node: _Recomputed, bound: float) -> None:
+    def _expand_recomputed(self, node: Recomputed, bound: float) -> None:
         """Stages, and the same with more recomputation, which never is faster."""
         for stages in node.stages:
             self._push(max(bound, self.floors.stages_s(node.mesh, stages.pp, stages.dp)), stages)
         if node.later:
             (mesh, those), *later = node.later
-            self._push_recomputed(_Recomputed(mesh, those, tuple(later)), bound)
+            self._push_recomputed(Recomputed(mesh, those, tuple(later)), bound)
 
     def by_least_bytes(self) -> list[tuple[int, Stages]]:
         """Every layout up to its sharding, whether it fits or not, with a bound of its memory."""
@@ -265,16 +179,16 @@ class Search:
             choice = choice_in(stages, (engine, stage, offload), name, vpp)
             if self.space.order is not None:
                 choice = replace(choice, order=self.space.order)
-            if self._is_pipeline_legal(choice) and obeys_rules(run_of(self.space.run, choice)):
+            if self.rules.allow_pipeline(choice) and self.rules.allow_whole(choice):
                 yield choice
 
     # 2. Schedule and chunks, whatever the sharding.
     def _expand_stages(self, node: Stages, bound: float) -> None:
         pipelines = sorted(self._pipelines(node))
         if pipelines:
-            self._push(max(bound, pipelines[0].seconds), _Scheduled(node, pipelines))
+            self._push(max(bound, pipelines[0].seconds), Scheduled(node, pipelines))
 
-    def _pipelines(self, node: Stages) -> Iterator[_Bounded]:
+    def _pipelines(self, node: Stages) -> Iterator[Bounded]:
         """Those that may have room on the first stage."""
         mesh, pp, dp, count, shardings = node
         coster, memory, floors = self.coster, self.memory, self.floors
@@ -286,17 +200,17 @@ class Search:
             for one in shardings:
                 if states[one] <= room:
                     seconds = floors.pipeline_s(node, plan.name, plan.late, cut, p2p_s)
-                    yield _Bounded(seconds, position, plan.name, plan.vpp, cut, room)
+                    yield Bounded(seconds, position, plan.name, plan.vpp, cut, room)
                     break
             else:
                 self.counts.over_memory += 1
 
-    def _plans_of(self, pp: int, count: int) -> list[_Plan]:
+    def _plans_of(self, pp: int, count: int) -> list[Plan]:
         """Of so many microbatches on so many stages."""
         key = (pp, count)
         if key not in self._plans:
             self._plans[key] = [
-                _Plan(
+                Plan(
                     name, vpp, has_late_weights(name), self.coster.chain(name, pp, vpp),
                     self.memory.first_peak(name, pp, vpp, count),
                 )
@@ -305,18 +219,18 @@ class Search:
         return self._plans[key]
 
     # 3. Sharding, with the first schedule; each brings the next one when it is taken further.
-    def _expand_scheduled(self, node: _Scheduled, bound: float) -> None:
+    def _expand_scheduled(self, node: Scheduled, bound: float) -> None:
         """Push what a rule allows with some schedule."""
         pp, shardings = node.stages.pp, node.stages.shardings
         for sharding in shardings:
             engine, stage, offload = sharding
             if stage == 2 and pp > 1 and (engine, 1, offload) in shardings:
                 continue  # Inside a pipeline ZeRO-2 is ZeRO-1: it takes as long, and no less.
-            if self._is_legal(engine=engine, zero_stage=stage, offload=offload, pp=pp):
+            if self.rules.allow(engine=engine, zero_stage=stage, offload=offload, pp=pp):
                 floor = self.floors.sharding_s(node.stages, sharding)
-                self._push_pipeline(_Pipeline(node, sharding, floor, 0), bound)
+                self._push_pipeline(Pipeline(node, sharding, floor, 0), bound)
 
-    def _push_pipeline(self, node: _Pipeline, bound: float) -> None:
+    def _push_pipeline(self, node: Pipeline, bound: float) -> None:
         """The schedule of this rank, or the next one that may have room."""
         (mesh, pp, dp, _, _), pipelines = node.scheduled
         for rank in range(node.rank, len(pipelines)):
@@ -328,61 +242,46 @@ class Search:
                 return
             self.counts.over_memory += 1
 
-    def _expand_pipeline(self, node: _Pipeline, bound: float, kinds: set[object]) -> None:
+    def _expand_pipeline(self, node: Pipeline, bound: float, kinds: set[object]) -> None:
         """Push every order of it, if it fits, and the next pipeline."""
         stages, pipelines = node.scheduled
         one = pipelines[node.rank]
         self._push_pipeline(node._replace(rank=node.rank + 1), 0.0)
         choice = choice_in(stages, node.sharding, one.name, one.vpp)
-        if choice.kind in kinds or not self._is_pipeline_legal(choice):
+        if choice.kind in kinds or not self.rules.allow_pipeline(choice):
             return
         if not self.memory.fits(choice):
             self.counts.over_memory += 1
             return
-        for order in self._orders_of(choice):
-            ordered = replace(choice, order=order)
-            seconds = self.coster.shortest_s(ordered) / _samples(choice)
-            self._push(max(bound, seconds), ordered)
-
-    def _is_pipeline_legal(self, choice: Choice) -> bool:
-        return self._is_legal(
-            pp=choice.pp, schedule=choice.schedule, vpp=choice.vpp, engine=choice.engine,
-            zero_stage=choice.zero_stage, num_microbatches=choice.num_microbatches,
-        )  # fmt: skip
+        for links, order in self._orders_of(choice):
+            seconds = self.floors.ordered_s(
+                stages, node.sharding, node.floor, one.name, one.cut, links
+            )
+            self._push(max(bound, seconds), replace(choice, order=order))
 
     # 4. Order of ranks.
-    def _orders_of(self, choice: Choice) -> tuple[tuple[str, ...], ...]:
+    def _orders_of(self, choice: Choice) -> tuple[tuple[Links, tuple[str, ...]], ...]:
         """One of those that put every axis on the same links."""
         key = (choice.tp, choice.cp, choice.ep, choice.dp, choice.pp)
         if key not in self._orders:
             found: dict[Links, tuple[str, ...]] = {}
             for order in self.space.orders(choice.tp, choice.cp, choice.dp, choice.pp):
-                links = self.coster.links(self.coster.job(replace(choice, order=order)))
+                links = self.coster.links_of(replace(choice, order=order))
                 found.setdefault(links, order)
-            self._orders[key] = tuple(found.values())
+            self._orders[key] = tuple(found.items())
         return self._orders[key]
 
-    def _simulate(self, choice: Choice) -> None:
-        """Know it exactly, if it is legal after all."""
-        if not obeys_rules(run_of(self.space.run, choice)):
+    def _simulate(self, choice: Choice, bound: float) -> None:
+        """Know it exactly, if it is legal and no walk of an alike one has shown it to be slow."""
+        seconds = self.coster.shortest_s(choice) / _samples(choice)
+        if seconds * SLACK > bound:
+            self._push(seconds, choice)
+            return
+        if not self.rules.allow_whole(choice):
             self.counts.illegal += 1
             return
         self.counts.simulated += 1
         self._push(self.coster.exact_s(choice) / _samples(choice), choice, known=True)
-
-    def _is_legal(self, **values: object) -> bool:
-        """Whether no rule refuses these values with all others open."""
-        key = tuple(values.items())
-        if key not in self._allowed:
-            degrees = PLAIN | values
-            if is_schedule_file(str(degrees["schedule"])):
-                degrees.pop("schedule_lines")
-            count = degrees.pop("num_microbatches", None)
-            batch = {"micro_batch_size": None, "num_microbatches": count, "global_batch_size": None}
-            run = changed(self.space.run, parallelism=degrees, train=batch)
-            self._allowed[key] = obeys_rules(run)
-            self.counts.illegal += not self._allowed[key]
-        return self._allowed[key]
 
 
 def _samples(choice: Choice) -> int:

@@ -6,9 +6,10 @@ from launcher.config.schema import Run
 from launcher.errors import ConfigError
 from launcher.frozen import frozen
 from launcher.plan.fill import close_shared
-from launcher.plan.search import Counts, Ranked, rank_layouts
+from launcher.plan.search import rank_layouts
 from launcher.plan.search_choice import CHOICE_KEYS, TRAIN_KEYS, Choice, changed, dotted
 from launcher.plan.search_cost import Coster
+from launcher.plan.search_nodes import Counts, Ranked
 from launcher.plan.search_predict import (
     Predicted,
     fsdp_instead,

@@ -6,7 +6,6 @@ Everything comes from the functions that the plan itself uses; a test compares t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -18,12 +17,10 @@ from launcher.plan.operator_records import size_of
 from launcher.plan.records import Layout, Stage
 from launcher.plan.schedule import SCHEDULES
 from launcher.plan.schedule_choice import named_chain, plan_file
-from launcher.plan.schedule_clock import Durations, walk
 from launcher.plan.schedule_records import Chain, StageTimes, has_weight_actions
-from launcher.plan.search_bounds import shortest_s
 from launcher.plan.search_choice import ORDER, Choice
 from launcher.plan.search_cuts import Cut, Cuts
-from launcher.plan.simulate_named import time_named
+from launcher.plan.search_walks import Walks
 from launcher.plan.stage_time import (
     Kernels,
     PartCost,
@@ -49,14 +46,23 @@ class Mesh(NamedTuple):
     recompute: str
 
 
+class _Pipeline(NamedTuple):
+    """Of every kind of parts the cost, and the times of its actions."""
+
+    costs: list[PartCost]
+    times: list[StageTimes]
+    p2p_s: float
+
+
 class Coster:
     """Costs of the layouts of one run."""
 
     def __init__(self, run: Run, devices: int) -> None:
         self.run, self.devices = run, devices
-        self.cuts = Cuts(run)
+        self.cuts, self.walks = Cuts(run), Walks(run)
         self._chains: dict[object, Chain] = {}
         self._jobs: dict[object, Job] = {}
+        self._mesh_jobs: dict[object, Job] = {}
         self._links: dict[object, Links] = {}
         self._nearest: dict[object, Links] = {}
         self._kernels: dict[object, Kernels] = {}
@@ -65,7 +71,7 @@ class Coster:
         self._executions: dict[object, Execution] = {}
         self._cuts: dict[object, Cut] = {}
         self._costs: dict[object, dict[object, PartCost]] = {}
-        self._pipelines: dict[object, tuple[float, list[PartCost]]] = {}
+        self._pipelines: dict[object, _Pipeline] = {}
         self._stage_states: dict[object, StageState] = {}
 
     def exact_s(self, choice: Choice) -> float:
@@ -78,44 +84,29 @@ class Coster:
 
     def _step_s(self, choice: Choice, is_exact: bool) -> float:
         job, chain, splits = self.job(choice), self.chain_of(choice), self.splits_backward(choice)
-        links, mesh = self.links(job), mesh_of(choice)
+        links, mesh = self.links_of(choice), mesh_of(choice)
         cut, late = self.cut(mesh, chain), has_late_weights(choice.schedule)
         # Shardings of one step and orders on the same links have a pipeline in common.
         key: tuple[object, ...] = (
             mesh, choice.pp, choice.dp, choice.schedule, choice.vpp, choice.num_microbatches,
-            links.tp, links.cp, links.ep, links.pp, choice.offload, is_exact,
+            links.tp, links.cp, links.ep, links.pp, choice.offload,
         )  # fmt: skip
         if choice.zero_stage == 3 or choice.offload != "none":
             key += (choice.engine, choice.zero_stage, links)
         known = self._pipelines.get(key)
         if known is None:
             of_kinds = self.costs(job, cut, late, links)
-            p2p_s = free_p2p_s(job, links)
             kinds = part_times(job, of_kinds, splits, links)
-            times = [kinds[kind] for kind in cut.kinds]
-            if is_exact:
-                pipeline_s = self._walk_s(choice, chain, times, p2p_s)
-            else:
-                count = choice.num_microbatches
-                pipeline_s = shortest_s(choice.schedule, chain, count, times, p2p_s)
-            known = self._pipelines[key] = pipeline_s, of_kinds
-        pipeline_s, of_kinds = known
+            known = self._pipelines[key] = _Pipeline(of_kinds, kinds, free_p2p_s(job, links))
+        of_kinds, kinds, p2p_s = known
+        measure = self.walks.exact_s if is_exact else self.walks.bound_s
+        pipeline_s = measure(choice.schedule, cut, choice.num_microbatches, kinds, p2p_s)
         ends = []
         for stage in cut.ends:
             costs = [of_kinds[cut.kinds[part]] for part in chain.parts_of(stage)]
             ends.append((cut.stages[stage], self.state(job, cut.stages[stage], links), costs))
         tail_s, optimizer_s = end_of_step(job, ends, links)
         return pipeline_s + tail_s + optimizer_s
-
-    def _walk_s(
-        self, choice: Choice, chain: Chain, times: Sequence[StageTimes], p2p_s: float
-    ) -> float:
-        """From the first action to the last: the schedule, walked."""
-        count = choice.num_microbatches
-        if choice.schedule in SCHEDULES:
-            return time_named(choice.schedule, chain, count, tuple(times), p2p_s).makespan_s
-        ranks = plan_file(self.run).ranks
-        return walk(chain, count, ranks, Durations(times=times, p2p_s=p2p_s)).makespan_s
 
     def splits_backward(self, choice: Choice) -> bool:
         """Whether the schedule has W actions."""
@@ -129,10 +120,15 @@ class Coster:
         key = (mesh, splits, links.tp, links.cp, links.ep)
         if key not in self._parts:
             job = self.mesh_job(mesh, splits)
-            if mesh[:5] not in self._kernels:
-                self._kernels[mesh[:5]] = list_kernels(job)
-            self._parts[key] = estimate_parts(job, links, self._kernels[mesh[:5]])
+            self._parts[key] = estimate_parts(job, links, self.kernels(mesh))
         return self._parts[key]
+
+    def kernels(self, mesh: Mesh) -> Kernels:
+        """Whatever is recomputed."""
+        key = mesh[:5]
+        if key not in self._kernels:
+            self._kernels[key] = list_kernels(self.mesh_job(mesh, False))
+        return self._kernels[key]
 
     def costs(self, job: Job, cut: Cut, splits: bool, links: Links) -> list[PartCost]:
         """Of one part of every kind."""
@@ -187,8 +183,16 @@ class Coster:
             chain = self._chains[key] = self._chains.setdefault(alike, chain)
         return chain
 
+    def links_of(self, choice: Choice) -> Links:
+        """Of its mesh in its order of ranks."""
+        key = (choice.tp, choice.cp, choice.ep, choice.pp, choice.dp, choice.order)
+        found = self._links.get(key)
+        if found is None:
+            found = self._links[key] = find_links(self._make_job(choice))
+        return found
+
     def links(self, job: Job) -> Links:
-        """Of a mesh in its order of ranks."""
+        """The same of a job."""
         layout = job.layout
         key = (layout.tp, layout.cp, layout.ep, layout.pp, layout.dp, layout.order)
         if key not in self._links:
@@ -219,7 +223,7 @@ class Coster:
     def mesh_job(self, mesh: Mesh, splits: bool) -> Job:
         """Of a mesh alone: no pipeline."""
         key = (mesh, splits)
-        if key not in self._jobs:
+        if key not in self._mesh_jobs:
             choice = Choice(
                 tp=mesh.tp, cp=mesh.cp, ep=mesh.ep, pp=1, vpp=1,
                 schedule="zb_h1" if splits else "1f1b", recompute=mesh.recompute,
@@ -227,11 +231,21 @@ class Coster:
                 order=ORDER, micro_batch_size=mesh.micro, num_microbatches=1,
                 dp=max(1, self.devices // (mesh.tp * mesh.cp)),
             )  # fmt: skip
-            self._jobs[key] = self.job(choice)
-        return self._jobs[key]
+            self._mesh_jobs[key] = self._make_job(choice)
+        return self._mesh_jobs[key]
 
     def job(self, choice: Choice) -> Job:
-        """As the plan makes it."""
+        """As the plan makes it, in some order of ranks: only links depend on that."""
+        key = (
+            mesh_of(choice), choice.pp, choice.dp, choice.vpp, choice.schedule, choice.engine,
+            choice.zero_stage, choice.offload, choice.num_microbatches,
+        )  # fmt: skip
+        job = self._jobs.get(key)
+        if job is None:
+            job = self._jobs[key] = self._make_job(choice)
+        return job
+
+    def _make_job(self, choice: Choice) -> Job:
         layout = self.layout(choice)
         # Of degrees, microbatches and schedule a rank's software knows nothing.
         key = (

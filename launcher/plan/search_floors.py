@@ -9,19 +9,29 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from launcher.plan.collectives import Links
+from launcher.plan.collectives import SLOWDOWN, Links
 from launcher.plan.execution import Job
 from launcher.plan.links import Link
 from launcher.plan.records import Stage
 from launcher.plan.schedule import SCHEDULES
 from launcher.plan.search_bounds import Quad, UnitTimes, quick_s
 from launcher.plan.search_choice import ORDERS
-from launcher.plan.search_cost import Coster, Mesh
+from launcher.plan.search_cost import Coster, Mesh, has_late_weights
 from launcher.plan.search_cuts import Cut
 from launcher.plan.search_memory import Sharding
 from launcher.plan.search_stages import PLAINEST, Stages, choice_in
-from launcher.plan.stage_time import BlockTimes, PartCost, StageState, part_cost, stage_state
-from launcher.plan.step_time import tail_s_of, update_s
+from launcher.plan.stage_time import (
+    BlockTimes,
+    PartCost,
+    Parts,
+    StageState,
+    estimate_parts,
+    part_cost,
+    stage_state,
+    unit_costs,
+)
+from launcher.plan.step_time import free_p2p_s, tail_s_of, update_s
+from launcher.plan.tensor_traffic import runtime_tp_times
 
 
 class Floor(NamedTuple):
@@ -54,17 +64,31 @@ class Floors:
         self._lightest: dict[object, _Lightest] = {}
         self._units: dict[object, UnitTimes] = {}
         self._p2p: dict[object, float] = {}
+        self._ends: dict[object, float] = {}
 
     def block_s(self, mesh: Mesh) -> float:
-        """`mesh_s` of a microbatch that others divide: no part of it takes less time.
+        """`mesh_s` of a microbatch that others divide: none of them takes less time per sample.
 
         A kernel or a collective of twice the size takes at most twice as long: none of their
-        models starts below zero. Not so of measured ones, nor of what shows beside products.
+        models starts below zero. What of tp hides beside products does not grow so.
         """
-        run = self.coster.run
-        if (run.hardware.gpu and run.hardware.gpu.kernels) or run.parallelism.overlap_tp:
+        run, layers = self.coster.run, self.model.num_layers
+        if (run.hardware.gpu and run.hardware.gpu.kernels) or self.model.encoder:
             return 0.0
-        return self.mesh_s(mesh)
+        if not run.parallelism.overlap_tp or mesh.tp == 1:
+            return self.mesh_s(mesh)
+        coster, nearest = self.coster, self.coster.nearest(mesh)
+        job = coster.mesh_job(mesh, False)
+        alone = replace(job, execution=replace(job.execution, overlap_tp=False))
+        sent = runtime_tp_times(alone, nearest, 1, 0, 1.0 if mesh.recompute == "full" else 0.0)
+        # A collective beside a product costs most of all less where SLOWDOWN has used all of it.
+        hidden_s = (sent.forward_s + sent.backward_s) / (1 + SLOWDOWN)
+        if self.model.experts is None:  # and no more than three times the products of a pass
+            smallest = coster.kernels(mesh._replace(micro=1)).block
+            hidden_s = min(hidden_s, 3 * mesh.micro * smallest.times.forward_s)
+        parts = estimate_parts(alone, nearest, coster.kernels(mesh))
+        whole_s = max(0.0, self._sum_s(parts) - layers * hidden_s)
+        return whole_s * mesh.tp * mesh.cp / (mesh.micro * coster.devices)
 
     def mesh_s(self, mesh: Mesh) -> float:
         """All work of a sample, shared out evenly: no pipeline, no wait for it, no tail."""
@@ -79,7 +103,9 @@ class Floors:
 
     def _whole_s(self, mesh: Mesh) -> float:
         """Of one microbatch over all parts of the model."""
-        parts = self.coster.nearest_parts(mesh)
+        return self._sum_s(self.coster.nearest_parts(mesh))
+
+    def _sum_s(self, parts: Parts) -> float:
         dense = self._num_dense
         blocks = (self.model.num_layers - dense) * _pass_s(parts.block)
         return (
@@ -89,12 +115,7 @@ class Floors:
     def sharding_s(self, stages: Stages, sharding: Sharding) -> Floor:
         """The average stage with its traffic of weights and gradients, and the end of the step."""
         mesh, pp, dp, count, _ = stages
-        layers = -(-self.model.num_layers // pp)
-        stage = Stage(
-            stage=0, first_layer=0 if pp == 1 else self.model.num_layers - layers,
-            end_layer=self.model.num_layers, parameters=0, is_first=pp == 1, is_last=pp == 1,
-        )  # fmt: skip
-        _, zero_stage, _ = sharding
+        stage, (_, zero_stage, _) = self._average_stage(pp), sharding
         job = self.coster.job(choice_in(stages, sharding, "1f1b", 1))
         nearest, parts = self.coster.nearest(mesh), self.coster.nearest_parts(mesh)
         lightest = self._lightest_state(job, stage)
@@ -116,6 +137,14 @@ class Floors:
         )
         end_s = tail_s_of(job, lightest.state, (waits,)) + lightest.update_s
         return Floor(busy_s=busy_s / samples, end_s=end_s / samples)
+
+    def _average_stage(self, pp: int) -> Stage:
+        """Some stage has so many blocks at least."""
+        layers = -(-self.model.num_layers // pp)
+        return Stage(
+            stage=0, first_layer=0 if pp == 1 else self.model.num_layers - layers,
+            end_layer=self.model.num_layers, parameters=0, is_first=pp == 1, is_last=pp == 1,
+        )  # fmt: skip
 
     def _lightest_state(self, job: Job, stage: Stage) -> _Lightest:
         """Traffic of the stage's state over the quickest links that an order of ranks gives it."""
@@ -159,43 +188,56 @@ class Floors:
         if name not in SCHEDULES:
             return 0.0
         mesh, _, dp, count, _ = stages
-        times = self._unit_times(mesh, late)
+        times = self._unit_times(mesh, late, self.coster.nearest(mesh))
         return quick_s(name, cut, count, times, p2p_s) / (mesh.micro * count * dp)
 
-    def _unit_times(self, mesh: Mesh, late: bool) -> UnitTimes:
+    def ordered_s(
+        self, stages: Stages, sharding: Sharding, floor: Floor, name: str, cut: Cut, links: Links
+    ) -> float:
+        """Both together, on the links of one order of ranks."""
+        mesh, pp, dp, count, _ = stages
+        samples = mesh.micro * count * dp
+        pipeline_s = 0.0
+        if name in SCHEDULES:
+            times = self._unit_times(mesh, has_late_weights(name), links)
+            p2p_s = self._p2p_over(stages, links)
+            pipeline_s = quick_s(name, cut, count, times, p2p_s) / samples
+        end_s = floor.end_s
+        if sharding[0] == "deepspeed" and sharding[1] < 3:  # nothing hides its traffic
+            key = (mesh.tp, mesh.cp, mesh.ep, pp, dp, sharding, links.shard, links.replica)
+            if key not in self._ends:
+                job = self.coster.job(choice_in(stages, sharding, "1f1b", 1))
+                state = stage_state(job, self._average_stage(pp), links)
+                self._ends[key] = tail_s_of(job, state, ()) + update_s(job, state)
+            end_s = max(end_s, self._ends[key] / samples)
+        return max(pipeline_s, floor.busy_s) + end_s
+
+    def _p2p_over(self, stages: Stages, links: Links) -> float:
+        key = (stages.mesh[:5], stages.pp, links.pp)
+        if key not in self._p2p:
+            job = self.coster.job(choice_in(stages, PLAINEST, "1f1b", 1))
+            self._p2p[key] = free_p2p_s(job, links)
+        return self._p2p[key]
+
+    def _unit_times(self, mesh: Mesh, late: bool, links: Links) -> UnitTimes:
         """Of a block, of one without experts, and of the model's ends: their sums are a part's
         times, as `part_cost` has them where nothing but blocks and ends takes time. What sharded
         weights wait for is in the sharding's floor.
         """
-        found = self._units.get((mesh, late))
+        key = (mesh, late, links.tp, links.cp, links.ep)
+        found = self._units.get(key)
         if found is not None:
             return found
-        coster, end = self.coster, self.model.num_layers
-        job, nearest = coster.mesh_job(mesh, late), coster.nearest(mesh)
-        parts = coster.parts(mesh, late, nearest)
-
-        def cost(start: int, is_first: bool = False, is_last: bool = False) -> PartCost:
-            piece = Stage(
-                stage=0, first_layer=start, end_layer=start + 1, parameters=0,
-                is_first=is_first, is_last=is_last,
-            )  # fmt: skip
-            return part_cost(job, piece, parts, nearest)
-
-        block = cost(end - 1)
-        dense = cost(0) if self._num_dense else block
-        ends = (cost(end - 1, is_first=True), cost(end - 1, is_last=True))
-        first, last = (
-            [of_end - of_block for of_end, of_block in zip(each, block, strict=True)]
-            for each in ends
-        )
-        forward, backward, weight, _ = zip(block, dense, first, last, strict=True)
+        parts = self.coster.parts(mesh, late, links)
+        units = unit_costs(self.coster.mesh_job(mesh, late), parts, links)
+        forward, backward, weight, _ = zip(*units, strict=True)
         passes = _added(forward, backward)
         work = _added(passes, weight)
         if late:
             found = UnitTimes(forward, backward, passes, work, weight)
         else:
             found = UnitTimes(forward, _added(backward, weight), work, work, None)
-        self._units[mesh, late] = found
+        self._units[key] = found
         return found
 
     def quickest_p2p_s(self, stages: Stages) -> float:

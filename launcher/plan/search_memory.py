@@ -9,13 +9,12 @@ from launcher.config.schema import is_schedule_file
 from launcher.plan.activations import block_kept_bytes
 from launcher.plan.execution import Job
 from launcher.plan.memory import (
-    Held,
-    held_bytes,
     in_flight_bytes,
     pass_buffers,
     rank_bytes,
     usable_bytes,
 )
+from launcher.plan.memory_held import Held, held_bytes
 from launcher.plan.memory_pipeline import transfer_bytes
 from launcher.plan.records import Stage
 from launcher.plan.schedule_choice import plan_peaks
@@ -57,6 +56,7 @@ class Memory:
         self._kept: dict[Mesh, Kept] = {}
         self._whole: dict[Mesh, int] = {}
         self._states: dict[object, dict[Sharding, int]] = {}
+        self._jobs: dict[object, Job] = {}
         self._held: dict[object, Held] = {}
         self._activations: dict[object, int] = {}
         self._passing: dict[object, int] = {}
@@ -125,15 +125,18 @@ class Memory:
         return self._whole[mesh]
 
     def _job(self, mesh: Mesh, pp: int, dp: int, sharding: Sharding) -> Job:
-        engine, zero_stage, offload = sharding
-        return self.coster.job(
-            Choice(
+        """Of these degrees: state knows nothing of microbatches."""
+        key = (mesh.tp, mesh.cp, mesh.ep, pp, dp, sharding)
+        if key not in self._jobs:
+            engine, zero_stage, offload = sharding
+            choice = Choice(
                 tp=mesh.tp, cp=mesh.cp, ep=mesh.ep, pp=pp, vpp=1, schedule="1f1b",
                 recompute=mesh.recompute, engine=engine, zero_stage=zero_stage, offload=offload,
                 sequence_parallel=mesh.split, order=ORDER, micro_batch_size=mesh.micro,
                 num_microbatches=1, dp=dp,
-            )
-        )  # fmt: skip
+            )  # fmt: skip
+            self._jobs[key] = self.coster.job(choice)
+        return self._jobs[key]
 
     def peak_bytes(self, choice: Choice) -> int:
         """Of the fullest rank, as `estimate_layout` says."""

@@ -111,7 +111,7 @@ def peak_in_flight(
     orders = build_orders(name, num_stages, num_microbatches, num_chunks)
     splits = has_weight_actions(orders)
     signs = {"F": 1, "B": 0 if splits else -1, "W": -1}
-    return tuple(max(accumulate([signs[action.kind] for action in actions])) for actions in orders)
+    return tuple(max(accumulate([signs[kind] for kind, _, _ in actions])) for actions in orders)
 
 
 def _work_s(times: StageTimes, splits: bool) -> float:

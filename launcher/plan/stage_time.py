@@ -253,6 +253,24 @@ def part_cost(job: Job, piece: Stage, parts: Parts, links: Links) -> PartCost:
     )
 
 
+def unit_costs(job: Job, parts: Parts, links: Links) -> tuple[PartCost, ...]:
+    """Of a block, of one without experts, of the model's first and of its last end: their sums are
+    those of `part_cost` where nothing is sharded or fetched that a part waits for.
+    """
+    ends = _tp_times(job, links, 0, 1, 0.0)
+    first = parts.embedding + BlockTimes(wait_forward_s=ends.forward_s)
+    last = parts.head + BlockTimes(wait_backward_s=ends.backward_s)
+    return tuple([
+        PartCost(
+            forward_s=unit.forward_s + unit.wait_forward_s,
+            input_s=unit.input_s + unit.wait_backward_s,
+            weight_s=unit.weight_s,
+            wait_s=unit.wait_forward_s + unit.wait_backward_s,
+        )
+        for unit in (parts.block, parts.dense, first, last)
+    ])  # fmt: skip
+
+
 def _fetched_s(job: Job, piece: Stage) -> float:
     """Weights that wait in the node's RAM come once per pass, beside the computing."""
     node, layout = job.hardware.node, job.layout

@@ -15,7 +15,7 @@ def size(size_bytes: int) -> str:
 
 def seconds(time_s: float) -> str:
     """A time within a step."""
-    if time_s >= 1 or time_s == 0:
+    if time_s >= 1 or time_s < 5e-7:  # nothing, but for rounding
         return f"{time_s:.2f} s"
     return f"{time_s * 1e3:.1f} ms" if time_s >= 1e-4 else f"{time_s * 1e6:.0f} us"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from launcher.config.schema import Run
-from launcher.plan.memory import BUCKET_ELEMENTS
+from launcher.plan.memory_held import BUCKET_ELEMENTS
 from launcher.plan.records import Layout
 
 

@@ -18,7 +18,7 @@ from torch.autograd.graph import GradientEdge
 from torch.nn import Parameter
 
 from launcher.config.schema import Run
-from launcher.plan.memory import BUCKET_ELEMENTS
+from launcher.plan.memory_held import BUCKET_ELEMENTS
 from launcher.plan.records import Layout
 from launcher.runtime.gradients import (
     accumulate_in_float32,

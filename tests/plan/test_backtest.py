@@ -214,7 +214,8 @@ def test_sharding_is_read_from_its_words(text, stage):
      ("H100 NVLink", "h100_sxm"), ("8x H100", "h100_sxm"), ("GH200", "gh200_96gb"),
      ("H20", "h20"), ("H200", "h200_sxm"), ("B200", "b200_sxm"), ("GB200 NVL72", "gb200"),
      ("MI300X", "mi300x"), ("MI250X GCD", "mi250x_gcd"), ("V100-SXM2-16GB", "v100_sxm2_16gb"),
-     ("TPU v4", None), ("RTX 4090", None), ("Gaudi2", None)],
+     ("RTX 4090", "rtx_4090"), ("L40S", "l40s"), ("A40", "a40"), ("MI355X", "mi355x"),
+     ("TPU v4", None), ("MI300A", None), ("RTX 3090", None), ("Gaudi2", None)],
 )  # fmt: skip
 def test_a_device_is_read_from_its_words_or_is_none(gpu, facts):
     found = find_devices({"gpu": gpu, "notes": ""})

@@ -152,9 +152,10 @@ def test_whatever_is_dropped_is_missed(name, kind):
 
 
 @pytest.mark.parametrize(("name", "v", "limit_s"), [
-    ("naive", 1, 0.15), ("gpipe", 1, 0.15), ("1f1b", 1, 0.15), ("zb_h1", 1, 0.15),
-    ("zb_h2", 1, 0.15), ("interleaved_1f1b", 2, 0.2), ("zb_v", 2, 0.3), ("dualpipev", 2, 0.3),
-    ("zb_1p", 1, 0.4), ("zb_2p", 1, 0.4),
+    # Four times what they take on a quiet machine.
+    ("naive", 1, 0.3), ("gpipe", 1, 0.3), ("1f1b", 1, 0.3), ("zb_h1", 1, 0.3),
+    ("zb_h2", 1, 0.3), ("interleaved_1f1b", 2, 0.5), ("zb_v", 2, 0.5), ("dualpipev", 2, 0.5),
+    ("zb_1p", 1, 0.8), ("zb_2p", 1, 0.8),
 ])  # fmt: skip
 def test_512_microbatches_on_16_stages_take_little_time(name, v, limit_s):
     best = float("inf")

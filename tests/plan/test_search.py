@@ -2,6 +2,8 @@
 
 import json
 import shlex
+from dataclasses import replace
+from itertools import product
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from launcher.cli import main
 from launcher.config.load import load_run
-from launcher.plan.estimate import estimate_layout
+from launcher.plan.estimate import estimate_layout, estimate_layout_memory
 from launcher.plan.fill import close_shared
 from launcher.plan.schedule import SCHEDULES, build_orders, build_schedule
 from launcher.plan.schedule_clock import Durations, walk
@@ -20,7 +22,10 @@ from launcher.plan.search_advice import search_layouts
 from launcher.plan.search_auto import fixed_keys
 from launcher.plan.search_bounds import shortest_s
 from launcher.plan.search_choice import changed, layout_of
+from launcher.plan.search_cost import Coster, Mesh
+from launcher.plan.search_floors import Floors
 from launcher.plan.search_space import build_space, enumerate_choices
+from launcher.plan.search_walks import Walks
 from launcher.plan.simulate import peak_in_flight, simulate
 from tests.factory import TINY, h100, make_run
 
@@ -50,11 +55,15 @@ def small_run(memory_gib=3.2, nodes=2, per_node=4, batch=16, **model):
 
 def by_brute_force(space, limit):
     """Every layout in every order, by the plan's own function; the best of each kind."""
-    found = []
+    found, fits = [], {}
     for choice in enumerate_choices(space):
         run, layout = layout_of(space.run, choice)
-        estimate = estimate_layout(run, layout)
-        if estimate.memory.fits:
+        anyhow = replace(choice, order=())  # memory is the same in every order of ranks
+        if anyhow not in fits:
+            fits[anyhow] = estimate_layout_memory(run, layout).fits
+        if fits[anyhow]:
+            estimate = estimate_layout(run, layout)
+            assert estimate.memory.fits
             seconds = estimate.step.time.step_s / layout.global_batch_size
             found.append((seconds, choice.tie, choice))
     best, seen = [], set()
@@ -143,6 +152,46 @@ def test_bounds_are_bounds_and_peaks_are_peaks(name, stages, p2p_s):
             assert peaks_of(name, stages, count, chunks) == peak_in_flight(
                 name, stages, count, chunks
             )
+
+
+@pytest.mark.parametrize("name", ["1f1b", "interleaved_1f1b", "zb_h1", "zb_v", "dualpipev"])
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(seconds=st.lists(st.floats(0.1, 3.0), min_size=8, max_size=8), p2p_s=st.floats(0.0, 0.5))
+def test_a_pipeline_is_no_quicker_than_a_walk_of_an_alike_one_says(name, seconds, p2p_s):
+    coster = Coster(small_run(), 8)
+    mesh = Mesh(1, 1, 1, False, 1, "none")
+    cut = coster.cut(mesh, coster.chain(name, 2, SCHEDULES[name].chunks or 3))
+    late = 0.4 if SCHEDULES[name].splits_backward else 0.0
+    ones = [StageTimes(forward_s=1.0, backward_s=2.0, weight_s=late) for _ in cut.pieces]
+    others = [
+        StageTimes(forward_s=seconds[2 * i], backward_s=seconds[2 * i + 1], weight_s=2 * late)
+        for i in range(len(cut.pieces))
+    ]
+    walks = coster.walks
+    first_s = walks.exact_s(name, cut, 8, ones, 0.1)
+    bound_s = walks.bound_s(name, cut, 8, others, p2p_s)
+    assert bound_s <= Walks(coster.run).exact_s(name, cut, 8, others, p2p_s) * (1 + 1e-12)
+    twice = [StageTimes(*[2 * each for each in times]) for times in ones]
+    assert walks.bound_s(name, cut, 8, twice, 0.2) >= 2 * first_s * (1 - 1e-12)
+
+
+@pytest.mark.parametrize("overlap_tp", [True, False])
+@pytest.mark.parametrize("cp_mode", ["ring", "all_gather", "ulysses"])
+@pytest.mark.parametrize(
+    "words",
+    [("model=llama3_8b", "hardware=h100x64"), ("model=mixtral_8x7b", "hardware=mi300x64")],
+)
+def test_a_block_takes_least_in_a_microbatch_that_all_others_divide(words, cp_mode, overlap_tp):
+    run = close_shared(load_run(list(words)).run)
+    run = changed(run, parallelism={"cp_mode": cp_mode, "overlap_tp": overlap_tp})
+    floors = Floors(Coster(run, 64))
+    for tp, cp, split in product((1, 2, 8, 16), (1, 2, 8), (False, True)):
+        ep = 2 if run.model.experts else 1
+        mesh = Mesh(tp, cp, ep, split, 24, "none")
+        least = floors.block_s(mesh)
+        assert least > 0
+        for micro in (1, 2, 3, 4, 6, 8, 12, 24):
+            assert least <= floors.mesh_s(mesh._replace(micro=micro)) * (1 + 1e-12)
 
 
 def test_the_same_answer_every_time():

@@ -1,0 +1,24 @@
+"""How long commands take as whole processes, beside Python importing Hydra and pydantic alone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+from common import machine, report, rounds_argument, time_in_turn
+
+CALL = "import sys; from launcher.__main__ import main; sys.exit(main())"
+
+
+def compare(description: str, commands: Mapping[str, Sequence[str]]) -> None:
+    """Time the command lines in turn and report them; the first one is the one to compare with."""
+    rounds = rounds_argument(description, default=15)
+    contestants = {name: lambda words=words: _run(CALL, *words) for name, words in commands.items()}
+    contestants["import hydra and pydantic, no more"] = lambda: _run("import hydra, pydantic")
+    seconds = time_in_turn(contestants, rounds)
+    report(f"whole process, wall time; {machine()}", seconds, ours=next(iter(commands)))
+
+
+def _run(program: str, *words: str) -> None:
+    subprocess.run([sys.executable, "-c", program, *words], check=True, stdout=subprocess.DEVNULL)

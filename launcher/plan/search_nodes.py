@@ -1,0 +1,108 @@
+"""What a search decides step by step, as nodes of its queue, and what it says at the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from launcher.frozen import frozen
+from launcher.plan.schedule_records import Chain
+from launcher.plan.search_choice import Choice
+from launcher.plan.search_cost import Mesh
+from launcher.plan.search_cuts import Cut
+from launcher.plan.search_floors import Floor
+from launcher.plan.search_memory import Sharding
+from launcher.plan.search_stages import Stages
+
+
+@dataclass
+class Counts:
+    """What became of the layouts; a decided step of many layouts counts as one."""
+
+    examined: int = 0
+    """Partial and whole layouts that were given a bound of memory or time."""
+    over_memory: int = 0
+    """Of these, dropped because nothing below them fits."""
+    illegal: int = 0
+    """Combinations that a rule refuses."""
+    simulated: int = 0
+    """Whole layouts whose schedule was walked."""
+    too_slow: int = 0
+    """Never taken further: even their bound is behind the last layout that was asked for."""
+
+
+@frozen
+class Ranked:
+    """A layout and how long a step of it takes."""
+
+    choice: Choice
+    step_s: float
+
+
+@frozen
+class Ranking:
+    """The best layout of each of the best kinds (`Choice.kind`), fastest first."""
+
+    best: tuple[Ranked, ...]
+    counts: Counts
+
+
+class Block(NamedTuple):
+    """Before all: the degrees that cut a block, with all microbatches."""
+
+    mesh: Mesh
+    """Its microbatch is made of all that are possible."""
+    batches: tuple[tuple[int, int, int, int], ...]
+
+
+class Recomputed(NamedTuple):
+    """First step: the layouts of one way to recompute, and the ways that recompute more."""
+
+    mesh: Mesh
+    stages: tuple[Stages, ...]
+    later: tuple[tuple[Mesh, tuple[Stages, ...]], ...]
+
+
+class Plan(NamedTuple):
+    """A schedule with its chunks, whatever the mesh."""
+
+    name: str
+    vpp: int
+    late: bool
+    """Whether its backward is split."""
+    chain: Chain
+    peak: int | None
+    """Chunks of microbatches that its first stage keeps; None: not counted."""
+
+
+class Bounded(NamedTuple):
+    """A schedule with its chunks, whatever the sharding."""
+
+    seconds: float
+    """Least, per sample."""
+    position: int
+    name: str
+    vpp: int
+    cut: Cut
+    room: int
+    """Bytes that the first stage has for its state."""
+
+
+class Scheduled(NamedTuple):
+    """Second step: the schedules that may do, quickest first."""
+
+    stages: Stages
+    pipelines: list[Bounded]
+
+
+class Pipeline(NamedTuple):
+    """Third step: the sharding, and one of the schedules; what is missing is the order of ranks."""
+
+    scheduled: Scheduled
+    sharding: Sharding
+    floor: Floor
+    rank: int
+    """Of the schedule, among those of these stages."""
+
+
+Node = Block | Recomputed | Stages | Scheduled | Pipeline | Choice
