@@ -98,6 +98,7 @@ def require_workers(answer: Plan) -> None:
             degrees.offload if degrees.offload != "none" else None,
             "parallelism.offload=none",
         ),
+        ("parallelism.shard_size", degrees.shard_size, "parallelism.shard_size=null"),
         (
             "parallelism.recompute_every",
             degrees.recompute_every if degrees.recompute_every != 1 else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from launcher.config.rule import Rule, divisors
 from launcher.config.rules_context import num_chunks
@@ -27,6 +28,23 @@ def known_dp(run: Run) -> int | None:
         return None
     rest, remainder = divmod(devices, degrees.tp * degrees.cp * degrees.pp)
     return None if remainder else rest or None
+
+
+def _shard_size(run: Run) -> str | None:
+    size, dp = run.parallelism.shard_size, known_dp(run)
+    if size is None:
+        return None
+    if run.parallelism.zero_stage == 0:
+        return "zero_stage=0 shards nothing"
+    if dp is not None and dp * run.parallelism.cp % size:
+        return f"does not divide dp x cp = {dp * run.parallelism.cp}"
+    return None
+
+
+def _shard_sizes(run: Run) -> Sequence[int | None]:
+    if run.parallelism.zero_stage == 0:
+        return (None,)
+    return divisors((known_dp(run) or 1) * run.parallelism.cp)
 
 
 def _tp_heads(run: Run) -> str | None:
@@ -241,6 +259,14 @@ LAYOUT_RULES = (
         why="A rank has one digit per axis; ep borrows ranks of dp x cp and has no digit.",
         broken=_order_complete,
         candidates=lambda run: (AXES,),
+    ),
+    Rule(
+        id="shard-size-divides-replicas",
+        field="parallelism.shard_size",
+        says="shard_size divides dp x cp, and zero_stage shards something",
+        why="Every group of so many ranks holds one whole copy of what is sharded.",
+        broken=_shard_size,
+        candidates=_shard_sizes,
     ),
     Rule(
         id="ep-divides-experts",

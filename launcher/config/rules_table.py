@@ -89,7 +89,7 @@ BASIC_CHECKS = (
         "planned-only",
         "run, verify",
         "workers can do it",
-        "Experts, latent attention, encoders, offload and recompute_every are planned, not run.",
+        "Experts, latent attention, encoders, offload, shard_size and recompute_every are planned.",
     ),
     (
         "kernel-table-readable",

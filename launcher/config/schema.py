@@ -92,6 +92,9 @@ class Parallelism(Record):
     node; pp: stages fill the node. dp takes the rest."""
     zero_stage: Resharding[Annotated[int, Field(ge=0, le=3)]] = 1
     """ZeRO: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters sharded over dp."""
+    shard_size: Resharding[Positive | None] = None
+    """Ranks of dp x cp that share what zero_stage shards; groups of so many are replicas of each
+    other (HSDP). None: all of them. Given: planned, not yet run."""
     engine: Resharding[Literal["deepspeed", "fsdp2"]] = "deepspeed"
     """What shards over dp: DeepSpeed's ZeRO or PyTorch's fully_shard. Stage 0 needs neither."""
     schedule: Resharding[Annotated[ScheduleName | str, BeforeValidator(_known_schedule)]] = "1f1b"

@@ -174,6 +174,7 @@ def runtime_execution(run: Run, layout: Layout) -> Execution:
         recompute=kept,
         recompute_share=1 / layout.recompute_every,
         offload=layout.offload,  # type: ignore[arg-type]
+        shard_size=run.parallelism.shard_size,
         sequence_parallel=layout.sequence_parallel,
         overlap_tp=layout.overlap_tp,
         row_chunks=ROW_CHUNKS,

@@ -201,7 +201,13 @@ def pass_buffers(job: Job, stage: Stage) -> int:
     logits = logit_temporary_bytes(job) if stage.is_last else 0
     if layout.engine == "fsdp2":
         working = group_buffers_bytes(
-            job.model, layout, stage, execution.element_bytes, working, logits
+            job.model,
+            layout,
+            stage,
+            execution.element_bytes,
+            working,
+            logits,
+            execution.shard_size or layout.dp,
         )
     elif stage.is_last and layout.zero_stage < 3:
         logits = max(logits, head_backward_bytes(job))

@@ -52,10 +52,12 @@ def group_buffers_bytes(
     element_bytes: int,
     block_bytes: int,
     head_bytes: int,
+    shards: int,
 ) -> int:
     """Peak over backward: its temporaries with the groups gathered and reduced at that moment.
 
-    `block_bytes` and `head_bytes` are the temporaries of a block and of the head.
+    `block_bytes` and `head_bytes` are the temporaries of a block and of the head; `shards`
+    ranks share a sum.
     """
     block = sum_sizes(block_parameters(model, 0), layout.tp)
     outer = outer_groups(model, stage, layout.tp)
@@ -67,7 +69,7 @@ def group_buffers_bytes(
 
     def reduced(elements: int) -> int:
         """A group's gradient, its float32 copy and this rank's part of the sum."""
-        return elements * (element_bytes + _SUM_BYTES) + _SUM_BYTES * -(-elements // layout.dp)
+        return elements * (element_bytes + _SUM_BYTES) + _SUM_BYTES * -(-elements // shards)
 
     phases = [block_bytes + 2 * gathered * block + reduced(block) + kept]
     if stage.is_last:

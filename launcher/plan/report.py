@@ -64,6 +64,7 @@ def _head(plan: Plan) -> Iterator[str]:
         f"{layout.zero_stage} schedule={layout.schedule} recompute={layout.recompute}"
         + (f" recompute_every={layout.recompute_every}" if layout.recompute_every > 1 else "")
         + (f" offload={layout.offload}" if layout.offload != "none" else "")
+        + (f" shard_size={run.parallelism.shard_size}" if run.parallelism.shard_size else "")
         + (" engine=fsdp2" if layout.engine == "fsdp2" else ""),
     )
     yield from _labelled(

@@ -123,13 +123,20 @@ def _data_parallel(job: Job, stages: Sequence[Stage], links: Links) -> list[Comm
     reductions = 1 if gradients_are_whole(layout) else layout.num_microbatches
     scatters = layout.zero_stage == 3 or (layout.zero_stage and not execution.reduces_by_all_reduce)
     op = "reduce_scatter" if scatters else "all_reduce"
-    entries = [_entry("dp", op, execution.reduce_bytes * size, reductions, link)]
+    shard = links.shard if layout.zero_stage else link
+    if op == "reduce_scatter":
+        entries = [_entry("dp", op, execution.reduce_bytes * size, reductions, shard)]
+        if links.replica.group_size > 1:  # HSDP: sums of the groups, over their replicas
+            part = execution.reduce_bytes * size // shard.group_size
+            entries.append(_entry("dp", "all_reduce", part, reductions, links.replica))
+    else:
+        entries = [_entry("dp", op, execution.reduce_bytes * size, reductions, link)]
     gathers = {0: 0, 1: 1, 2: 1, 3: 2 * layout.num_microbatches}[layout.zero_stage]
     if layout.engine == "fsdp2" and layout.zero_stage == 3:
         gathers = layout.num_microbatches
         size = max(gathered_per_microbatch(job.model, stage, layout.tp) for stage in stages)
     if gathers:
-        entries.append(_entry("dp", "all_gather", execution.gather_bytes * size, gathers, link))
+        entries.append(_entry("dp", "all_gather", execution.gather_bytes * size, gathers, shard))
     return entries
 
 

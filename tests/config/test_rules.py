@@ -102,6 +102,10 @@ EXAMPLES: dict[str, list[Callable[[], Run]]] = {
         lambda: make_run(parallelism={"order": ["tp", "cp", "ep", "pp"]}),
         lambda: make_run(parallelism={"order": ["tp", "tp", "cp", "dp"]}),
     ],
+    "shard-size-divides-replicas": [
+        lambda: eight(tp=1, pp=1, shard_size=3),
+        lambda: eight(tp=1, pp=1, shard_size=4, zero_stage=0),
+    ],
     "ep-divides-experts": [lambda: eight(ep=2)],
     "ep-divides-replicas": [lambda: make_run(model=TINY | {"experts": FEW_EXPERTS},
                                              parallelism={"ep": 4, "dp": 2, "pp": 1, "tp": 1})],

@@ -54,6 +54,21 @@ def test_stage_3_gathers_blocks_twice_per_microbatch_and_the_ends_once():
     assert sent["reduce_scatter"] == pytest.approx(share * 4 * 4 * found.parameters)
 
 
+def test_hsdp_shards_inside_a_group_and_sums_between_groups():
+    def plan(**parallelism):
+        degrees = {"tp": 1, "pp": 1, "dp": 16, "engine": "fsdp2", "zero_stage": 3}
+        return build_plan(make_run(hardware=h100(2), parallelism=degrees | parallelism))
+
+    whole, hybrid = plan(), plan(shard_size=8)
+    kept, shared = (found.memory.per_stage[0] for found in (whole, hybrid))
+    assert shared.parameters_bytes == pytest.approx(2 * kept.parameters_bytes, rel=0.01)
+    assert shared.optimizer_bytes == pytest.approx(2 * kept.optimizer_bytes, rel=0.01)
+    entries = [(each.op, each.group_size, each.crosses_nodes) for each in hybrid.communication]
+    assert entries == [("reduce_scatter", 8, False), ("all_reduce", 2, True),
+                       ("all_gather", 8, False)]  # fmt: skip
+    assert {each.group_size for each in whole.communication} == {16}
+
+
 def test_lower_stages_gather_once_per_step_and_1_reduces_once():
     one, two = dp_entries(plan(1)), dp_entries(plan(2))
     assert one["all_gather"] == two["all_gather"]
