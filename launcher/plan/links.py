@@ -29,6 +29,7 @@ class Link(NamedTuple):
     """Bytes per second of a whole that the node's switch adds up (NVLS); None: it cannot."""
 
 
+@lru_cache(maxsize=4096)
 def stride_link(hardware: Hardware, gpus_per_node: int, stride: int, size: int) -> Link:
     """The link of `size` ranks that are `stride` apart."""
     per_node = min(size, max(1, domain_size(hardware, gpus_per_node) // stride))

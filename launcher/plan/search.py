@@ -25,6 +25,7 @@ from launcher.plan.search_nodes import (
     Bounded,
     Counts,
     Node,
+    Ordered,
     Pipeline,
     Plan,
     Ranked,
@@ -78,6 +79,9 @@ class Search:
                 self._expand_scheduled(node, bound)
             elif isinstance(node, Pipeline):
                 self._expand_pipeline(node, bound, kinds)
+            elif isinstance(node, Ordered):
+                if node.choice.kind not in kinds:
+                    self._simulate(replace(node.choice, order=node.order), bound)
             elif node.kind not in kinds:
                 if is_known:
                     kinds.add(node.kind)
@@ -257,7 +261,7 @@ class Search:
             seconds = self.floors.ordered_s(
                 stages, node.sharding, node.floor, one.name, one.cut, links
             )
-            self._push(max(bound, seconds), replace(choice, order=order))
+            self._push(max(bound, seconds), Ordered(choice, order))
 
     # 4. Order of ranks.
     def _orders_of(self, choice: Choice) -> tuple[tuple[Links, tuple[str, ...]], ...]:

@@ -169,7 +169,9 @@ class Memory:
         activations = self._activations.get(key)
         if activations is None:
             activations = self._activations[key] = in_flight_bytes(job, stage, peak)
-        passed = (mesh, kind, sharding)
+        # Buffers of a pass are of whole groups of weights: only FSDP2 cuts some of them over dp.
+        replicas = layout.dp if layout.engine == "fsdp2" else 1
+        passed = (mesh, kind, layout.engine, layout.zero_stage == 3, replicas, layout.pp == 1)
         passing = self._passing.get(passed)
         if passing is None:
             passing = pass_buffers(job, stage) + transfer_bytes(job, stage, peak)

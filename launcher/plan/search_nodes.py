@@ -105,4 +105,11 @@ class Pipeline(NamedTuple):
     """Of the schedule, among those of these stages."""
 
 
-Node = Block | Recomputed | Stages | Scheduled | Pipeline | Choice
+class Ordered(NamedTuple):
+    """Fourth step: a layout in this order of ranks, with no more than a quick bound."""
+
+    choice: Choice
+    order: tuple[str, ...]
+
+
+Node = Block | Recomputed | Stages | Scheduled | Pipeline | Ordered | Choice
