@@ -36,16 +36,14 @@ class TensorBoard:
     def __init__(self, files: RunFiles, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # Its thread hands every point to the system at once: what a killed process would keep
-        # to itself is of steps that are not done again. Untyped upstream.
-        self._writer: Any = SummaryWriter(  # type: ignore[no-untyped-call]
-            str(files.tensorboard), purge_step=first_step, flush_secs=0
-        )
+        # Untyped upstream.
+        self._writer: Any = SummaryWriter(str(files.tensorboard), purge_step=first_step)  # type: ignore[no-untyped-call]
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        """One point per value."""
+        """One point per value, with the system at once: a killed process keeps none to itself."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+        self._writer.flush()
 
     def close(self) -> None:
         """Write the rest."""
