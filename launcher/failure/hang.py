@@ -66,7 +66,8 @@ def find_behind(files: RunFiles, folder: Path) -> Behind | None:
     absent = [rank for rank in range(len(nodes)) if rank not in present]
     silent = [rank for rank in absent if not files.rank_error(rank).exists()]
     first, why = _of_those_who_spoke(stuck)
-    if first is not None and not silent:
+    # Ranks that wait may be a step apart, so a late one that waits is no match for a missing one.
+    if first is not None and not silent and not (absent and first.waits):
         return Behind(rank=first.rank, node=first.node, why=why)
     # A rank that was stopped may still say a word: Slurm continues what it is about to end.
     missing = silent or absent

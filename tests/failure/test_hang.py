@@ -90,6 +90,16 @@ def test_a_stopped_rank_that_was_continued_to_be_ended_is_still_the_one(files):
     assert behind.why.startswith("no stacks of it: it was stopped")
 
 
+def test_a_stopped_rank_that_was_continued_is_the_one_though_another_waits_a_step_earlier(files):
+    for rank in (0, 1, 2):
+        leave(files, rank, steps=85 if rank == 1 else 86)
+    echo = {"rank": 3, "node": "n2", "error": "closed by peer", "time": 30.0, "is_echo": True}
+    files.rank_error(3).write_text(json.dumps(echo))
+    behind = find_behind(files, files.logs)
+    assert (behind.rank, behind.node) == (3, "n2")
+    assert behind.why.startswith("no stacks of it: it was stopped")
+
+
 def test_a_rank_with_fewer_steps_is_behind_whatever_it_does(files):
     for rank in range(4):
         leave(files, rank, steps=56 if rank == 1 else 57)
