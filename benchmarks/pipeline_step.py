@@ -53,15 +53,17 @@ def compare(rank: int, rounds: int) -> None:
 
 
 def build_ours(rank: int, pp: int) -> Step:
+    from launcher.runtime.build import has_queue
     from launcher.runtime.engine import build_engine
     from launcher.runtime.pipeline.execute import run_schedule
     from launcher.runtime.pipeline.p2p import build_channels
 
     run, layout = make_run(), make_layout(pp=pp, num_microbatches=NUM_MICROBATCHES)
     groups = make_groups(layout)
-    engine = build_engine(new_module(rank, pp), run, layout, groups, {})
-    channels = build_channels(groups, (MICRO, SEQUENCE, HIDDEN), torch.float32)
     schedule = build_schedule("1f1b", pp, NUM_MICROBATCHES)
+    module = new_module(rank, pp, has_queue(run, layout, schedule))
+    engine = build_engine(module, run, layout, groups, {})
+    channels = build_channels(groups, (MICRO, SEQUENCE, HIDDEN), torch.float32)
     microbatches = make_microbatches(NUM_MICROBATCHES, seed=0)
 
     def step() -> float | None:
@@ -128,7 +130,7 @@ def build_deepspeed(rank: int, pp: int) -> Step:
     return step
 
 
-def new_module(index: int, count: int) -> Any:
+def new_module(index: int, count: int, has_queue: bool = False) -> Any:
     """A stage of the same decoder with the same initial weights, every time it is asked for."""
     from launcher.runtime.model.stage import build_stage
 
@@ -137,9 +139,8 @@ def new_module(index: int, count: int) -> Any:
     from dataclasses import replace
 
     groups = make_alone()
-    return build_stage(
-        make_run(), replace(layout, world_size=single.world_size), make_stage(index, count), groups
-    )
+    layout = replace(layout, world_size=single.world_size)
+    return build_stage(make_run(), layout, make_stage(index, count), groups, has_queue)
 
 
 class Sequential(nn.Module):
