@@ -83,7 +83,8 @@ def build_torch(rank: int, pp: int) -> Step:
     module = Sequential(new_module(rank, pp))
     stage = PipelineStage(module, rank, pp, torch.device("cpu"))
     schedule = Schedule1F1B(stage, NUM_MICROBATCHES, loss_fn=module.loss)
-    optimizer = build_optimizer(module.parameters(), make_run().optimizer)
+    parameters = list(module.parameters())
+    optimizer = build_optimizer(parameters, make_run().optimizer)
     tokens, labels = whole_batch()
 
     def step() -> float | None:
@@ -94,12 +95,23 @@ def build_torch(rank: int, pp: int) -> Step:
             schedule.step(target=labels, losses=losses)
         else:
             schedule.step()
-        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        clip_by_global_norm(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         return float(torch.stack(losses).mean().detach()) if losses else None
 
     return step
+
+
+def clip_by_global_norm(parameters: list[nn.Parameter], limit: float) -> None:
+    """Clip by the norm of the whole model, as ours and DeepSpeed's do.
+
+    torch's pipelining leaves it to the loop; `clip_grad_norm_` alone would take each stage's own.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    square = nn.utils.get_total_norm(gradients).square()
+    dist.all_reduce(square)
+    nn.utils.clip_grads_with_norm_(parameters, limit, square.sqrt())
 
 
 def build_deepspeed(rank: int, pp: int) -> Step:
