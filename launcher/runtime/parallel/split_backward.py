@@ -96,7 +96,7 @@ class WeightQueue:
     ) -> tuple[Tensor, ...]:
         if torch.is_grad_enabled() and not x.requires_grad:
             x = x.detach().requires_grad_()  # or there would be no backward at all
-        weights = [Hidden(weight) for weight, _ in pairs]
+        weights = [weight for weight, _ in pairs]  # a list: autograd does not look into it
         return _SplitLinears.apply(x, weights, self, *(bias for _, bias in pairs))  # type: ignore[no-any-return]
 
 
@@ -132,13 +132,14 @@ class _Waiting(NamedTuple):
     x: Tensor
     make_whole: Callable[[Tensor], Tensor] | None = None
 
-    @torch.no_grad()
     def whole_input(self) -> Tensor:
         return self.x if self.make_whole is None else self.make_whole(self.x)
 
-    @torch.no_grad()
     def add_up(self) -> None:
-        """Add every product to its weight's gradient; the first one becomes it."""
+        """Add every product to its weight's gradient; the first one becomes it.
+
+        As all here, without a graph of its own: gradients are off in a backward pass.
+        """
         x_NK = self.whole_input().flatten(0, -2)
         for weight, gradient in self.pairs:
             gradient_KN = gradient.flatten(0, -2).mT
@@ -162,23 +163,24 @@ class Hidden:
 class _SplitLinears(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weights: Sequence[Hidden], queue: WeightQueue, *biases: Tensor | None
+        ctx: Any, x: Tensor, weights: Sequence[Tensor], queue: WeightQueue, *biases: Tensor | None
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x)
-        ctx.weights, ctx.queue = [weight.tensor for weight in weights], queue
+        ctx.weights, ctx.queue = weights, queue
         return tuple(
-            F.linear(x, weight, bias) for weight, bias in zip(ctx.weights, biases, strict=True)
+            F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)
         )
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (x,), (needs_x, _, _, *needs) = ctx.saved_tensors, ctx.needs_input_grad
-        of_x = input_gradient(gradients, ctx.weights) if needs_x else None
+        rows = [gradient.flatten(0, -2) for gradient in gradients]
+        of_x = input_gradient(rows, ctx.weights).view(x.shape) if needs_x else None
         of_biases = [
-            gradient.flatten(0, -2).sum(0) if needed else None
-            for gradient, needed in zip(gradients, needs, strict=True)
+            gradient.sum(0) if needed else None
+            for gradient, needed in zip(rows, needs, strict=True)
         ]
-        ctx.queue.add(list(zip(ctx.weights, gradients, strict=True)), x)
+        ctx.queue.add(list(zip(ctx.weights, rows, strict=True)), x)
         return of_x, None, None, *of_biases
 
 
