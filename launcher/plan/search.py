@@ -159,7 +159,10 @@ class Search:
     def _expand_recomputed(self, node: Recomputed, bound: float) -> None:
         """Stages, and the same with more recomputation, which never is faster."""
         for stages in node.stages:
-            self._push(max(bound, self.floors.stages_s(node.mesh, stages.pp, stages.dp)), stages)
+            stage_s = max(bound, self.floors.stages_s(node.mesh, stages.pp, stages.dp))
+            floors = [self.floors.sharding_s(stages, one) for one in self._shardings(stages)]
+            if floors:
+                self._push(min([floor.after_s(stage_s) for floor in floors]), stages)
         if node.later:
             (mesh, those), *later = node.later
             self._push_recomputed(Recomputed(mesh, those, tuple(later)), bound)
@@ -224,15 +227,19 @@ class Search:
 
     # 3. Sharding, with the first schedule; each brings the next one when it is taken further.
     def _expand_scheduled(self, node: Scheduled, bound: float) -> None:
-        """Push what a rule allows with some schedule."""
-        pp, shardings = node.stages.pp, node.stages.shardings
-        for sharding in shardings:
+        """Push every sharding."""
+        for sharding in self._shardings(node.stages):
+            floor = self.floors.sharding_s(node.stages, sharding)
+            self._push_pipeline(Pipeline(node, sharding, floor, 0), bound)
+
+    def _shardings(self, stages: Stages) -> Iterator[Sharding]:
+        """What a rule allows with some schedule."""
+        for sharding in stages.shardings:
             engine, stage, offload = sharding
-            if stage == 2 and pp > 1 and (engine, 1, offload) in shardings:
+            if stage == 2 and stages.pp > 1 and (engine, 1, offload) in stages.shardings:
                 continue  # Inside a pipeline ZeRO-2 is ZeRO-1: it takes as long, and no less.
-            if self.rules.allow(engine=engine, zero_stage=stage, offload=offload, pp=pp):
-                floor = self.floors.sharding_s(node.stages, sharding)
-                self._push_pipeline(Pipeline(node, sharding, floor, 0), bound)
+            if self.rules.allow(engine=engine, zero_stage=stage, offload=offload, pp=stages.pp):
+                yield sharding
 
     def _push_pipeline(self, node: Pipeline, bound: float) -> None:
         """The schedule of this rank, or the next one that may have room."""
@@ -241,8 +248,7 @@ class Search:
             one = pipelines[rank]
             states = self.memory.states(mesh, pp, dp, one.cut.first_layers)
             if states[node.sharding] <= one.room:
-                seconds = max(one.seconds, node.floor.busy_s) + node.floor.end_s
-                self._push(max(bound, seconds), node._replace(rank=rank))
+                self._push(max(bound, node.floor.after_s(one.seconds)), node._replace(rank=rank))
                 return
             self.counts.over_memory += 1
 
@@ -258,9 +264,7 @@ class Search:
             self.counts.over_memory += 1
             return
         for links, order in self._orders_of(choice):
-            seconds = self.floors.ordered_s(
-                stages, node.sharding, node.floor, one.name, one.cut, links
-            )
+            seconds = self.floors.ordered_s(stages, node.sharding, one.name, one.cut, links)
             self._push(max(bound, seconds), Ordered(choice, order))
 
     # 4. Order of ranks.
