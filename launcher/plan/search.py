@@ -27,6 +27,7 @@ from launcher.plan.search_nodes import (
     Node,
     Ordered,
     Pipeline,
+    Place,
     Plan,
     Ranked,
     Ranking,
@@ -58,7 +59,8 @@ class Search:
         self._queue: list[tuple[float, bool, tuple[object, ...], int, Node]] = []
         self._num_pushed = 0
         self._plans: dict[tuple[int, int], list[Plan]] = {}
-        self._orders: dict[object, tuple[tuple[Links, tuple[str, ...]], ...]] = {}
+        self._places: dict[object, list[Place]] = {}
+        self._allowed: dict[object, list[Sharding]] = {}
 
     def rank(self, limit: int) -> Ranking:
         """Take the most promising further until enough are known exactly."""
@@ -81,7 +83,7 @@ class Search:
                 self._expand_pipeline(node, bound, kinds)
             elif isinstance(node, Ordered):
                 if node.choice.kind not in kinds:
-                    self._simulate(replace(node.choice, order=node.order), bound)
+                    self._expand_ordered(node, bound)
             elif node.kind not in kinds:
                 if is_known:
                     kinds.add(node.kind)
@@ -106,20 +108,22 @@ class Search:
         for tp in space.tps:
             for cp in space.cps:
                 for ep in space.eps:
-                    batches = tuple(self._batches(tp, cp, ep))
-                    all_sizes = lcm(*[size for size, _, _, _ in batches])
+                    batches = self._batches(tp, cp, ep)
+                    all_sizes = lcm(*batches)
                     for split in space.sequence_parallels if batches else ():
                         if self.rules.allow(tp=tp, cp=cp, ep=ep, sequence_parallel=split):
                             mesh = Mesh(tp, cp, ep, split, all_sizes, space.recomputes[0])
                             yield Block(mesh, batches)
 
-    def _batches(self, tp: int, cp: int, ep: int) -> Iterator[tuple[int, int, int, int]]:
-        """(microbatch, pp, dp, number of microbatches) that use all devices."""
+    def _batches(self, tp: int, cp: int, ep: int) -> dict[int, list[tuple[int, int, int]]]:
+        """Of every microbatch (pp, dp, number of microbatches) that use all devices."""
+        found: dict[int, list[tuple[int, int, int]]] = {}
         for pp in self.space.pps:
             dp, rest = divmod(self.space.devices, tp * cp * pp)
             if not rest and self.space.dp in (None, dp) and dp * cp % ep == 0:
                 for micro, count in self.space.batches(dp):
-                    yield micro, pp, dp, count
+                    found.setdefault(micro, []).append((pp, dp, count))
+        return found
 
     def _fitting(self, block: Block) -> Iterator[list[tuple[Mesh, tuple[Stages, ...]]]]:
         """Of every microbatch the ways to recompute, quickest first, with what may fit.
@@ -127,16 +131,16 @@ class Search:
         Larger microbatches and less recomputation only take more: what is over stays out.
         """
         (mesh, batches), modes = block, self.space.recomputes
-        fitting = {(pp, mode): self.space.sharding for _, pp, _, _ in batches for mode in modes}
-        for micro in sorted({batch[0] for batch in batches}):
+        fitting: dict[tuple[int, str], tuple[Sharding, ...]] = {}
+        for micro in sorted(batches):
             ways = []
             for mode in modes:
                 one = mesh._replace(micro=micro, recompute=mode)
                 found = []
-                for size, pp, dp, count in batches:
-                    if size == micro and fitting[pp, mode]:
-                        left = self._may_fit(one, pp, dp, fitting[pp, mode])
-                        fitting[pp, mode] = left
+                for pp, dp, count in batches[micro]:
+                    before = fitting.get((pp, mode), self.space.sharding)
+                    if before:
+                        left = fitting[pp, mode] = self._may_fit(one, pp, dp, before)
                         if left:
                             found.append(Stages(one, pp, dp, count, left))
                 if found:
@@ -160,9 +164,8 @@ class Search:
         """Stages, and the same with more recomputation, which never is faster."""
         for stages in node.stages:
             stage_s = max(bound, self.floors.stages_s(node.mesh, stages.pp, stages.dp))
-            floors = [self.floors.sharding_s(stages, one) for one in self._shardings(stages)]
-            if floors:
-                self._push(min([floor.after_s(stage_s) for floor in floors]), stages)
+            if self._shardings(stages):
+                self._push(self._least_s(stages, stage_s), stages)
         if node.later:
             (mesh, those), *later = node.later
             self._push_recomputed(Recomputed(mesh, those, tuple(later)), bound)
@@ -193,22 +196,33 @@ class Search:
     def _expand_stages(self, node: Stages, bound: float) -> None:
         pipelines = sorted(self._pipelines(node))
         if pipelines:
-            self._push(max(bound, pipelines[0].seconds), Scheduled(node, pipelines))
+            seconds = max(bound, self._least_s(node, pipelines[0].seconds))
+            self._push(seconds, Scheduled(node, pipelines, {}))
+
+    def _least_s(self, stages: Stages, pipeline_s: float) -> float:
+        """With the sharding that costs least."""
+        floors = [self.floors.sharding_s(stages, one) for one in self._shardings(stages)]
+        return min([floor.after_s(pipeline_s) for floor in floors])
 
     def _pipelines(self, node: Stages) -> Iterator[Bounded]:
         """Those that may have room on the first stage."""
         mesh, pp, dp, count, shardings = node
         coster, memory, floors = self.coster, self.memory, self.floors
-        p2p_s = floors.quickest_p2p_s(node)
+        p2p_s, nearest = floors.quickest_p2p_s(node), coster.nearest(mesh)
+        room, block = memory.first_room(mesh)
+        least: dict[int, int] = {}
         for position, plan in enumerate(self._plans_of(pp, count)):
             cut = coster.cut(mesh, plan.chain)
-            room = memory.first_room(mesh, plan.peak, cut)
-            states = memory.states(mesh, pp, dp, cut.first_layers)
-            for one in shardings:
-                if states[one] <= room:
-                    seconds = floors.pipeline_s(node, plan.name, plan.late, cut, p2p_s)
-                    yield Bounded(seconds, position, plan.name, plan.vpp, cut, room)
-                    break
+            layers = cut.first_layers
+            if layers not in least:
+                states = memory.states(mesh, pp, dp, layers)
+                least[layers] = min([states[one] for one in shardings])
+            left = NO_LIMIT
+            if plan.peak is not None:
+                left = room - plan.peak * layers * block // cut.chain.num_chunks
+            if least[layers] <= left:
+                seconds = floors.pipeline_s(node, plan.name, plan.late, cut, p2p_s, nearest)
+                yield Bounded(seconds, position, plan.name, plan.vpp, cut, left)
             else:
                 self.counts.over_memory += 1
 
@@ -232,18 +246,23 @@ class Search:
             floor = self.floors.sharding_s(node.stages, sharding)
             self._push_pipeline(Pipeline(node, sharding, floor, 0), bound)
 
-    def _shardings(self, stages: Stages) -> Iterator[Sharding]:
+    def _shardings(self, stages: Stages) -> list[Sharding]:
         """What a rule allows with some schedule."""
-        for sharding in stages.shardings:
-            engine, stage, offload = sharding
-            if stage == 2 and stages.pp > 1 and (engine, 1, offload) in stages.shardings:
-                continue  # Inside a pipeline ZeRO-2 is ZeRO-1: it takes as long, and no less.
-            if self.rules.allow(engine=engine, zero_stage=stage, offload=offload, pp=stages.pp):
-                yield sharding
+        pp, shardings = stages.pp, stages.shardings
+        key = (pp, shardings)
+        if key not in self._allowed:
+            self._allowed[key] = [
+                (engine, stage, offload)
+                for engine, stage, offload in shardings
+                # Inside a pipeline ZeRO-2 is ZeRO-1: it takes as long, and no less.
+                if not (stage == 2 and pp > 1 and (engine, 1, offload) in shardings)
+                and self.rules.allow(engine=engine, zero_stage=stage, offload=offload, pp=pp)
+            ]
+        return self._allowed[key]
 
     def _push_pipeline(self, node: Pipeline, bound: float) -> None:
         """The schedule of this rank, or the next one that may have room."""
-        (mesh, pp, dp, _, _), pipelines = node.scheduled
+        (mesh, pp, dp, _, _), pipelines, _ = node.scheduled
         for rank in range(node.rank, len(pipelines)):
             one = pipelines[rank]
             states = self.memory.states(mesh, pp, dp, one.cut.first_layers)
@@ -253,8 +272,8 @@ class Search:
             self.counts.over_memory += 1
 
     def _expand_pipeline(self, node: Pipeline, bound: float, kinds: set[object]) -> None:
-        """Push every order of it, if it fits, and the next pipeline."""
-        stages, pipelines = node.scheduled
+        """Push its orders of ranks, if it fits, and the next pipeline."""
+        stages, pipelines, _ = node.scheduled
         one = pipelines[node.rank]
         self._push_pipeline(node._replace(rank=node.rank + 1), 0.0)
         choice = choice_in(stages, node.sharding, one.name, one.vpp)
@@ -263,21 +282,44 @@ class Search:
         if not self.memory.fits(choice):
             self.counts.over_memory += 1
             return
-        for links, order in self._orders_of(choice):
-            seconds = self.floors.ordered_s(stages, node.sharding, one.name, one.cut, links)
-            self._push(max(bound, seconds), Ordered(choice, order))
+        seconds = self._ordered_s(node, one)
+        self._push_ordered(Ordered(choice, sorted(seconds)), bound)
 
-    # 4. Order of ranks.
-    def _orders_of(self, choice: Choice) -> tuple[tuple[Links, tuple[str, ...]], ...]:
-        """One of those that put every axis on the same links."""
-        key = (choice.tp, choice.cp, choice.ep, choice.dp, choice.pp)
-        if key not in self._orders:
+    # 4. Order of ranks; each brings the next one when it is taken further.
+    def _ordered_s(self, node: Pipeline, one: Bounded) -> Iterator[tuple[float, int, Place]]:
+        (stages, _, known), floors = node.scheduled, self.floors
+        late = has_late_weights(one.name)
+        for position, place in enumerate(self._places_of(stages)):
+            links, key = place.links, (one.position, place.number)
+            if key not in known:
+                p2p_s = floors.p2p_s(stages, links)
+                known[key] = floors.pipeline_s(stages, one.name, late, one.cut, p2p_s, links)
+            floor = floors.placed_s(stages, node.sharding, links)
+            yield floor.after_s(known[key]), position, place
+
+    def _places_of(self, stages: Stages) -> list[Place]:
+        """One order of those that put every axis on the same links."""
+        mesh, pp, dp, _, _ = stages
+        degrees = (mesh.tp, mesh.cp, mesh.ep, dp, pp)
+        if degrees not in self._places:
             found: dict[Links, tuple[str, ...]] = {}
-            for order in self.space.orders(choice.tp, choice.cp, choice.dp, choice.pp):
-                links = self.coster.links_of(replace(choice, order=order))
-                found.setdefault(links, order)
-            self._orders[key] = tuple(found.items())
-        return self._orders[key]
+            for order in self.space.orders(mesh.tp, mesh.cp, dp, pp):
+                found.setdefault(self.coster.place(degrees, order), order)
+            numbers: dict[object, int] = {}
+            self._places[degrees] = [
+                Place(order, links, numbers.setdefault(links[:4], len(numbers)))
+                for links, order in found.items()
+            ]
+        return self._places[degrees]
+
+    def _push_ordered(self, node: Ordered, bound: float) -> None:
+        if node.places:
+            self._push(max(bound, node.places[0][0]), node)
+
+    def _expand_ordered(self, node: Ordered, bound: float) -> None:
+        (_, _, place), *later = node.places
+        self._push_ordered(Ordered(node.choice, later), 0.0)
+        self._simulate(replace(node.choice, order=place.order), bound)
 
     def _simulate(self, choice: Choice, bound: float) -> None:
         """Know it exactly, if it is legal and no walk of an alike one has shown it to be slow."""

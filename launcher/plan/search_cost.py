@@ -6,11 +6,10 @@ Everything comes from the functions that the plan itself uses; a test compares t
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 from launcher.config.schema import Run, is_schedule_file
-from launcher.plan.collectives import Links, boundary_s
+from launcher.plan.collectives import Links
 from launcher.plan.execution import Execution, Job, runtime_execution, runtime_job
 from launcher.plan.links import Link, stride_link, transfer_s
 from launcher.plan.operator_records import size_of
@@ -223,14 +222,6 @@ class Coster:
                 ep=stride_link(hardware, per_node, 1, mesh.ep),
             )
         return self._nearest[key]
-
-    def quickest_p2p_s(self, job: Job) -> float:
-        """Over all orders of ranks: stages on one node where that can be, or across nodes."""
-        if job.layout.pp == 1 or not job.execution.overlap_p2p:
-            return 0.0
-        orders = (("pp", "tp", "cp", "dp"), ORDER)
-        jobs = [replace(job, layout=replace(job.layout, order=order)) for order in orders]
-        return min(boundary_s(one, self.links(one)) for one in jobs)
 
     def mesh_job(self, mesh: Mesh, splits: bool) -> Job:
         """Of a mesh alone: no pipeline."""

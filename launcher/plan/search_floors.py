@@ -9,16 +9,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from launcher.plan.collectives import SLOWDOWN, Links, StateTraffic
+from launcher.plan.collectives import SLOWDOWN, Links, StateTraffic, hop_s
 from launcher.plan.execution import Execution
 from launcher.plan.records import Stage
 from launcher.plan.schedule import SCHEDULES
-from launcher.plan.search_bounds import Quad, UnitTimes, quick_s
-from launcher.plan.search_choice import ORDERS
-from launcher.plan.search_cost import Coster, Mesh, has_late_weights
+from launcher.plan.search_bounds import Quad, Row, UnitTimes, quick_rows, quick_s
+from launcher.plan.search_choice import ORDER, ORDERS
+from launcher.plan.search_cost import Coster, Mesh
 from launcher.plan.search_cuts import Cut
 from launcher.plan.search_memory import Sharding
-from launcher.plan.search_stages import PLAINEST, Stages, choice_in
+from launcher.plan.search_stages import Stages, choice_in
 from launcher.plan.stage_time import (
     BlockTimes,
     Parts,
@@ -27,7 +27,7 @@ from launcher.plan.stage_time import (
     sharded_waits,
     unit_costs,
 )
-from launcher.plan.step_time import free_p2p_s, traffic_tail_s, update_s
+from launcher.plan.step_time import traffic_tail_s, update_s
 from launcher.plan.tensor_traffic import runtime_tp_times
 
 
@@ -78,6 +78,7 @@ class Floors:
         self._windows: dict[object, _Window] = {}
         self._averages: dict[int, Stage] = {}
         self._units: dict[object, UnitTimes] = {}
+        self._rows: dict[object, list[Row]] = {}
         self._p2p: dict[object, float] = {}
 
     def block_s(self, mesh: Mesh) -> float:
@@ -133,9 +134,9 @@ class Floors:
         lightest = self._lightest.get(key)
         if lightest is None:
             lightest = self._lightest[key] = self._lightest_state(stages, sharding)
-        return self._floor(stages, lightest, self.coster.nearest(mesh))
+        return self._floor(stages, lightest, None)
 
-    def _floor(self, stages: Stages, held: _Held, links: Links) -> Floor:
+    def _floor(self, stages: Stages, held: _Held, links: Links | None) -> Floor:
         mesh, pp, dp, count, _ = stages
         window = self._window(mesh, pp, links)
         samples = mesh.micro * count * dp
@@ -151,12 +152,13 @@ class Floors:
         busy_s = count * (window.pass_s + waits.forward_s + waits.backward_s)
         return Floor(busy_s=busy_s / samples, end_s=held.update_s / samples)
 
-    def _window(self, mesh: Mesh, pp: int, links: Links) -> _Window:
-        """Of the average stage."""
-        key = (mesh, pp, links.tp, links.cp, links.ep)
+    def _window(self, mesh: Mesh, pp: int, links: Links | None) -> _Window:
+        """Of the average stage; without links, over the nearest ones."""
+        key = (mesh, pp, links and links[:3])
         found = self._windows.get(key)
         if found is None:
-            parts, layers = self.coster.parts(mesh, False, links), -(-self.model.num_layers // pp)
+            parts = self.coster.parts(mesh, False, links or self.coster.nearest(mesh))
+            layers = -(-self.model.num_layers // pp)
             blocks = min(parts.block, parts.dense, key=_pass_s)
             ends = parts.embedding + parts.head
             forward_s, backward_s = layers * blocks.forward_s, layers * _backward_s(blocks)
@@ -222,64 +224,63 @@ class Floors:
         degrees = (mesh.tp, mesh.cp, mesh.ep, dp, pp)
         return [self.coster.place(degrees, order) for order in found.values()]
 
-    def pipeline_s(self, stages: Stages, name: str, late: bool, cut: Cut, p2p_s: float) -> float:
-        """The schedule's bound, whatever the sharding, on the quickest links of any order."""
+    def placed_s(self, stages: Stages, sharding: Sharding, links: Links) -> Floor:
+        """As `sharding_s`, on the links of one order of ranks."""
+        return self._floor(stages, self._held(stages, sharding, links), links)
+
+    def pipeline_s(
+        self, stages: Stages, name: str, late: bool, cut: Cut, p2p_s: float, links: Links
+    ) -> float:
+        """The schedule's bound over these links, whatever the sharding."""
         if name not in SCHEDULES:
             return 0.0
         mesh, _, dp, count, _ = stages
-        times = self._unit_times(mesh, late, self.coster.nearest(mesh))
-        return quick_s(name, cut, count, times, p2p_s) / (mesh.micro * count * dp)
+        key = (name, id(cut), count)  # cuts are kept, so that a number is one cut's alone
+        rows = self._rows.get(key)
+        if rows is None:
+            rows = self._rows[key] = quick_rows(name, cut, count, late)
+        times = self._unit_times(mesh, late, links).row(p2p_s)
+        return quick_s(rows, times) / (mesh.micro * count * dp)
 
-    def ordered_s(
-        self, stages: Stages, sharding: Sharding, name: str, cut: Cut, links: Links
-    ) -> float:
-        """Both together, on the links of one order of ranks."""
-        mesh, _, dp, count, _ = stages
-        samples = mesh.micro * count * dp
-        pipeline_s = 0.0
-        if name in SCHEDULES:
-            times = self._unit_times(mesh, has_late_weights(name), links)
-            p2p_s = self._p2p_over(stages, links)
-            pipeline_s = quick_s(name, cut, count, times, p2p_s) / samples
-        floor = self._floor(stages, self._held(stages, sharding, links), links)
-        return floor.after_s(pipeline_s)
+    def p2p_s(self, stages: Stages, links: Links) -> float:
+        """Of a transfer to the next stage that leaves both free to compute."""
+        if stages.pp == 1:
+            return 0.0
+        key = (stages.mesh[:5], links.pp)
+        found = self._p2p.get(key)
+        if found is None:
+            job = self.coster.mesh_job(stages.mesh, False)
+            found = hop_s(job, links) if job.execution.overlap_p2p else 0.0
+            self._p2p[key] = found
+        return found
 
-    def _p2p_over(self, stages: Stages, links: Links) -> float:
-        key = (stages.mesh[:5], stages.pp, links.pp)
-        if key not in self._p2p:
-            job = self.coster.job(choice_in(stages, PLAINEST, "1f1b", 1))
-            self._p2p[key] = free_p2p_s(job, links)
-        return self._p2p[key]
+    def quickest_p2p_s(self, stages: Stages) -> float:
+        """In any order of ranks: stages on one node where that can be, or across nodes."""
+        if stages.pp == 1:
+            return 0.0
+        mesh, pp, dp, _, _ = stages
+        degrees, place = (mesh.tp, mesh.cp, mesh.ep, dp, pp), self.coster.place
+        orders = (("pp", "tp", "cp", "dp"), ORDER)
+        return min([self.p2p_s(stages, place(degrees, order)) for order in orders])
 
     def _unit_times(self, mesh: Mesh, late: bool, links: Links) -> UnitTimes:
         """Of a block, of one without experts, and of the model's ends: their sums are a part's
         times, as `part_cost` has them where nothing but blocks and ends takes time. What sharded
         weights wait for is in the sharding's floor.
         """
-        key = (mesh, late, links.tp, links.cp, links.ep)
+        key = (mesh, late, links[:3])
         found = self._units.get(key)
         if found is not None:
             return found
         parts = self.coster.parts(mesh, late, links)
         units = unit_costs(self.coster.mesh_job(mesh, late), parts, links)
         forward, backward, weight, _ = zip(*units, strict=True)
-        passes = _added(forward, backward)
-        work = _added(passes, weight)
         if late:
-            found = UnitTimes(forward, backward, passes, work, weight)
+            found = UnitTimes(forward, backward, weight)
         else:
-            found = UnitTimes(forward, _added(backward, weight), work, work, None)
+            found = UnitTimes(forward, _added(backward, weight), (0.0, 0.0, 0.0, 0.0))
         self._units[key] = found
         return found
-
-    def quickest_p2p_s(self, stages: Stages) -> float:
-        """Of a transfer to the next stage, in any order of ranks."""
-        mesh, pp, dp, _, _ = stages
-        key = (mesh[:5], pp, dp)
-        if key not in self._p2p:
-            choice = choice_in(stages, PLAINEST, "1f1b", 1)
-            self._p2p[key] = self.coster.quickest_p2p_s(self.coster.job(choice))
-        return self._p2p[key]
 
 
 def _added(one: Quad, other: Quad) -> Quad:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from launcher.frozen import frozen
+from launcher.plan.collectives import Links
 from launcher.plan.schedule_records import Chain
 from launcher.plan.search_choice import Choice
 from launcher.plan.search_cost import Mesh
@@ -52,7 +53,8 @@ class Block(NamedTuple):
 
     mesh: Mesh
     """Its microbatch is made of all that are possible."""
-    batches: tuple[tuple[int, int, int, int], ...]
+    batches: dict[int, list[tuple[int, int, int]]]
+    """Of every microbatch (pp, dp, number of microbatches)."""
 
 
 class Recomputed(NamedTuple):
@@ -93,6 +95,8 @@ class Scheduled(NamedTuple):
 
     stages: Stages
     pipelines: list[Bounded]
+    over_links: dict[tuple[int, int], float]
+    """Least seconds of a schedule (its position) on some links (their number), once known."""
 
 
 class Pipeline(NamedTuple):
@@ -105,11 +109,21 @@ class Pipeline(NamedTuple):
     """Of the schedule, among those of these stages."""
 
 
+class Place(NamedTuple):
+    """An order of ranks."""
+
+    order: tuple[str, ...]
+    links: Links
+    number: int
+    """Of the links that a pipeline knows: orders that differ for dp alone have the same."""
+
+
 class Ordered(NamedTuple):
-    """Fourth step: a layout in this order of ranks, with no more than a quick bound."""
+    """Fourth step: a layout in the first of some orders of ranks, quickest first."""
 
     choice: Choice
-    order: tuple[str, ...]
+    places: list[tuple[float, int, Place]]
+    """Least seconds per sample, position, order."""
 
 
 Node = Block | Recomputed | Stages | Scheduled | Pipeline | Ordered | Choice
