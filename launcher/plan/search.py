@@ -61,6 +61,7 @@ class Search:
         self._plans: dict[tuple[int, int], list[Plan]] = {}
         self._places: dict[object, list[Place]] = {}
         self._allowed: dict[object, list[Sharding]] = {}
+        self._allowed_pipelines: dict[object, bool] = {}
 
     def rank(self, limit: int) -> Ranking:
         """Take the most promising further until enough are known exactly."""
@@ -242,9 +243,12 @@ class Search:
     # 3. Sharding, with the first schedule; each brings the next one when it is taken further.
     def _expand_scheduled(self, node: Scheduled, bound: float) -> None:
         """Push every sharding."""
-        for sharding in self._shardings(node.stages):
-            floor = self.floors.sharding_s(node.stages, sharding)
-            self._push_pipeline(Pipeline(node, sharding, floor, 0), bound)
+        stages, places = node.stages, self._places_of(node.stages)
+        for sharding in self._shardings(stages):
+            floors = [
+                (place, self.floors.placed_s(stages, sharding, place.links)) for place in places
+            ]
+            self._push_pipeline(Pipeline(node, sharding, floors, 0), bound)
 
     def _shardings(self, stages: Stages) -> list[Sharding]:
         """What a rule allows with some schedule."""
@@ -265,36 +269,47 @@ class Search:
         (mesh, pp, dp, _, _), pipelines, _ = node.scheduled
         for rank in range(node.rank, len(pipelines)):
             one = pipelines[rank]
+            if not self._allows(node.scheduled.stages, node.sharding, one):
+                continue
             states = self.memory.states(mesh, pp, dp, one.cut.first_layers)
             if states[node.sharding] <= one.room:
-                self._push(max(bound, node.floor.after_s(one.seconds)), node._replace(rank=rank))
+                self._push(
+                    max(bound, min([floor.after_s(one.seconds) for _, floor in node.floors])),
+                    node._replace(rank=rank),
+                )
                 return
             self.counts.over_memory += 1
 
+    def _allows(self, stages: Stages, sharding: Sharding, one: Bounded) -> bool:
+        """Whether no rule refuses the sharding with this schedule."""
+        key = (stages.pp, stages.num_microbatches, sharding, one.position)
+        if key not in self._allowed_pipelines:
+            choice = choice_in(stages, sharding, one.name, one.vpp)
+            self._allowed_pipelines[key] = self.rules.allow_pipeline(choice)
+        return self._allowed_pipelines[key]
+
     def _expand_pipeline(self, node: Pipeline, bound: float, kinds: set[object]) -> None:
-        """Push its orders of ranks, if it fits, and the next pipeline."""
+        """Push its orders of ranks and the next pipeline."""
         stages, pipelines, _ = node.scheduled
         one = pipelines[node.rank]
         self._push_pipeline(node._replace(rank=node.rank + 1), 0.0)
         choice = choice_in(stages, node.sharding, one.name, one.vpp)
-        if choice.kind in kinds or not self.rules.allow_pipeline(choice):
+        if choice.kind in kinds:
             return
-        if not self.memory.fits(choice):
+        if self.memory.fits(choice):
+            self._push_ordered(Ordered(choice, sorted(self._ordered_s(node, one))), bound)
+        else:
             self.counts.over_memory += 1
-            return
-        seconds = self._ordered_s(node, one)
-        self._push_ordered(Ordered(choice, sorted(seconds)), bound)
 
     # 4. Order of ranks; each brings the next one when it is taken further.
     def _ordered_s(self, node: Pipeline, one: Bounded) -> Iterator[tuple[float, int, Place]]:
-        (stages, _, known), floors = node.scheduled, self.floors
+        (stages, _, known), bounds = node.scheduled, self.floors
         late = has_late_weights(one.name)
-        for position, place in enumerate(self._places_of(stages)):
+        for position, (place, floor) in enumerate(node.floors):
             links, key = place.links, (one.position, place.number)
             if key not in known:
-                p2p_s = floors.p2p_s(stages, links)
-                known[key] = floors.pipeline_s(stages, one.name, late, one.cut, p2p_s, links)
-            floor = floors.placed_s(stages, node.sharding, links)
+                p2p_s = bounds.p2p_s(stages, links)
+                known[key] = bounds.pipeline_s(stages, one.name, late, one.cut, p2p_s, links)
             yield floor.after_s(known[key]), position, place
 
     def _places_of(self, stages: Stages) -> list[Place]:

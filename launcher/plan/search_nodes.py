@@ -99,16 +99,6 @@ class Scheduled(NamedTuple):
     """Least seconds of a schedule (its position) on some links (their number), once known."""
 
 
-class Pipeline(NamedTuple):
-    """Third step: the sharding, and one of the schedules; what is missing is the order of ranks."""
-
-    scheduled: Scheduled
-    sharding: Sharding
-    floor: Floor
-    rank: int
-    """Of the schedule, among those of these stages."""
-
-
 class Place(NamedTuple):
     """An order of ranks."""
 
@@ -116,6 +106,17 @@ class Place(NamedTuple):
     links: Links
     number: int
     """Of the links that a pipeline knows: orders that differ for dp alone have the same."""
+
+
+class Pipeline(NamedTuple):
+    """Third step: the sharding, and one of the schedules; what is missing is the order of ranks."""
+
+    scheduled: Scheduled
+    sharding: Sharding
+    floors: list[tuple[Place, Floor]]
+    """Of every order of ranks."""
+    rank: int
+    """Of the schedule, among those of these stages."""
 
 
 class Ordered(NamedTuple):
