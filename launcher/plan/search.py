@@ -32,6 +32,7 @@ from launcher.plan.search_nodes import (
     Ranked,
     Ranking,
     Recomputed,
+    Roomy,
     Scheduled,
 )
 from launcher.plan.search_space import Space
@@ -76,8 +77,8 @@ class Search:
                     self._push_recomputed(Recomputed(*first, tuple(later)), bound)
             elif isinstance(node, Recomputed):
                 self._expand_recomputed(node, bound)
-            elif isinstance(node, Stages):
-                self._expand_stages(node, bound)
+            elif isinstance(node, Roomy):
+                self._expand_roomy(node, bound)
             elif isinstance(node, Scheduled):
                 self._expand_scheduled(node, bound)
             elif isinstance(node, Pipeline):
@@ -133,6 +134,7 @@ class Search:
         """
         (mesh, batches), modes = block, self.space.recomputes
         fitting: dict[tuple[int, str], tuple[Sharding, ...]] = {}
+        states: dict[tuple[int, int], dict[Sharding, int]] = {}
         for micro in sorted(batches):
             ways = []
             for mode in modes:
@@ -140,19 +142,22 @@ class Search:
                 found = []
                 for pp, dp, count in batches[micro]:
                     before = fitting.get((pp, mode), self.space.sharding)
-                    if before:
-                        left = fitting[pp, mode] = self._may_fit(one, pp, dp, before)
-                        if left:
-                            found.append(Stages(one, pp, dp, count, left))
+                    if not before:
+                        continue
+                    if (pp, dp) not in states:
+                        states[pp, dp] = self.memory.states(one, pp, dp)
+                    left = self._may_fit(states[pp, dp], self.memory.room(one, pp), before)
+                    fitting[pp, mode] = left
+                    if left:
+                        found.append(Stages(one, pp, dp, count, left))
                 if found:
                     ways.append((one, tuple(found)))
             if ways:
                 yield ways
 
     def _may_fit(
-        self, mesh: Mesh, pp: int, dp: int, shardings: tuple[Sharding, ...]
+        self, states: dict[Sharding, int], room: int, shardings: tuple[Sharding, ...]
     ) -> tuple[Sharding, ...]:
-        states, room = self.memory.states(mesh, pp, dp), self.memory.room(mesh, pp)
         left = tuple([one for one in shardings if states[one] <= room])
         self.counts.examined += len(shardings)
         self.counts.over_memory += len(shardings) - len(left)
@@ -165,8 +170,9 @@ class Search:
         """Stages, and the same with more recomputation, which never is faster."""
         for stages in node.stages:
             stage_s = max(bound, self.floors.stages_s(node.mesh, stages.pp, stages.dp))
-            if self._shardings(stages):
-                self._push(self._least_s(stages, stage_s), stages)
+            roomy = self._roomy(stages)
+            if roomy.shardings:
+                self._push(self.floors.least_s(stages, roomy.shardings, stage_s), roomy)
         if node.later:
             (mesh, those), *later = node.later
             self._push_recomputed(Recomputed(mesh, those, tuple(later)), bound)
@@ -194,38 +200,47 @@ class Search:
                 yield choice
 
     # 2. Schedule and chunks, whatever the sharding.
-    def _expand_stages(self, node: Stages, bound: float) -> None:
-        pipelines = sorted(self._pipelines(node))
-        if pipelines:
-            seconds = max(bound, self._least_s(node, pipelines[0].seconds))
-            self._push(seconds, Scheduled(node, pipelines, {}))
-
-    def _least_s(self, stages: Stages, pipeline_s: float) -> float:
-        """With the sharding that costs least."""
-        floors = [self.floors.sharding_s(stages, one) for one in self._shardings(stages)]
-        return min([floor.after_s(pipeline_s) for floor in floors])
-
-    def _pipelines(self, node: Stages) -> Iterator[Bounded]:
-        """Those that may have room on the first stage."""
-        mesh, pp, dp, count, shardings = node
-        coster, memory, floors = self.coster, self.memory, self.floors
-        p2p_s, nearest = floors.quickest_p2p_s(node), coster.nearest(mesh)
-        room, block = memory.first_room(mesh)
-        least: dict[int, int] = {}
-        for position, plan in enumerate(self._plans_of(pp, count)):
-            cut = coster.cut(mesh, plan.chain)
-            layers = cut.first_layers
-            if layers not in least:
-                states = memory.states(mesh, pp, dp, layers)
-                least[layers] = min([states[one] for one in shardings])
-            left = NO_LIMIT
+    def _roomy(self, stages: Stages) -> Roomy:
+        """Schedules and shardings that may have room together on the first stage."""
+        mesh, pp, dp, count, _ = stages
+        room, block = self.memory.first_room(mesh)
+        allowed, plans = self._shardings(stages), []
+        states: dict[int, dict[Sharding, int]] = {}
+        most: dict[int, int] = {}
+        for position, plan in enumerate(self._plans_of(pp, count) if allowed else ()):
+            cut = self.coster.cut(mesh, plan.chain)
+            layers, left = cut.first_layers, NO_LIMIT
+            if layers not in states:
+                of_all = self.memory.states(mesh, pp, dp, layers)
+                states[layers] = {one: of_all[one] for one in allowed}
             if plan.peak is not None:
                 left = room - plan.peak * layers * block // cut.chain.num_chunks
-            if least[layers] <= left:
-                seconds = floors.pipeline_s(node, plan.name, plan.late, cut, p2p_s, nearest)
-                yield Bounded(seconds, position, plan.name, plan.vpp, cut, left)
+            if min(states[layers].values()) <= left:
+                plans.append((position, plan, cut, left))
+                most[layers] = max(left, most.get(layers, left))
             else:
                 self.counts.over_memory += 1
+        shardings = [
+            one
+            for one in allowed
+            if any(states[layers][one] <= left for layers, left in most.items())
+        ]
+        return Roomy(stages, shardings, plans)
+
+    def _expand_roomy(self, node: Roomy, bound: float) -> None:
+        stages, shardings, _ = node
+        pipelines = sorted(self._pipelines(node))
+        seconds = max(bound, self.floors.least_s(stages, shardings, pipelines[0].seconds))
+        self._push(seconds, Scheduled(stages, shardings, pipelines, {}))
+
+    def _pipelines(self, node: Roomy) -> Iterator[Bounded]:
+        """Each with what it takes at least, on the nearest links."""
+        stages, floors = node.stages, self.floors
+        p2p_s, nearest = floors.quickest_p2p_s(stages), self.coster.nearest(stages.mesh)
+        times = {late: floors.times(stages, late, nearest, p2p_s) for late in (False, True)}
+        for position, plan, cut, room in node.plans:
+            seconds = floors.pipeline_s(stages, plan.name, plan.late, cut, times[plan.late])
+            yield Bounded(seconds, position, plan.name, plan.vpp, cut, room)
 
     def _plans_of(self, pp: int, count: int) -> list[Plan]:
         """Of so many microbatches on so many stages."""
@@ -242,13 +257,29 @@ class Search:
 
     # 3. Sharding, with the first schedule; each brings the next one when it is taken further.
     def _expand_scheduled(self, node: Scheduled, bound: float) -> None:
-        """Push every sharding."""
-        stages, places = node.stages, self._places_of(node.stages)
-        for sharding in self._shardings(stages):
-            floors = [
-                (place, self.floors.placed_s(stages, sharding, place.links)) for place in places
-            ]
-            self._push_pipeline(Pipeline(node, sharding, floors, 0), bound)
+        """Push every sharding, on the quickest links first."""
+        for sharding in node.shardings:
+            floor = self.floors.sharding_s(node.stages, sharding)
+            self._push_pipeline(Pipeline(node, sharding, [floor], None, 0), bound)
+
+    def _expand_pipeline(self, node: Pipeline, bound: float, kinds: set[object]) -> None:
+        """Push its orders of ranks and the next pipeline."""
+        stages, _, pipelines, _ = node.scheduled
+        if node.places is None:
+            places = self._places_of(stages)
+            floors = [self.floors.placed_s(stages, node.sharding, one.links) for one in places]
+            self._push_pipeline(node._replace(floors=floors, places=places), bound)
+            return
+        one = pipelines[node.rank]
+        self._push_pipeline(node._replace(rank=node.rank + 1), 0.0)
+        choice = choice_in(stages, node.sharding, one.name, one.vpp)
+        if choice.kind in kinds:
+            return
+        if self.memory.fits(choice):
+            ordered = self._ordered_s(node, node.places, one)
+            self._push_ordered(Ordered(choice, sorted(ordered)), bound)
+        else:
+            self.counts.over_memory += 1
 
     def _shardings(self, stages: Stages) -> list[Sharding]:
         """What a rule allows with some schedule."""
@@ -266,15 +297,16 @@ class Search:
 
     def _push_pipeline(self, node: Pipeline, bound: float) -> None:
         """The schedule of this rank, or the next one that may have room."""
-        (mesh, pp, dp, _, _), pipelines, _ = node.scheduled
+        stages, _, pipelines, _ = node.scheduled
+        mesh, pp, dp, _, _ = stages
         for rank in range(node.rank, len(pipelines)):
             one = pipelines[rank]
-            if not self._allows(node.scheduled.stages, node.sharding, one):
+            if not self._allows(stages, node.sharding, one):
                 continue
             states = self.memory.states(mesh, pp, dp, one.cut.first_layers)
             if states[node.sharding] <= one.room:
                 self._push(
-                    max(bound, min([floor.after_s(one.seconds) for _, floor in node.floors])),
+                    max(bound, min([floor.after_s(one.seconds) for floor in node.floors])),
                     node._replace(rank=rank),
                 )
                 return
@@ -288,28 +320,17 @@ class Search:
             self._allowed_pipelines[key] = self.rules.allow_pipeline(choice)
         return self._allowed_pipelines[key]
 
-    def _expand_pipeline(self, node: Pipeline, bound: float, kinds: set[object]) -> None:
-        """Push its orders of ranks and the next pipeline."""
-        stages, pipelines, _ = node.scheduled
-        one = pipelines[node.rank]
-        self._push_pipeline(node._replace(rank=node.rank + 1), 0.0)
-        choice = choice_in(stages, node.sharding, one.name, one.vpp)
-        if choice.kind in kinds:
-            return
-        if self.memory.fits(choice):
-            self._push_ordered(Ordered(choice, sorted(self._ordered_s(node, one))), bound)
-        else:
-            self.counts.over_memory += 1
-
     # 4. Order of ranks; each brings the next one when it is taken further.
-    def _ordered_s(self, node: Pipeline, one: Bounded) -> Iterator[tuple[float, int, Place]]:
-        (stages, _, known), bounds = node.scheduled, self.floors
+    def _ordered_s(
+        self, node: Pipeline, places: list[Place], one: Bounded
+    ) -> Iterator[tuple[float, int, Place]]:
+        (stages, _, _, known), bounds = node.scheduled, self.floors
         late = has_late_weights(one.name)
-        for position, (place, floor) in enumerate(node.floors):
+        for position, (place, floor) in enumerate(zip(places, node.floors, strict=True)):
             links, key = place.links, (one.position, place.number)
             if key not in known:
-                p2p_s = bounds.p2p_s(stages, links)
-                known[key] = bounds.pipeline_s(stages, one.name, late, one.cut, p2p_s, links)
+                times = bounds.times(stages, late, links, bounds.p2p_s(stages, links))
+                known[key] = bounds.pipeline_s(stages, one.name, late, one.cut, times)
             yield floor.after_s(known[key]), position, place
 
     def _places_of(self, stages: Stages) -> list[Place]:

@@ -6,6 +6,7 @@ with every layout tried.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -127,18 +128,27 @@ class Floors:
             blocks + dense * _pass_s(parts.dense) + _pass_s(parts.embedding) + _pass_s(parts.head)
         )
 
+    def least_s(self, stages: Stages, shardings: Sequence[Sharding], pipeline_s: float) -> float:
+        """With the sharding that costs least, behind and in a pipeline that takes so long."""
+        window = self._window(stages.mesh, stages.pp, None)
+        held = [self._lightest_of(stages, one) for one in shardings]
+        return min([self._floor(stages, one, window).after_s(pipeline_s) for one in held])
+
     def sharding_s(self, stages: Stages, sharding: Sharding) -> Floor:
         """The average stage with its traffic of weights and gradients, and the end of the step."""
+        window = self._window(stages.mesh, stages.pp, None)
+        return self._floor(stages, self._lightest_of(stages, sharding), window)
+
+    def _lightest_of(self, stages: Stages, sharding: Sharding) -> _Held:
         mesh, pp, dp, _, _ = stages
         key = (mesh.tp, mesh.cp, mesh.ep, pp, dp, sharding)
         lightest = self._lightest.get(key)
         if lightest is None:
             lightest = self._lightest[key] = self._lightest_state(stages, sharding)
-        return self._floor(stages, lightest, None)
+        return lightest
 
-    def _floor(self, stages: Stages, held: _Held, links: Links | None) -> Floor:
-        mesh, pp, dp, count, _ = stages
-        window = self._window(mesh, pp, links)
+    def _floor(self, stages: Stages, held: _Held, window: _Window) -> Floor:
+        mesh, _, dp, count, _ = stages
         samples = mesh.micro * count * dp
         if not held.traffic.per_microbatch:
             end_s = held.update_s + traffic_tail_s(
@@ -226,12 +236,15 @@ class Floors:
 
     def placed_s(self, stages: Stages, sharding: Sharding, links: Links) -> Floor:
         """As `sharding_s`, on the links of one order of ranks."""
-        return self._floor(stages, self._held(stages, sharding, links), links)
+        window = self._window(stages.mesh, stages.pp, links)
+        return self._floor(stages, self._held(stages, sharding, links), window)
 
-    def pipeline_s(
-        self, stages: Stages, name: str, late: bool, cut: Cut, p2p_s: float, links: Links
-    ) -> float:
-        """The schedule's bound over these links, whatever the sharding."""
+    def times(self, stages: Stages, late: bool, links: Links, p2p_s: float) -> Row:
+        """What `pipeline_s` counts; `late`: of a split backward."""
+        return self._unit_times(stages.mesh, late, links).row(p2p_s)
+
+    def pipeline_s(self, stages: Stages, name: str, late: bool, cut: Cut, times: Row) -> float:
+        """The schedule's bound, whatever the sharding."""
         if name not in SCHEDULES:
             return 0.0
         mesh, _, dp, count, _ = stages
@@ -239,7 +252,6 @@ class Floors:
         rows = self._rows.get(key)
         if rows is None:
             rows = self._rows[key] = quick_rows(name, cut, count, late)
-        times = self._unit_times(mesh, late, links).row(p2p_s)
         return quick_s(rows, times) / (mesh.micro * count * dp)
 
     def p2p_s(self, stages: Stages, links: Links) -> float:

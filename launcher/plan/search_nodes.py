@@ -90,10 +90,21 @@ class Bounded(NamedTuple):
     """Bytes that the first stage has for its state."""
 
 
+class Roomy(NamedTuple):
+    """Stages whose first one may have room."""
+
+    stages: Stages
+    shardings: list[Sharding]
+    """With some schedule."""
+    plans: list[tuple[int, Plan, Cut, int]]
+    """With some sharding: position of the schedule, the schedule, its split, bytes for state."""
+
+
 class Scheduled(NamedTuple):
     """Second step: the schedules that may do, quickest first."""
 
     stages: Stages
+    shardings: list[Sharding]
     pipelines: list[Bounded]
     over_links: dict[tuple[int, int], float]
     """Least seconds of a schedule (its position) on some links (their number), once known."""
@@ -113,8 +124,10 @@ class Pipeline(NamedTuple):
 
     scheduled: Scheduled
     sharding: Sharding
-    floors: list[tuple[Place, Floor]]
-    """Of every order of ranks."""
+    floors: list[Floor]
+    """Of every order of ranks; one for all while these are not looked at."""
+    places: list[Place] | None
+    """Orders of ranks."""
     rank: int
     """Of the schedule, among those of these stages."""
 
@@ -127,4 +140,4 @@ class Ordered(NamedTuple):
     """Least seconds per sample, position, order."""
 
 
-Node = Block | Recomputed | Stages | Scheduled | Pipeline | Ordered | Choice
+Node = Block | Recomputed | Roomy | Scheduled | Pipeline | Ordered | Choice
