@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from math import inf
 from typing import NamedTuple
 
-from launcher.plan.collectives import SLOWDOWN, Links, StateTraffic, hop_s
+from launcher.plan.collectives import SLOWDOWN, Links, StateTraffic, exposed_s, hop_s
 from launcher.plan.execution import Execution
 from launcher.plan.records import Stage
 from launcher.plan.schedule import SCHEDULES
@@ -28,7 +29,7 @@ from launcher.plan.stage_time import (
     sharded_waits,
     unit_costs,
 )
-from launcher.plan.step_time import traffic_tail_s, update_s
+from launcher.plan.step_time import update_s
 from launcher.plan.tensor_traffic import runtime_tp_times
 
 
@@ -61,9 +62,9 @@ class _Window(NamedTuple):
     backward_s: float
     pass_s: float
     """Both, and what they wait for."""
-    tail_forward_s: float
-    """No stage takes longer for its forward pass."""
-    tail_backward_s: float
+    forward_range: tuple[float, float]
+    """No less and no more than such a stage takes for its forward pass, with what it waits for."""
+    backward_range: tuple[float, float]
 
 
 class Floors:
@@ -151,9 +152,7 @@ class Floors:
         mesh, _, dp, count, _ = stages
         samples = mesh.micro * count * dp
         if not held.traffic.per_microbatch:
-            end_s = held.update_s + traffic_tail_s(
-                held.execution, held.traffic, window.tail_forward_s, window.tail_backward_s
-            )
+            end_s = held.update_s + _tail_s(held, window)
             return Floor(busy_s=0.0, end_s=end_s / samples)
         waits = sharded_waits(
             held.traffic, held.copies_s, held.execution.overlap_dp,
@@ -169,20 +168,21 @@ class Floors:
         if found is None:
             parts = self.coster.parts(mesh, False, links or self.coster.nearest(mesh))
             layers = -(-self.model.num_layers // pp)
-            blocks = min(parts.block, parts.dense, key=_pass_s)
-            ends = parts.embedding + parts.head
-            forward_s, backward_s = layers * blocks.forward_s, layers * _backward_s(blocks)
+            kinds, ends = (parts.block, parts.dense), parts.embedding + parts.head
+            forward_s = layers * min([one.forward_s for one in kinds])
+            backward_s = layers * min([_backward_s(one) for one in kinds])
             if pp == 1:
                 forward_s, backward_s = forward_s + ends.forward_s, backward_s + _backward_s(ends)
-            waits_s = layers * (blocks.wait_forward_s + blocks.wait_backward_s)
-            most = max(parts.block, parts.dense, key=_pass_s).times(layers) + ends
+            waits_s = layers * min([one.wait_forward_s + one.wait_backward_s for one in kinds])
+            # At most the stage and both ends, with everything that these wait for.
+            longest_s = max([one.forward_s + 2 * one.wait_forward_s for one in kinds])
+            back_s = max([_backward_s(one) + 2 * one.wait_backward_s for one in kinds])
             found = self._windows[key] = _Window(
                 forward_s=forward_s,
                 backward_s=backward_s,
                 pass_s=forward_s + backward_s + waits_s,
-                # The stage and both ends, with everything that these wait for.
-                tail_forward_s=most.forward_s + 2 * most.wait_forward_s,
-                tail_backward_s=_backward_s(most) + 2 * most.wait_backward_s,
+                forward_range=(forward_s, layers * longest_s + ends.forward_s),
+                backward_range=(backward_s, layers * back_s + _backward_s(ends)),
             )
         return found
 
@@ -293,6 +293,25 @@ class Floors:
             found = UnitTimes(forward, _added(backward, weight), (0.0, 0.0, 0.0, 0.0))
         self._units[key] = found
         return found
+
+
+def _tail_s(held: _Held, window: _Window) -> float:
+    """Least that `tail_s_of` says of the stage."""
+    traffic = held.traffic
+    if held.execution.offload == "parameters":  # a pass may wait for weights, however long
+        window = window._replace(forward_range=(0.0, inf), backward_range=(0.0, inf))
+    if not held.execution.overlap_dp:
+        return traffic.reduce_s + traffic.gather_s
+    reduce_s = least_exposed_s(traffic.reduce_s, *window.backward_range)
+    return reduce_s + least_exposed_s(traffic.gather_s, *window.forward_range)
+
+
+def least_exposed_s(communication_s: float, least_s: float, most_s: float) -> float:
+    """Of `exposed_s` beside any window in a range: it is smallest where the window, slowed down by
+    the collective, ends with it; beside a longer one the collective slows more of it down.
+    """
+    best_s = communication_s / (1 + SLOWDOWN)
+    return exposed_s(communication_s, min(max(best_s, least_s), most_s))
 
 
 def _added(one: Quad, other: Quad) -> Quad:

@@ -7,9 +7,9 @@ from functools import lru_cache
 
 from launcher.config.schema import Hardware
 from launcher.frozen import frozen
-from launcher.plan.collectives import Links, StateTraffic, boundary_s, exposed_s
+from launcher.plan.collectives import Links, boundary_s, exposed_s
 from launcher.plan.costs import sum_sizes, tied_copy
-from launcher.plan.execution import Execution, Job
+from launcher.plan.execution import Job
 from launcher.plan.kernels import peak_flops, traffic_s
 from launcher.plan.links import Link, domain_size, make_link, stride_link, transfer_s
 from launcher.plan.records import Communication, Stage, Time
@@ -225,21 +225,14 @@ def _costs_of(stage: int, chain: Chain, costs: Sequence[PartCost]) -> list[PartC
 
 def tail_s_of(job: Job, state: StageState, costs: Sequence[PartCost]) -> float:
     """Reduction and gather that stick out of the last backward and the first forward."""
-    backward_s = sum([cost.input_s + cost.weight_s for cost in costs])
-    forward_s = sum([cost.forward_s for cost in costs])
-    return traffic_tail_s(job.execution, state.traffic, forward_s, backward_s)
-
-
-def traffic_tail_s(
-    execution: Execution, traffic: StateTraffic, forward_s: float, backward_s: float
-) -> float:
-    """The same beside so many seconds of one microbatch's passes."""
-    if traffic.per_microbatch:
+    if state.traffic.per_microbatch:
         return 0.0  # in the passes
-    reduce_s, gather_s = traffic.reduce_s, traffic.gather_s
-    if not execution.overlap_dp:
+    reduce_s, gather_s = state.traffic.reduce_s, state.traffic.gather_s
+    if not job.execution.overlap_dp:
         return reduce_s + gather_s
-    if execution.torch_pipeline:  # which reduces behind a stage's last backward
+    backward_s = sum(cost.input_s + cost.weight_s for cost in costs)
+    forward_s = sum(cost.forward_s for cost in costs)
+    if job.execution.torch_pipeline:  # which reduces behind a stage's last backward
         return reduce_s + exposed_s(gather_s, forward_s)
     return exposed_s(reduce_s, backward_s) + exposed_s(gather_s, forward_s)
 
