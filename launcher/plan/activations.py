@@ -6,7 +6,7 @@ from launcher.config.schema import Experts, LatentAttention
 from launcher.plan.context_traffic import dealt_keys
 from launcher.plan.encoder import source_tokens
 from launcher.plan.execution import Job
-from launcher.plan.operator_records import Size, size_of
+from launcher.plan.operator_records import Size, routed_tokens, size_of
 
 
 def block_kept_bytes(job: Job, recompute: str) -> int:
@@ -68,7 +68,7 @@ def _quantised_saving(job: Job, size: Size, inputs: int) -> int:
     experts = job.model.experts
     ffn = size.tokens * size.ffn
     if experts:
-        ffn = size.tokens * experts.experts_per_token * experts.ffn_hidden_size
+        ffn = routed_tokens(job, size) * experts.ffn_hidden_size
         ffn //= job.layout.tp if job.layout.ep == 1 else 1
     return less * (2 * inputs + ffn) - size.tokens * size.queries
 
@@ -110,11 +110,11 @@ def _mlp_width(job: Job, ffn: int) -> int:
 def _experts_kept(job: Job, size: Size, experts: Experts) -> int:
     """Elements: routed copies of tokens before and behind the experts, and the experts' own."""
     layout, hidden = job.layout, job.model.hidden_size
-    routed = size.tokens * experts.experts_per_token
+    routed = routed_tokens(job, size)
     ffn = experts.ffn_hidden_size // (layout.tp if layout.ep == 1 else 1)
     shared = experts.num_shared * experts.ffn_hidden_size // layout.tp
     own = routed * (2 * hidden + _mlp_width(job, ffn))
-    router = 2 * size.tokens * experts.num_experts
+    router = 2 * size.norm_tokens * experts.num_experts
     return own + router + size.tokens * _mlp_width(job, shared)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from launcher.config.schema import Gpu, Hardware
-from launcher.plan.backtest_cells import Unsupported
+from launcher.plan.backtest_cells import Unsupported, read_number
 from launcher.plan.backtest_programs import PIPELINE_STATE, find_program
 from launcher.plan.execution import Execution, Recompute
 
@@ -20,13 +20,14 @@ def find_execution(
     program = find_program(row)
     execution, words = program.execution, f"{row['id']} {row['notes']}".lower()
     changes: dict[str, Any] = {}
+    is_long = (read_number(row, "cp") or 1) > 1 or (read_number(row, "seq") or 1) > LONGEST_SCORES
     if program.is_modern and vpp > 1:  # Megatron-Core overlaps exchanges of interleaved stages
         changes["overlap_p2p"] = True
     if re.search(r"(no|without) flash|torch attention|unfused attention", words):
         changes["attention"] = "matrix"
     elif re.search(r"flash[- ]?attention[- ]?3|fa3|cudnn", words):
         changes["attention"] = "cudnn"
-    elif re.search(r"flash", words) and execution.attention == "matrix":
+    elif (re.search(r"flash", words) or is_long) and execution.attention == "matrix":
         changes["attention"] = "flash"
     if re.search(r"(?<![a-z])eager", words):
         changes["fusion"] = "eager"
@@ -58,6 +59,9 @@ def find_execution(
     changes["shard_size"] = _shard_size(row, hardware.gpus_per_node or 1)
     return replace(execution, **changes)
 
+
+LONGEST_SCORES = 8192
+"""Tokens of a sequence beyond which, as where it is cut over cp, nobody writes all scores out."""
 
 NO = ("no", "none", "off", "false", "0", "n", "disabled", "without")
 """Ways to write that something is not used."""
@@ -91,6 +95,8 @@ def _offload(words: str) -> str | None:
 
 def zero_stage(text: str, pp: int) -> int:
     """Of `zero1(dist-opt)`, `ZeRO stage 2`, `fsdp2(zero3)`, `fsdp`, `SHARD_GRAD_OP`, `ddp`, `0`."""
+    if re.search(r"(?<![a-z])mics(?![a-z])", text):
+        return 3
     if found := re.search(r"(?:zero|stage|^z|^)[-_ ]*(?:stage)?[-_ =:]*([0-3])(?!\d)", text):
         return int(found[1])
     if re.search(r"shard_grad_op|grad_op|\bos\+g\b", text):
@@ -103,11 +109,19 @@ def zero_stage(text: str, pp: int) -> int:
 
 
 def _shard_size(row: Mapping[str, str], per_node: int) -> int | None:
-    """`hsdp(16-GPU groups)`; HSDP that says no more shards inside a node."""
+    """`hsdp(16-GPU groups)`, `MiCS` with `partition size 16` in notes; inside a node by default."""
     text = row["zero_or_fsdp"].lower()
-    if groups := re.search(r"(\d+)[- ]gpu (?:groups?|shards?)|shard[ =:]+(\d+)", text):
+    if re.search(IN_GROUPS, text):
+        text += " " + row["notes"].lower()
+    size = r"(?:shard|partition|mics)(?:[ _]?(?:shard|group|size))*[ =:]+(\d+)"
+    if groups := re.search(rf"(\d+)[- ](?:gpu|way) (?:groups?|shards?|partitions?)|{size}", text):
         return int(groups[1] or groups[2])
-    return per_node if re.search(r"hsdp|hybrid", text) else None
+    return per_node if re.search(IN_GROUPS, text) else None
+
+
+IN_GROUPS = r"hsdp|hybrid|(?<![a-z])mics(?![a-z])"
+"""State sharded over groups of ranks with replicas: HSDP, and MiCS (arXiv:2205.00119), which is
+ZeRO-3 inside partition groups and sums gradients over their replicas."""
 
 
 def keep_gathered(execution: Execution, pp: int) -> Execution:

@@ -57,6 +57,13 @@ MEGATRON = Execution(
 )  # fmt: skip
 """Megatron-Core with Transformer Engine."""
 
+MEGATRON_2023 = replace(
+    MEGATRON_2021, p2p_split=False, final_all_reduce_again=False, reduce_bytes=4
+)
+"""Megatron-LM with its fused softmax and dropout: `--use-flash-attn` was off unless asked for. The
+zero-bubble paper's profiled passes (2401.10241, tables 5 and 9) have a forward of twice its weight
+gradients, as scores that are written out give; FlashAttention would be a fifth shorter."""
+
 FSDP = Execution(attention="flash", fusion="eager", overlap_dp=True, **SHARDED_STATE)
 """PyTorch's FSDP around torch's own kernels."""
 
@@ -124,13 +131,14 @@ PROGRAMS = (
         execution=MEGATRON_2021,
         is_modern=False,
     ),
+    Program(pattern=r"zero[- ]bubble|2401\.10241", execution=MEGATRON_2023),
     Program(pattern=r"fsdp", execution=FSDP, default_stage=3),
     Program(
         pattern=r"deepspeed|\bzero\b(?![- ]?bubble)|zero[- ]?(3|infinity|offload)",
         execution=replace(MEGATRON, attention="flash", unused_gradients=False, reduce_bytes=2),
     ),
     Program(
-        pattern=r"megatron|mcore|simumax|transformer[- ]engine|megascale|zero[- ]bubble",
+        pattern=r"megatron|mcore|simumax|transformer[- ]engine|megascale",
         execution=MEGATRON,
         default_stage=1,  # the distributed optimizer, as its own examples have it
     ),

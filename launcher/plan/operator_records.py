@@ -122,6 +122,19 @@ def _size(
     )
 
 
+def routed_tokens(job: Job, size: Size) -> int:
+    """Copies of tokens that a rank sends to experts; 0 without experts.
+
+    With ep, experts are whole and tp ranks, which hold different ones, send a share of the tokens
+    each. Without, every tp rank has a part of all experts and so needs all tokens.
+    """
+    layout, experts = job.layout, job.model.experts
+    if experts is None:
+        return 0
+    tokens = -(-size.tokens // layout.tp) if layout.ep > 1 else size.tokens
+    return tokens * experts.experts_per_token
+
+
 NORM = {"eager": (18, 24), "fused": (2, 3), "compiled": (2, 3)}
 """Elements of H read and written by a norm forward and backward. Eager RMSNorm is a chain of
 float32 kernels: upcast, square, mean, root, two products, downcast; LayerNorm is one kernel."""

@@ -18,6 +18,7 @@ from launcher.plan.operator_records import (
     join_work,
     make_matmul,
     moved_in,
+    routed_tokens,
 )
 
 GATE = {"eager": (5, 9), "fused": (3, 5), "compiled": (3, 5)}
@@ -58,11 +59,10 @@ def experts_work(job: Job, size: Size) -> Work:
     model, layout = job.model, job.layout
     experts = model.experts
     assert experts is not None
-    hidden, tokens = model.hidden_size, size.tokens
+    hidden, tokens = model.hidden_size, size.norm_tokens
     local = max(1, experts.num_experts // layout.ep)
-    routed = tokens * experts.experts_per_token  # of all ranks' tokens as many come as go
+    routed = routed_tokens(job, size)  # of all ranks' tokens as many come as go
     ffn = experts.ffn_hidden_size // (layout.tp if layout.ep == 1 else 1)
-    # ep ranks work on whole experts: their tokens are those of the whole tp group.
     each = -(-routed // local)
     element = job.execution.element_bytes
     grouped = tuple(

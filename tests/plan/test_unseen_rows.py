@@ -1,0 +1,107 @@
+"""Corners that no measured row of ours has: what must hold of a prediction whatever the numbers."""
+
+from dataclasses import replace
+
+import pytest
+
+from launcher.plan.activations import block_kept_bytes
+from launcher.plan.backtest import predict_row
+from launcher.plan.backtest_facts import zero_stage
+from launcher.plan.backtest_rows import read_row
+from launcher.plan.operators import block_work
+from launcher.plan.stage_time import estimate_parts
+
+from .test_backtest import FACTS, ROW
+
+
+def make_row(name, **cells):
+    """A row with nothing measured."""
+    blank = dict.fromkeys(("step_time_s", "tokens_per_s_per_gpu", "tflops_per_gpu", "mfu",
+                           "mem_gib", "notes"), "")  # fmt: skip
+    return (
+        ROW[name]
+        | blank
+        | {"dp": "", "gpus_per_node": ""}
+        | {key: str(value) for key, value in cells.items()}
+    )
+
+
+def mixture(**cells):
+    """Mixtral 8x7B on 64 H100."""
+    dimensions = {"model": "mixtral-8x7b", "params_b": 46.7, "layers": 32, "hidden": 4096,
+                  "heads": 32, "kv_heads": 8, "ffn": 14336, "vocab": 32000}  # fmt: skip
+    silent = dict.fromkeys(("tp", "pp", "vpp", "cp", "dp", "zero_or_fsdp", "recompute"), "")
+    return make_row("sc21_t1_3.6B", **dimensions | silent | {
+        "source": "Megatron-Core", "gpu": "H100", "gpus": 64, "micro_batch": 1, "global_batch": 128,
+        "seq": 4096, "precision": "bf16",
+    } | cells)  # fmt: skip
+
+
+def grouped_flops(**cells):
+    """Of the experts' products in one block, on one rank."""
+    work = block_work(read_row(mixture(**cells), FACTS).job)
+    return sum(product.forward.flops for product in work.grouped)
+
+
+@pytest.mark.parametrize("ep", [1, 2, 8])
+def test_tp_ranks_share_the_experts_work_whether_experts_are_cut_or_whole(ep):
+    assert grouped_flops(tp=4, ep=ep) == pytest.approx(grouped_flops(tp=1, ep=ep) / 4)
+
+
+def test_tp_ranks_send_a_share_of_the_tokens_to_experts_each():
+    one, four = (block_work(read_row(mixture(tp=tp, ep=8), FACTS).job) for tp in (1, 4))
+    assert one.all_to_all_bytes == 4 * four.all_to_all_bytes
+    kept = [block_kept_bytes(read_row(mixture(tp=tp, ep=8), FACTS).job, "none") for tp in (1, 4)]
+    assert kept[1] < 0.4 * kept[0]
+
+
+def test_a_mixture_under_tp_is_no_order_of_magnitude_slower():
+    one, four = (predict_row(mixture(tp=tp, ep=8), FACTS) for tp in (1, 4))
+    assert four.predicted_step_s < 1.6 * one.predicted_step_s
+
+
+PROFILES = {
+    (22, 2304, 24, 8, 6): (18.522, 18.086, 9.337),
+    (46, 5120, 40, 16, 1): (11.347, 11.248, 8.132),
+}
+"""Zero bubble (2401.10241, table 9): layers, width, heads, stages, samples; ms of F, B and W."""
+
+
+@pytest.mark.parametrize("shape", PROFILES)
+def test_the_zero_bubble_papers_passes_are_those_of_written_scores(shape):
+    layers, hidden, heads, stages, samples = shape
+    row = make_row(
+        "sc21_t1_3.6B", source="Zero bubble (2401.10241)", model="gpt", params_b="", vocab=50257,
+        layers=layers, hidden=hidden, heads=heads, kv_heads=heads, ffn=4 * hidden, seq=1024,
+        gpus=stages, pp=stages, tp=1, micro_batch=samples, global_batch=24 * samples,
+        recompute="none",
+    )  # fmt: skip
+    job = read_row(row, FACTS).job
+    each = (layers + 2) / stages  # embedding and head are a block each
+
+    def pass_ms(attention):
+        changed = replace(job, execution=replace(job.execution, attention=attention))
+        return 1e3 * each * estimate_parts(changed).block.total_s
+
+    assert job.execution.attention == "matrix"
+    assert pass_ms("matrix") == pytest.approx(sum(PROFILES[shape]), rel=0.08)
+    assert pass_ms("flash") < 0.93 * pass_ms("matrix")
+
+
+@pytest.mark.parametrize("cells", [{"cp": "8"}, {"seq": "131072"}])
+def test_nobody_writes_the_scores_of_a_long_sequence_out(cells):
+    row = make_row("sc21_t1_3.6B", source="Megatron-DeepSpeed", **{"tp": 1, "gpus": 8} | cells)
+    assert read_row(row, FACTS).job.execution.attention == "flash"
+    short = make_row("sc21_t1_3.6B", source="Megatron-DeepSpeed")
+    assert read_row(short, FACTS).job.execution.attention == "matrix"
+
+
+@pytest.mark.parametrize(
+    ("cell", "notes", "size"),
+    [("MiCS", "partition group size 16", 16), ("MiCS (8-GPU groups)", "", 8), ("mics", "", 8),
+     ("hsdp", "shard=32", 32), ("zero3", "baseline of MiCS, partition size 16", None)],
+)  # fmt: skip
+def test_mics_is_zero_3_in_partition_groups(cell, notes, size):
+    row = make_row("sc21_t1_3.6B", source="x", zero_or_fsdp=cell, pp=1, notes=notes)
+    assert zero_stage(cell.lower(), 1) == 3
+    assert read_row(row, FACTS).job.execution.shard_size == size
