@@ -28,13 +28,13 @@ from launcher.plan.search_nodes import (
     Ordered,
     Pipeline,
     Place,
-    Plan,
     Ranked,
     Ranking,
     Recomputed,
     Roomy,
     Scheduled,
 )
+from launcher.plan.search_rooms import Rooms
 from launcher.plan.search_space import Space
 from launcher.plan.search_stages import Stages, choice_in
 
@@ -57,12 +57,10 @@ class Search:
         self.memory, self.floors = Memory(coster, space.sharding), Floors(coster)
         self.counts = Counts()
         self.rules = Legality(space.run, self.counts)
+        self.rooms = Rooms(space, self.memory, self.rules, self.counts)
         self._queue: list[tuple[float, bool, tuple[object, ...], int, Node]] = []
         self._num_pushed = 0
-        self._plans: dict[tuple[int, int], list[Plan]] = {}
         self._places: dict[object, list[Place]] = {}
-        self._allowed: dict[object, list[Sharding]] = {}
-        self._allowed_pipelines: dict[object, bool] = {}
 
     def rank(self, limit: int) -> Ranking:
         """Take the most promising further until enough are known exactly."""
@@ -170,7 +168,7 @@ class Search:
         """Stages, and the same with more recomputation, which never is faster."""
         for stages in node.stages:
             stage_s = max(bound, self.floors.stages_s(node.mesh, stages.pp, stages.dp))
-            roomy = self._roomy(stages)
+            roomy = self.rooms.first_stage(stages)
             if roomy.shardings:
                 self._push(self.floors.least_s(stages, roomy.shardings, stage_s), roomy)
         if node.later:
@@ -200,33 +198,6 @@ class Search:
                 yield choice
 
     # 2. Schedule and chunks, whatever the sharding.
-    def _roomy(self, stages: Stages) -> Roomy:
-        """Schedules and shardings that may have room together on the first stage."""
-        mesh, pp, dp, count, _ = stages
-        room, block = self.memory.first_room(mesh)
-        allowed, plans = self._shardings(stages), []
-        states: dict[int, dict[Sharding, int]] = {}
-        most: dict[int, int] = {}
-        for position, plan in enumerate(self._plans_of(pp, count) if allowed else ()):
-            cut = self.coster.cut(mesh, plan.chain)
-            layers, left = cut.first_layers, NO_LIMIT
-            if layers not in states:
-                of_all = self.memory.states(mesh, pp, dp, layers)
-                states[layers] = {one: of_all[one] for one in allowed}
-            if plan.peak is not None:
-                left = room - plan.peak * layers * block // cut.chain.num_chunks
-            if min(states[layers].values()) <= left:
-                plans.append((position, plan, cut, left))
-                most[layers] = max(left, most.get(layers, left))
-            else:
-                self.counts.over_memory += 1
-        shardings = [
-            one
-            for one in allowed
-            if any(states[layers][one] <= left for layers, left in most.items())
-        ]
-        return Roomy(stages, shardings, plans)
-
     def _expand_roomy(self, node: Roomy, bound: float) -> None:
         stages, shardings, _ = node
         pipelines = sorted(self._pipelines(node))
@@ -241,19 +212,6 @@ class Search:
         for position, plan, cut, room in node.plans:
             seconds = floors.pipeline_s(stages, plan.name, plan.late, cut, times[plan.late])
             yield Bounded(seconds, position, plan.name, plan.vpp, cut, room)
-
-    def _plans_of(self, pp: int, count: int) -> list[Plan]:
-        """Of so many microbatches on so many stages."""
-        key = (pp, count)
-        if key not in self._plans:
-            self._plans[key] = [
-                Plan(
-                    name, vpp, has_late_weights(name), self.coster.chain(name, pp, vpp),
-                    self.memory.first_peak(name, pp, vpp, count),
-                )
-                for name, vpp in self.space.pipelines(pp, count)
-            ]  # fmt: skip
-        return self._plans[key]
 
     # 3. Sharding, with the first schedule; each brings the next one when it is taken further.
     def _expand_scheduled(self, node: Scheduled, bound: float) -> None:
@@ -281,27 +239,13 @@ class Search:
         else:
             self.counts.over_memory += 1
 
-    def _shardings(self, stages: Stages) -> list[Sharding]:
-        """What a rule allows with some schedule."""
-        pp, shardings = stages.pp, stages.shardings
-        key = (pp, shardings)
-        if key not in self._allowed:
-            self._allowed[key] = [
-                (engine, stage, offload)
-                for engine, stage, offload in shardings
-                # Inside a pipeline ZeRO-2 is ZeRO-1: it takes as long, and no less.
-                if not (stage == 2 and pp > 1 and (engine, 1, offload) in shardings)
-                and self.rules.allow(engine=engine, zero_stage=stage, offload=offload, pp=pp)
-            ]
-        return self._allowed[key]
-
     def _push_pipeline(self, node: Pipeline, bound: float) -> None:
         """The schedule of this rank, or the next one that may have room."""
         stages, _, pipelines, _ = node.scheduled
         mesh, pp, dp, _, _ = stages
         for rank in range(node.rank, len(pipelines)):
             one = pipelines[rank]
-            if not self._allows(stages, node.sharding, one):
+            if not self.rooms.allow(stages, node.sharding, one):
                 continue
             states = self.memory.states(mesh, pp, dp, one.cut.first_layers)
             if states[node.sharding] <= one.room:
@@ -311,14 +255,6 @@ class Search:
                 )
                 return
             self.counts.over_memory += 1
-
-    def _allows(self, stages: Stages, sharding: Sharding, one: Bounded) -> bool:
-        """Whether no rule refuses the sharding with this schedule."""
-        key = (stages.pp, stages.num_microbatches, sharding, one.position)
-        if key not in self._allowed_pipelines:
-            choice = choice_in(stages, sharding, one.name, one.vpp)
-            self._allowed_pipelines[key] = self.rules.allow_pipeline(choice)
-        return self._allowed_pipelines[key]
 
     # 4. Order of ranks; each brings the next one when it is taken further.
     def _ordered_s(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from operator import mul
 from typing import NamedTuple
 
+from launcher.plan.collectives import SLOWDOWN, exposed_s
 from launcher.plan.schedule_orders import round_sizes
 from launcher.plan.schedule_records import Chain, StageTimes
 from launcher.plan.search_cuts import Cut, Units
@@ -132,11 +133,11 @@ def quick_rows(name: str, cut: Cut, count: int, is_late: bool) -> list[Row]:
     there = _row(cut.whole, _NONE, _NONE, hops)
     if name in WITH_ROUNDS:
         rounds = round_sizes(stages, count)[0]
-        before = _add(
+        waiting = _add(
             _times(rounds, _row(probe.own_but_last, _NONE, _NONE, 0)),
             _row(probe.last, _NONE, _NONE, 0),
         )
-        found = _add(there, work, _times(-1, before))
+        found = _add(there, work, _times(-1, waiting))
         rows.append(found if is_late else _add(found, drain))
     if name == "1f1b" and count >= stages:
         # One round trip per `stages` microbatches, as in `_one_f_one_b_s`.
@@ -160,4 +161,12 @@ def _add(*rows: Row) -> Row:
 
 def quick_s(rows: Sequence[Row], times: Row) -> float:
     """The longest of some rows."""
-    return max([sum(map(mul, row, times)) for row in rows])
+    return float(max([sum(map(mul, row, times)) for row in rows]))
+
+
+def least_exposed_s(communication_s: float, least_s: float, most_s: float) -> float:
+    """Of `exposed_s` beside any window in a range: it is smallest where the window, slowed down by
+    the collective, ends with it; beside a longer one the collective slows more of it down.
+    """
+    best_s = communication_s / (1 + SLOWDOWN)
+    return exposed_s(communication_s, min(max(best_s, least_s), most_s))

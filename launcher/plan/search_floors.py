@@ -11,11 +11,11 @@ from dataclasses import replace
 from math import inf
 from typing import NamedTuple
 
-from launcher.plan.collectives import SLOWDOWN, Links, StateTraffic, exposed_s, hop_s
+from launcher.plan.collectives import SLOWDOWN, Links, StateTraffic, hop_s
 from launcher.plan.execution import Execution
 from launcher.plan.records import Stage
 from launcher.plan.schedule import SCHEDULES
-from launcher.plan.search_bounds import Quad, Row, UnitTimes, quick_rows, quick_s
+from launcher.plan.search_bounds import Quad, Row, UnitTimes, least_exposed_s, quick_rows, quick_s
 from launcher.plan.search_choice import ORDER, ORDERS
 from launcher.plan.search_cost import Coster, Mesh
 from launcher.plan.search_cuts import Cut
@@ -304,14 +304,6 @@ def _tail_s(held: _Held, window: _Window) -> float:
         return traffic.reduce_s + traffic.gather_s
     reduce_s = least_exposed_s(traffic.reduce_s, *window.backward_range)
     return reduce_s + least_exposed_s(traffic.gather_s, *window.forward_range)
-
-
-def least_exposed_s(communication_s: float, least_s: float, most_s: float) -> float:
-    """Of `exposed_s` beside any window in a range: it is smallest where the window, slowed down by
-    the collective, ends with it; beside a longer one the collective slows more of it down.
-    """
-    best_s = communication_s / (1 + SLOWDOWN)
-    return exposed_s(communication_s, min(max(best_s, least_s), most_s))
 
 
 def _added(one: Quad, other: Quad) -> Quad:

@@ -21,10 +21,10 @@ from launcher.plan.schedule_records import StageTimes
 from launcher.plan.search import rank_layouts
 from launcher.plan.search_advice import search_layouts
 from launcher.plan.search_auto import fixed_keys
-from launcher.plan.search_bounds import shortest_s
+from launcher.plan.search_bounds import least_exposed_s, shortest_s
 from launcher.plan.search_choice import changed, layout_of
 from launcher.plan.search_cost import Coster, Mesh
-from launcher.plan.search_floors import Floors, least_exposed_s
+from launcher.plan.search_floors import Floors
 from launcher.plan.search_space import build_space, enumerate_choices
 from launcher.plan.search_walks import Walks
 from launcher.plan.simulate import peak_in_flight, simulate
