@@ -176,6 +176,9 @@ def find_program(row: dict[str, str]) -> Program:
         program = Program(pattern="fsdp", execution=FSDP)
     written = [int(number) for number in re.findall(r"\b([12]\d{3})\.\d{4,5}\b", source)]
     is_old = bool(written) and min(written) < FIRST_FLASH and "flash" not in source
-    if is_old and program.is_modern and not is_fsdp:
+    if is_old and is_fsdp:
+        old = replace(program.execution, attention="matrix", dropout_masks=True)
+        return replace(program, execution=old, is_modern=False)
+    if is_old and program.is_modern:
         program = Program(pattern="", execution=MEGATRON_2021, is_modern=False)
     return program

@@ -105,3 +105,24 @@ def test_mics_is_zero_3_in_partition_groups(cell, notes, size):
     row = make_row("sc21_t1_3.6B", source="x", zero_or_fsdp=cell, pp=1, notes=notes)
     assert zero_stage(cell.lower(), 1) == 3
     assert read_row(row, FACTS).job.execution.shard_size == size
+
+
+@pytest.mark.parametrize("notes", ["", "no comm overlap"])
+def test_zero_3_gathers_ahead_whatever_the_program(notes):
+    row = make_row("sc21_t1_3.6B", source="2104.04473", zero_or_fsdp="zero3", pp=1, notes=notes)
+    assert read_row(row, FACTS).job.execution.overlap_dp is (notes == "")
+
+
+def test_zero_plus_plus_is_zero_3_with_8_bit_messages():
+    job = read_row(make_row("sc21_t1_3.6B", source="x", zero_or_fsdp="ZeRO++", pp=1), FACTS).job
+    execution = job.execution
+    assert (job.layout.zero_stage, execution.gather_bytes, execution.reduce_bytes) == (3, 1, 1)
+
+
+@pytest.mark.parametrize(("url", "kernel"), [("2205.01068", "matrix"), ("2304.11277", "flash")])
+def test_fsdp_before_flash_attention_writes_scores_out(url, kernel):
+    row = make_row("sc21_t1_3.6B", source=f"A lab ({url})", source_url_or_repo_path="", pp=1,
+                   zero_or_fsdp="fsdp")  # fmt: skip
+    job = read_row(row, FACTS).job
+    assert job.execution.attention == kernel
+    assert job.execution.dropout_masks is (kernel == "matrix")
