@@ -16,8 +16,8 @@ multiprocessor reaches with them. Smaller ones reuse less of what they load; ass
 
 TILE_START = 75
 """Depth of a product whose time equals filling and draining a tile's pipeline: with it weight
-gradients of 1,024 and of 6,144 tokens stand to each other as in the zero-bubble paper's profile of an
-A100 (76 and 81 % of the peak; arXiv:2401.10241, table 9)."""
+gradients of 1,024 and of 6,144 tokens stand to each other as in the zero-bubble paper's profile
+of an A100 (76 and 81 % of the peak; arXiv:2401.10241, table 9)."""
 
 SPLITS = (1, 2, 3, 4, 8)
 """Into how many parts a library splits the depth of a product that has few tiles."""

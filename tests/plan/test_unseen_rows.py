@@ -8,6 +8,7 @@ from launcher.plan.activations import block_kept_bytes
 from launcher.plan.backtest import predict_row
 from launcher.plan.backtest_facts import zero_stage
 from launcher.plan.backtest_rows import read_row
+from launcher.plan.kernels import Gemm, gemm_s
 from launcher.plan.operators import block_work
 from launcher.plan.stage_time import estimate_parts
 
@@ -126,3 +127,21 @@ def test_fsdp_before_flash_attention_writes_scores_out(url, kernel):
     job = read_row(row, FACTS).job
     assert job.execution.attention == kernel
     assert job.execution.dropout_masks is (kernel == "matrix")
+
+
+def test_products_of_few_tokens_stand_to_others_as_in_the_zero_bubble_papers_profile():
+    gpu = FACTS.gpus["a100_80gb"]
+
+    def ms(tokens, hidden):
+        """Three blocks' weight gradients, added to float32 sums."""
+        widths = (
+            (3 * hidden, hidden),
+            (hidden, hidden),
+            (4 * hidden, hidden),
+            (hidden, 4 * hidden),
+        )
+        products = [Gemm(m=k, n=n, k=tokens, output_bytes=8) for n, k in widths]
+        return 3e3 * sum(gemm_s(product, "bf16", gpu) for product in products)
+
+    assert ms(6144, 2304) == pytest.approx(9.337, rel=0.1)
+    assert ms(1024, 5120) / ms(6144, 2304) == pytest.approx(8.132 / 9.337, rel=0.04)
