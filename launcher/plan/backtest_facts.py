@@ -129,7 +129,10 @@ ZeRO-3 inside partition groups and sums gradients over their replicas."""
 
 def keep_gathered(execution: Execution, pp: int) -> Execution:
     """FSDP whose weights stay gathered for the step: 16-bit ones beside the sharded master copy."""
-    return replace(execution, torch_pipeline=pp > 1, **PIPELINE_STATE)
+    is_pipeline = pp > 1  # whose sums over microbatches autograd and FSDP make
+    return replace(
+        execution, torch_pipeline=is_pipeline, fuses_gradients=not is_pipeline, **PIPELINE_STATE
+    )
 
 
 def gather_ahead(execution: Execution, row: Mapping[str, str]) -> Execution:

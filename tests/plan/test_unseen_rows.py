@@ -145,3 +145,13 @@ def test_products_of_few_tokens_stand_to_others_as_in_the_zero_bubble_papers_pro
 
     assert ms(6144, 2304) == pytest.approx(9.337, rel=0.1)
     assert ms(1024, 5120) / ms(6144, 2304) == pytest.approx(8.132 / 9.337, rel=0.04)
+
+
+def test_sums_of_gradients_by_kernels_of_their_own_cost_a_pass_over_memory():
+    job = read_row(make_row("sc21_t1_3.6B"), FACTS).job
+    assert not job.execution.fuses_gradients  # Megatron-LM of 2021
+    fused = replace(job, execution=replace(job.execution, fuses_gradients=True))
+    apart_s, fused_s = (estimate_parts(one).block.weight_s for one in (job, fused))
+    elements = 12 * 3072**2 / job.layout.tp
+    least_s = 10 * elements / job.hardware.gpu.memory_bandwidth  # two bytes read, four both ways
+    assert least_s < apart_s - fused_s < 2 * least_s
