@@ -52,6 +52,7 @@ def conclude(place: Place, run: Run, facts: Facts) -> int:
         "first_step": facts.first_step,
         "last_step": facts.trained_step,
         "saved_step": facts.saved_step,
+        "lost_nodes": list(facts.lost_nodes),
         "ended_at": time.time(),
         "first_error": _words(failure) if ending.status != "done" else None,
     }
@@ -124,6 +125,7 @@ def _facts(place: Place, exit_code: int, was_asked: bool) -> Facts:
         first_step=int(nodes.get("first_step", 0)),
         trained_step=trained_steps(files),
         saved_step=saved_step(files),
+        nodes=tuple(nodes.get("nodes") or ()),
         was_asked=was_asked,
         # A job that is being ended and is neither requeued nor at its limit was cancelled.
         is_cancelled=files.cancelled.exists()

@@ -18,6 +18,8 @@ _NO_FAILURES = ("preempted", "cancelled")
 # These come again whenever they come; the other useless ones only before the first step: a file
 # that is gone after an hour of training may be back.
 _ALWAYS_FINAL = ("configuration", "not_a_number", "out_of_memory")
+_KILLED = (128 + 9, 128 + 15)
+"""Exit codes of srun where its tasks were ended by SIGKILL or SIGTERM."""
 _SLOW_SIGNAL_S = 60.0
 """Slurm sends the notice of a time limit up to a minute early."""
 
@@ -30,6 +32,8 @@ class Past:
     first_step: int
     node: str | None = None
     """Of the rank that failed first."""
+    lost: tuple[str, ...] = ()
+    """Nodes by whose loss it ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,8 @@ class Facts:
     trained_step: int
     saved_step: int
     """Steps in the newest checkpoint."""
+    nodes: Sequence[str] = ()
+    """On which it ran."""
     was_asked: bool = False
     """The queue sent its notice."""
     is_cancelled: bool = False
@@ -177,16 +183,31 @@ def _hang(facts: Facts) -> Ending:
 def _failure(facts: Facts) -> Ending:
     """A worker or an agent failed of itself."""
     if facts.cause is None:
-        return _again(
-            "unknown",
-            f"the job's step ended with exit code {facts.exit_code}, and no rank said why",
-        )
+        why = f"the job's step ended with exit code {facts.exit_code}, and no rank said why"
+        if returned := _nodes_that_kill(facts):
+            why = (
+                f"{why}; {', '.join(returned)} had been lost by this job, and kills what it starts"
+            )
+            return _again("node_failure", why, returned)
+        return _again("unknown", why)
     if facts.cause.kind == "port_taken":
         return _again("port", facts.error)
     bad = ()
     if facts.cause.again == "elsewhere" and facts.failed_node:
         bad = (facts.failed_node,)
     return _again("worker_failed", facts.error, bad)
+
+
+def _nodes_that_kill(facts: Facts) -> tuple[str, ...]:
+    """Nodes that were lost, came back, and did not let this start take a step.
+
+    Slurm (seen: 22.05) gives such a node to a job before the node has ended that job's earlier
+    start, and until that has ended it kills all that has the job's number, once a second.
+    """
+    if facts.exit_code not in _KILLED or facts.trained_step > facts.first_step:
+        return ()
+    lost = {node for past in facts.past for node in past.lost}
+    return tuple(node for node in facts.nodes if node in lost)
 
 
 def _again(reason: Reason, why: str, bad_nodes: Sequence[str] = ()) -> Ending:

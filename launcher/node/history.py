@@ -37,6 +37,7 @@ def past_of(starts: Sequence[Start]) -> list[Past]:
             reason=str((start.end or {}).get("reason", "node_failure")),
             first_step=int(_number(start.nodes.get("first_step"))),
             node=((start.end or {}).get("first_error") or {}).get("node"),
+            lost=tuple((start.end or {}).get("lost_nodes", ())),
         )
         for start in starts
     ]
@@ -86,6 +87,7 @@ def close_lost_starts(
                 "last_step": trained_steps(files),
                 "saved_step": saved_step(files),
                 "bad_nodes": [],
+                "lost_nodes": list(lost),
                 "ended_at": time.time(),
                 "first_error": None,
             },

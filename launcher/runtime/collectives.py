@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from launcher.runtime.groups import Axis
+from launcher.runtime.outside_graphs import outside_graphs
 
 
 class Pending:
@@ -94,13 +95,13 @@ class SequencePieces:
         return start_scatter(pieces, self.axis)
 
 
-@torch._disable_dynamo  # type: ignore[attr-defined]
+@outside_graphs
 def sum_to_rest(x: Tensor, exchange: Exchange) -> Tensor:
     """Sum the ranks' partial results; x, in which the sum may be written, is used up."""
     return _SumToRest.apply(x, exchange)  # type: ignore[no-any-return, no-untyped-call]
 
 
-@torch._disable_dynamo  # type: ignore[attr-defined]
+@outside_graphs
 def copy_to_ranks(x: Tensor, axis: Axis) -> Tensor:
     """Give x to every rank: identity forward, sum of the ranks' gradients backward."""
     return _CopyToRanks.apply(x, axis)  # type: ignore[no-any-return, no-untyped-call]

@@ -10,11 +10,20 @@ import torch
 from torch.nn import Parameter
 
 from launcher.config.schema import Optimizer
+from launcher.runtime.outside_graphs import (
+    spare_compiler_when_made,
+    spare_compiler_when_stepping,
+)
 
 
 def build_optimizer(parameters: Iterable[Parameter], config: Optimizer) -> torch.optim.Optimizer:
     """The torch optimizer; its learning rate is set anew before every step."""
     groups = decay_groups(parameters, config.weight_decay)
+    spare_compiler_when_made()
+    return spare_compiler_when_stepping(_build(groups, config))
+
+
+def _build(groups: list[dict[str, Any]], config: Optimizer) -> torch.optim.Optimizer:
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=config.learning_rate, momentum=config.momentum)
     return torch.optim.AdamW(

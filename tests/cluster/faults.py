@@ -78,16 +78,20 @@ def wait_for_recovery(job: Job, fault: Fault, timeout_s: float = 400) -> Recover
 def heal(job: Job, fault: Fault, timeout_s: float = 400) -> None:
     """The node is as it was before, and free; meanwhile the run, which takes seconds, stands still.
 
-    A daemon that returns finds what was left running.
+    What was left running there must end itself. Then the node starts anew, as after repairs: a
+    slurmd that still ends the job's earlier start would kill the next one, for Slurm (22.05) gives
+    it the node as soon as it answers and knows the two by the same number.
     """
     if fault.kind in ("rank", "torchrun", "agent", "hang"):
         return
     cluster = job.cluster
     with frozen(job):
-        if fault.kind == "cable":
-            cluster.join(fault.node)
-        else:
-            cluster.up(fault.node)
+        cluster.join(fault.node)
+        wait_until(
+            lambda: not training(cluster, fault.node), timeout_s, f"nothing trains after {fault}"
+        )
+        cluster.kill_node(fault.node)
+        cluster.up(fault.node)
         spare = cluster.num_nodes - len(cluster.job_nodes(job.job_id))
         wait_until(
             lambda: len(cluster.idle_nodes()) >= spare, timeout_s, f"spare nodes after {fault}",

@@ -145,6 +145,28 @@ def past(*reasons: str, first_step: int = 60) -> tuple[Past, ...]:
     return tuple(Past(reason=reason, first_step=first_step) for reason in reasons)
 
 
+LOST = Past(reason="node_failure", first_step=20, lost=("n2",))
+KILLED_WITHOUT_A_STEP = replace(
+    NO_STEP, exit_code=137, cause=None, error="", nodes=("n1", "n2"), past=[LOST]
+)
+
+
+@pytest.mark.parametrize("exit_code", [137, 143])
+def test_a_node_that_was_lost_and_came_back_to_kill_the_job_is_excluded(exit_code):
+    ending = decide(replace(KILLED_WITHOUT_A_STEP, exit_code=exit_code), LIMITS)
+    assert (ending.status, ending.reason, ending.bad_nodes) == ("requeued", "node_failure", ("n2",))
+    assert "n2 had been lost" in ending.why
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"nodes": ("n1", "n3")}, {"trained_step": 61}, {"exit_code": 1}, {"past": []}],
+)
+def test_a_kill_that_has_nothing_to_do_with_a_lost_node_excludes_none(change):
+    ending = decide(replace(KILLED_WITHOUT_A_STEP, **change), LIMITS)
+    assert (ending.reason, ending.bad_nodes) == ("unknown", ())
+
+
 def test_failures_in_a_row_without_a_further_saved_step_end_the_run():
     lost = past("worker_failed", "node_failure")
     ending = decide(replace(NO_STEP, past=lost), LIMITS)

@@ -134,6 +134,8 @@ def test_a_start_without_an_end_lost_a_node_unless_the_queue_had_sent_a_notice(
     end = list_starts(files)[0].end
     assert (end["status"], end["reason"]) == ("requeued", reason)
     assert (end["first_step"], end["last_step"]) == (20, 30)
+    assert end["lost_nodes"] == list(down)
+    assert past_of(list_starts(files))[0].lost == down
 
 
 def test_an_end_that_was_written_stays(files):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from launcher.config.schema import Model, RopeScaling
 from launcher.runtime.model.dropout import seeded
+from launcher.runtime.outside_graphs import outside_graphs
 from launcher.runtime.parallel.sequence_cut import SequenceCut
 
 
@@ -124,7 +125,7 @@ class AttentionCore(nn.Module):
             enable_gqa=is_grouped,
         )  # fmt: skip
 
-    @torch._disable_dynamo  # type: ignore[attr-defined]
+    @outside_graphs
     def _attend_with_dropout(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, seed: Tensor
     ) -> Tensor:

@@ -40,7 +40,9 @@ class Embedding(nn.Module):
 
     def __init__(self, model: Model, dtype: torch.dtype) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(model.vocab_size, model.hidden_size, device="meta", dtype=dtype)
+        # From a table, for its own initialization would import the compiler, for a second.
+        table_VH = torch.empty(model.vocab_size, model.hidden_size, device="meta", dtype=dtype)
+        self.tokens = nn.Embedding.from_pretrained(table_VH, freeze=False)
         if model.position == "learned":
             self.positions = PositionTable(model, dtype)
 

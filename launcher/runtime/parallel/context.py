@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from launcher.plan.ring_reach import ring_reach
 from launcher.runtime.collectives import exchange
 from launcher.runtime.groups import Axis
+from launcher.runtime.outside_graphs import outside_graphs
 from launcher.runtime.parallel.attention_parts import Parts
 from launcher.runtime.parallel.neighbours import neighbours_attention
 from launcher.runtime.parallel.ring import gathered_attention, ring_attention
@@ -62,7 +63,7 @@ class MeetKeys:
     def __init__(self, attention: Attention, cut: SequenceCut, window: int | None) -> None:
         self._attention, self._cut, self._window = attention, cut, window
 
-    @torch._disable_dynamo  # type: ignore[attr-defined]
+    @outside_graphs
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, seed: Tensor | None, packed: Packed | None
     ) -> Tensor:
@@ -84,7 +85,7 @@ class Ulysses:
     def __init__(self, mix: Mix, axis: Axis) -> None:
         self._mix, self._axis = mix, axis
 
-    @torch._disable_dynamo  # type: ignore[attr-defined]
+    @outside_graphs
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, seed: Tensor | None, packed: Packed | None
     ) -> Tensor:

@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from launcher.plan.execution import ROW_CHUNKS
 from launcher.runtime.collectives import Exchange, Pending
+from launcher.runtime.outside_graphs import outside_graphs
 from launcher.runtime.parallel.split_backward import (
     Hidden,
     WeightQueue,
@@ -40,7 +41,7 @@ class Products:
     queue: WeightQueue | None = None
     """Where weight gradients wait; None: they never do."""
 
-    @torch._disable_dynamo  # type: ignore[attr-defined]
+    @outside_graphs
     def columns(self, x_rest: Tensor, layers: Sequence[nn.Module]) -> tuple[Tensor, ...]:
         """The outputs of layers that read the same input; each has its columns only."""
         pairs = [_operands(layer) for layer in layers]
@@ -49,13 +50,13 @@ class Products:
         x_rest = self._with_backward(x_rest)
         return _Columns.apply(x_rest, self, *weights, *(bias for _, bias in pairs))  # type: ignore[no-any-return, no-untyped-call]
 
-    @torch._disable_dynamo  # type: ignore[attr-defined]
+    @outside_graphs
     def column(self, x_rest: Tensor, weight: Tensor) -> Tensor:
         """One product without a bias."""
         x_rest = self._with_backward(x_rest)
         return _Columns.apply(x_rest, self, self._hide(weight), None)[0]  # type: ignore[no-any-return, no-untyped-call]
 
-    @torch._disable_dynamo  # type: ignore[attr-defined]
+    @outside_graphs
     def row(self, x: Tensor, weight: Tensor) -> Tensor:
         """Cut features in, their product at rest out."""
         return _Row.apply(self._with_backward(x), self._hide(weight), self)  # type: ignore[no-any-return, no-untyped-call]
