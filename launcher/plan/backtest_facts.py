@@ -35,7 +35,7 @@ def find_execution(
         changes["fusion"] = "compiled"
     if re.search(r"async[-_ ]?tp|tp[-_ ]comm[-_ ]overlap", words):
         changes["overlap_tp"] = True
-    if re.search(r"no (comm|communication) overlap", words):
+    if re.search(NO_OVERLAP, words):
         changes |= {"overlap_tp": False, "overlap_dp": False, "overlap_p2p": False}
     if "fused ce" in words or "fused cross" in words:
         changes["fused_loss"] = True
@@ -59,6 +59,9 @@ def find_execution(
     changes["shard_size"] = _shard_size(row, hardware.gpus_per_node or 1)
     return replace(execution, **changes)
 
+
+NO_OVERLAP = r"no (comm|communication) overlap"
+"""In notes: collectives wait for the computing."""
 
 LONGEST_SCORES = 8192
 """Tokens of a sequence beyond which, as where it is cut over cp, nobody writes all scores out."""
@@ -95,7 +98,7 @@ def _offload(words: str) -> str | None:
 
 def zero_stage(text: str, pp: int) -> int:
     """Of `zero1(dist-opt)`, `ZeRO stage 2`, `fsdp2(zero3)`, `fsdp`, `SHARD_GRAD_OP`, `ddp`, `0`."""
-    if re.search(r"(?<![a-z])mics(?![a-z])", text):
+    if re.search(r"(?<![a-z])mics(?![a-z])|zero\+\+", text):
         return 3
     if found := re.search(r"(?:zero|stage|^z|^)[-_ ]*(?:stage)?[-_ =:]*([0-3])(?!\d)", text):
         return int(found[1])
@@ -126,7 +129,24 @@ ZeRO-3 inside partition groups and sums gradients over their replicas."""
 
 def keep_gathered(execution: Execution, pp: int) -> Execution:
     """FSDP whose weights stay gathered for the step: 16-bit ones beside the sharded master copy."""
-    return replace(execution, torch_pipeline=pp > 1, **PIPELINE_STATE)
+    is_pipeline = pp > 1  # whose sums over microbatches autograd and FSDP make
+    return replace(
+        execution, torch_pipeline=is_pipeline, fuses_gradients=not is_pipeline, **PIPELINE_STATE
+    )
+
+
+def gather_ahead(execution: Execution, row: Mapping[str, str]) -> Execution:
+    """ZeRO-3, which every program that has it overlaps: the next weights come while these compute.
+
+    ZeRO++ (arXiv:2306.10209) sends weights as 8-bit integers and gradients as 4-bit ones, these
+    twice: between nodes, and inside them before.
+    """
+    words = f"{row['id']} {row['notes']}".lower()
+    if not re.search(NO_OVERLAP, words):
+        execution = replace(execution, overlap_dp=True)
+    if "zero++" in row["zero_or_fsdp"].lower():
+        execution = replace(execution, gather_bytes=1, reduce_bytes=1)
+    return execution
 
 
 def read_recompute(text: str, num_layers: int) -> tuple[Recompute, float]:

@@ -42,10 +42,15 @@ MEGATRON_2021 = Execution(
     p2p_split=True,
     final_all_reduce_again=True,
     reduce_bytes=2,
+    fuses_gradients=False,
     **PIPELINE_STATE,
 )
 """Megatron-LM before FlashAttention: fused softmax, bias and dropout kernels, half-precision
-reduction behind the last backward, blocking exchanges between stages."""
+reduction behind the last backward, blocking exchanges between stages. Weight gradients are added to
+float32 sums by hooks of their own (`main_grad.add_` in its DDP)."""
+
+MEGATRON_2022 = replace(MEGATRON_2021, fuses_gradients=True)
+"""The same since `--gradient-accumulation-fusion` of early 2022."""
 
 MEGATRON_DEEPSPEED = replace(MEGATRON_2021, p2p_paired=False, p2p_whole_gradients=True)
 """The same kernels in DeepSpeed's pipeline, whose engine sends and receives one after the other,
@@ -58,7 +63,7 @@ MEGATRON = Execution(
 """Megatron-Core with Transformer Engine."""
 
 MEGATRON_2023 = replace(
-    MEGATRON_2021, p2p_split=False, final_all_reduce_again=False, reduce_bytes=4
+    MEGATRON_2022, p2p_split=False, final_all_reduce_again=False, reduce_bytes=4
 )
 """Megatron-LM with its fused softmax and dropout: `--use-flash-attn` was off unless asked for. The
 zero-bubble paper's profiled passes (2401.10241, tables 5 and 9) have a forward of twice its weight
@@ -111,6 +116,7 @@ PROGRAMS = (
             unused_gradients=False,
             reduce_bytes=2,
             gradient_bytes=2,
+            fuses_gradients=False,
             whole_tensors=True,
         ),
         default_stage=1,
@@ -126,11 +132,8 @@ PROGRAMS = (
         execution=MEGATRON_DEEPSPEED,
         is_modern=False,
     ),
-    Program(
-        pattern=r"narayanan|2104\.04473|korthikanti|2205\.05198",
-        execution=MEGATRON_2021,
-        is_modern=False,
-    ),
+    Program(pattern=r"korthikanti|2205\.05198", execution=MEGATRON_2022, is_modern=False),
+    Program(pattern=r"narayanan|2104\.04473", execution=MEGATRON_2021, is_modern=False),
     Program(pattern=r"zero[- ]bubble|2401\.10241", execution=MEGATRON_2023),
     Program(pattern=r"fsdp", execution=FSDP, default_stage=3),
     Program(
@@ -176,6 +179,9 @@ def find_program(row: dict[str, str]) -> Program:
         program = Program(pattern="fsdp", execution=FSDP)
     written = [int(number) for number in re.findall(r"\b([12]\d{3})\.\d{4,5}\b", source)]
     is_old = bool(written) and min(written) < FIRST_FLASH and "flash" not in source
-    if is_old and program.is_modern and not is_fsdp:
+    if is_old and is_fsdp:
+        old = replace(program.execution, attention="matrix", dropout_masks=True)
+        return replace(program, execution=old, is_modern=False)
+    if is_old and program.is_modern:
         program = Program(pattern="", execution=MEGATRON_2021, is_modern=False)
     return program

@@ -12,6 +12,7 @@ from launcher.plan.backtest_cells import BadRow, Unsupported, read_cells, read_i
 from launcher.plan.backtest_facts import (
     find_execution,
     find_schedule,
+    gather_ahead,
     keep_gathered,
     zero_stage,
 )
@@ -77,6 +78,8 @@ def read_row(row: Mapping[str, str | None], facts: Facts) -> Measured:
     execution = find_execution(cells, layout.tp, layout.vpp, model.num_layers, hardware)
     if execution.weight_bytes == 4 and layout.zero_stage < 3:
         execution = keep_gathered(execution, layout.pp)
+    if layout.zero_stage == 3:
+        execution = gather_ahead(execution, cells)
     job = Job(model=model, hardware=hardware, layout=layout, execution=execution)
     memory = read_number(cells, "mem_gib")
     names = ("source", "model", "gpu", "gpus", "seq", "precision")

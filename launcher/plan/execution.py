@@ -52,6 +52,8 @@ class Execution:
     unused_gradients: bool = False
     """Products add weight gradients to the sums themselves, and a tensor of each weight's shape is
     kept for autograd all the same (Transformer Engine)."""
+    fuses_gradients: bool = True
+    """Products add weight gradients to the sums over microbatches; else kernels of their own do."""
     saves_quantised: bool = False
     """Products keep inputs in the type that they multiply in (Transformer Engine under fp8)."""
     torch_pipeline: bool = False

@@ -14,9 +14,10 @@ TILES = ((256, 128, 1.0), (128, 256, 1.0), (128, 128, 0.93), (128, 64, 0.78), (6
 """Output tiles of matrix kernels, rows x columns, and the share of the largest tile's rate that a
 multiprocessor reaches with them. Smaller ones reuse less of what they load; assumed shares."""
 
-TILE_START = 520
-"""Depth of a product whose time equals filling and draining a tile's pipeline; fitted on all
-rows of docs/backtest.md together."""
+TILE_START = 75
+"""Depth of a product whose time equals filling and draining a tile's pipeline: with it weight
+gradients of 1,024 and of 6,144 tokens stand to each other as in the zero-bubble paper's profile
+of an A100 (76 and 81 % of the peak; arXiv:2401.10241, table 9)."""
 
 SPLITS = (1, 2, 3, 4, 8)
 """Into how many parts a library splits the depth of a product that has few tiles."""

@@ -63,7 +63,7 @@ def _remedies(run: Run, fixed: frozenset[str], has_planned: bool) -> Iterator[Re
                 yield Remedy(
                     override=override, reason=f"{dotted(key)} no longer fixed", after=found
                 )
-    for attempts in (_more_nodes(run), _shorter(run), _larger(run)):
+    for attempts in (_more_nodes(run), _shorter(run), _larger(run), _shallower(run)):
         for override, reason, other in attempts:
             found = _best(other, fixed, has_planned)
             if found is not None:
@@ -104,4 +104,13 @@ def _larger(run: Run) -> _Attempts:
     for times in (2, 4, 8, 16, 32):
         larger = gpu.model_copy(update={"memory_bytes": gpu.memory_bytes * times})
         override = f"hardware.gpu.memory_bytes={larger.memory_bytes}"
-        yield override, "devices with more memory", changed(run, hardware={"gpu": larger})
+        reason = f"devices of {larger.memory_bytes / 2**30:,.0f} GiB"
+        yield override, reason, changed(run, hardware={"gpu": larger})
+
+
+def _shallower(run: Run) -> _Attempts:
+    layers = run.model.num_layers
+    while layers > 1:
+        layers //= 2
+        other = changed(run, model={"num_layers": layers})
+        yield f"model.num_layers={layers}", "fewer layers, for a trial", other

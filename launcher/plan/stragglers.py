@@ -9,8 +9,8 @@ from launcher.config.schema import Hardware
 
 SPREAD = 0.015
 """Standard deviation of the speed of devices of one kind, whose clocks differ under a power limit.
-Chosen among 0, 1, 1.5, 2 and 3 % on all rows of docs/backtest.md, whose mean error it leaves as it
-is; without it large runs are predicted shorter than small ones of the same source."""
+Chosen among 0, 1, 1.5, 2 and 3 % on all rows of docs/backtest.md, whose mean error it hardly
+moves."""
 
 NODE = 8
 """Devices whose slowest is in the rates of conf/hardware/gpu already."""

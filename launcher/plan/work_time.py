@@ -21,6 +21,8 @@ class WorkTimes(NamedTuple):
     weight_gradient_s: float = 0.0
     core_s: float = 0.0
     """Of forward, the attention core."""
+    core_gradient_s: float = 0.0
+    """The same of the input gradient."""
     unsaved_s: float = 0.0
     """Of forward, what recomputation by operator does again."""
 
@@ -40,7 +42,13 @@ def time_work(job: Job, work: Work) -> WorkTimes:
     execution = job.execution
     matmuls = (*work.matmuls, *work.grouped)
     products = [
-        _product_times(one.forward, _kind(one, execution), execution.gradient_bytes, gpu)
+        _product_times(
+            one.forward,
+            _kind(one, execution),
+            execution.gradient_bytes,
+            execution.fuses_gradients,
+            gpu,
+        )
         for one in matmuls
     ]
     traffic_forward_s = sum([_moved_s(entry, gpu, "forward") for entry in work.traffic])
@@ -50,15 +58,17 @@ def time_work(job: Job, work: Work) -> WorkTimes:
     )
     input_gradient_s = sum([times.input_gradient_s for times in products])
     input_gradient_s += sum([_moved_s(entry, gpu, "backward") for entry in work.traffic])
-    input_gradient_s += sum([
+    core_gradient_s = sum([
         _attention_s(core, execution, gpu, "backward") for core in work.attention
     ])  # fmt: skip
+    input_gradient_s += core_gradient_s
     longer = slowest(job.hardware)
     return WorkTimes(
         forward_s=longer * (sum([one.forward_s for one in products]) + traffic_forward_s + core_s),
         input_gradient_s=longer * input_gradient_s,
         weight_gradient_s=longer * sum([times.weight_gradient_s for times in products]),
         core_s=longer * core_s,
+        core_gradient_s=longer * core_gradient_s,
         unsaved_s=longer * (traffic_forward_s + unsaved_s),
     )
 
@@ -78,15 +88,23 @@ class _ProductTimes(NamedTuple):
 
 
 @lru_cache(maxsize=65536)
-def _product_times(gemm: Gemm, kind: str, gradient_bytes: int, gpu: Gpu) -> _ProductTimes:
-    """The sum over microbatches is read and written in the type of accumulated gradients."""
+def _product_times(
+    gemm: Gemm, kind: str, gradient_bytes: int, fuses_gradients: bool, gpu: Gpu
+) -> _ProductTimes:
+    """The sum over microbatches is read and written in the type of accumulated gradients: by the
+    product itself, or by a kernel behind it that reads what the product wrote.
+    """
     m, n, k, batch, element, output = gemm
     of_input = Gemm(m, k, n, batch, element, output)
-    of_weight = Gemm(k, n, m, batch, element, 2 * gradient_bytes)
+    of_weight = Gemm(k, n, m, batch, element, 2 * gradient_bytes if fuses_gradients else output)
+    added_s = 0.0
+    if not fuses_gradients:
+        moved = float(batch) * n * k * (output + 2 * gradient_bytes)
+        added_s = elementwise_s(moved, 1, gpu)
     return _ProductTimes(
         forward_s=gemm_s(gemm, kind, gpu) + _casts_s(gemm, kind, gpu, (m * k,)),
         input_gradient_s=gemm_s(of_input, kind, gpu) + _casts_s(gemm, kind, gpu, (m * n,)),
-        weight_gradient_s=gemm_s(of_weight, kind, gpu),
+        weight_gradient_s=gemm_s(of_weight, kind, gpu) + added_s,
     )
 
 

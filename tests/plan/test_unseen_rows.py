@@ -8,6 +8,7 @@ from launcher.plan.activations import block_kept_bytes
 from launcher.plan.backtest import predict_row
 from launcher.plan.backtest_facts import zero_stage
 from launcher.plan.backtest_rows import read_row
+from launcher.plan.kernels import Gemm, gemm_s
 from launcher.plan.operators import block_work
 from launcher.plan.stage_time import estimate_parts
 
@@ -105,3 +106,52 @@ def test_mics_is_zero_3_in_partition_groups(cell, notes, size):
     row = make_row("sc21_t1_3.6B", source="x", zero_or_fsdp=cell, pp=1, notes=notes)
     assert zero_stage(cell.lower(), 1) == 3
     assert read_row(row, FACTS).job.execution.shard_size == size
+
+
+@pytest.mark.parametrize("notes", ["", "no comm overlap"])
+def test_zero_3_gathers_ahead_whatever_the_program(notes):
+    row = make_row("sc21_t1_3.6B", source="2104.04473", zero_or_fsdp="zero3", pp=1, notes=notes)
+    assert read_row(row, FACTS).job.execution.overlap_dp is (notes == "")
+
+
+def test_zero_plus_plus_is_zero_3_with_8_bit_messages():
+    job = read_row(make_row("sc21_t1_3.6B", source="x", zero_or_fsdp="ZeRO++", pp=1), FACTS).job
+    execution = job.execution
+    assert (job.layout.zero_stage, execution.gather_bytes, execution.reduce_bytes) == (3, 1, 1)
+
+
+@pytest.mark.parametrize(("url", "kernel"), [("2205.01068", "matrix"), ("2304.11277", "flash")])
+def test_fsdp_before_flash_attention_writes_scores_out(url, kernel):
+    row = make_row("sc21_t1_3.6B", source=f"A lab ({url})", source_url_or_repo_path="", pp=1,
+                   zero_or_fsdp="fsdp")  # fmt: skip
+    job = read_row(row, FACTS).job
+    assert job.execution.attention == kernel
+    assert job.execution.dropout_masks is (kernel == "matrix")
+
+
+def test_products_of_few_tokens_stand_to_others_as_in_the_zero_bubble_papers_profile():
+    gpu = FACTS.gpus["a100_80gb"]
+
+    def ms(tokens, hidden):
+        """Three blocks' weight gradients, added to float32 sums."""
+        widths = (
+            (3 * hidden, hidden),
+            (hidden, hidden),
+            (4 * hidden, hidden),
+            (hidden, 4 * hidden),
+        )
+        products = [Gemm(m=k, n=n, k=tokens, output_bytes=8) for n, k in widths]
+        return 3e3 * sum(gemm_s(product, "bf16", gpu) for product in products)
+
+    assert ms(6144, 2304) == pytest.approx(9.337, rel=0.1)
+    assert ms(1024, 5120) / ms(6144, 2304) == pytest.approx(8.132 / 9.337, rel=0.04)
+
+
+def test_sums_of_gradients_by_kernels_of_their_own_cost_a_pass_over_memory():
+    job = read_row(make_row("sc21_t1_3.6B"), FACTS).job
+    assert not job.execution.fuses_gradients  # Megatron-LM of 2021
+    fused = replace(job, execution=replace(job.execution, fuses_gradients=True))
+    apart_s, fused_s = (estimate_parts(one).block.weight_s for one in (job, fused))
+    elements = 12 * 3072**2 / job.layout.tp
+    least_s = 10 * elements / job.hardware.gpu.memory_bandwidth  # two bytes read, four both ways
+    assert least_s < apart_s - fused_s < 2 * least_s

@@ -53,8 +53,8 @@ def test_bfloat16_trains_as_one_process_does_up_to_its_rounding(case: Case) -> N
 
 # --- sums in float32 ---------------------------------------------------------------------------
 
-NUM_REPEATS = 512
-"""Equal addends; a bfloat16 sum of them goes wrong from 128 and stands still at 256."""
+NUM_REPEATS = 192
+"""Equal addends; a bfloat16 sum of them goes wrong from 128: by more than 5 % here."""
 SUM_CASES = [
     *(Case(dp=2, zero=zero, precision="bf16", model="small") for zero in (0, 1, 2, 3)),
     # Only this pair gathers otherwise under a pipeline than it does without one.
@@ -105,7 +105,7 @@ def test_gradients_added_in_bfloat16_would_be_wrong() -> None:
     case = Case(precision="bf16", model="small")
     one, many = gradients_of_one(case), gradients_of_one(case, NUM_REPEATS)
     gaps = {name: ((many[name] - one[name]).norm() / one[name].norm()).item() for name in one}
-    assert min(gaps.values()) > 0.2
+    assert min(gaps.values()) > 0.05
 
 
 # --- communication -----------------------------------------------------------------------------
