@@ -53,7 +53,6 @@ def compare(rank: int, rounds: int) -> None:
 
 
 def build_ours(rank: int, pp: int) -> Step:
-    from launcher.runtime.build import has_queue
     from launcher.runtime.engine import build_engine
     from launcher.runtime.pipeline.execute import run_schedule
     from launcher.runtime.pipeline.p2p import build_channels
@@ -61,8 +60,7 @@ def build_ours(rank: int, pp: int) -> Step:
     run, layout = make_run(), make_layout(pp=pp, num_microbatches=NUM_MICROBATCHES)
     groups = make_groups(layout)
     schedule = build_schedule("1f1b", pp, NUM_MICROBATCHES)
-    module = new_module(rank, pp, has_queue(run, layout, schedule))
-    engine = build_engine(module, run, layout, groups, {})
+    engine = build_engine(new_module(rank, pp), run, layout, groups, {})
     channels = build_channels(groups, (MICRO, SEQUENCE, HIDDEN), torch.float32)
     microbatches = make_microbatches(NUM_MICROBATCHES, seed=0)
 
@@ -142,7 +140,7 @@ def build_deepspeed(rank: int, pp: int) -> Step:
     return step
 
 
-def new_module(index: int, count: int, has_queue: bool = False) -> Any:
+def new_module(index: int, count: int) -> Any:
     """A stage of the same decoder with the same initial weights, every time it is asked for."""
     from launcher.runtime.model.stage import build_stage
 
@@ -152,7 +150,7 @@ def new_module(index: int, count: int, has_queue: bool = False) -> Any:
 
     groups = make_alone()
     layout = replace(layout, world_size=single.world_size)
-    return build_stage(make_run(), layout, make_stage(index, count), groups, has_queue)
+    return build_stage(make_run(), layout, make_stage(index, count), groups)
 
 
 class Sequential(nn.Module):

@@ -37,7 +37,7 @@ from launcher.config.schema import Hardware
 from launcher.plan.execution import runtime_job
 from launcher.plan.records import Layout, Stage
 from launcher.plan.schedule import SCHEDULES, build_schedule
-from launcher.plan.schedule_records import Chain
+from launcher.plan.schedule_records import Chain, has_weight_actions
 from launcher.plan.step_time import estimate_job
 
 NUM_MICROBATCHES = 8
@@ -94,7 +94,6 @@ def compare(rank: int, pair: Pair, rounds: int, launch: int) -> None:
 
 
 def build_ours(rank: int, pair: Pair, chain: Chain) -> Step:
-    from launcher.runtime.build import has_queue
     from launcher.runtime.engine import build_engine
     from launcher.runtime.pipeline.execute import run_schedule
     from launcher.runtime.pipeline.p2p import build_channels
@@ -102,7 +101,7 @@ def build_ours(rank: int, pair: Pair, chain: Chain) -> Step:
     pp, layout = chain.num_stages, schedule_layout(pair, chain)
     groups = make_groups(layout)
     schedule = build_schedule(pair.ours, pp, NUM_MICROBATCHES, pair.num_chunks)
-    module = build_module(whole_stage(rank, chain), has_queue(make_run(), layout, schedule))
+    module = build_module(whole_stage(rank, chain), has_weight_actions(schedule.ranks))
     engine = build_engine(module, make_run(), layout, groups, {})
     channels = build_channels(groups, (MICRO, SEQUENCE, HIDDEN), torch.float32, schedule.chain)
     microbatches = make_microbatches(NUM_MICROBATCHES, seed=0)

@@ -6,8 +6,8 @@ reads is queued, per microbatch and chunk. Everything else (norms, biases, embed
 stays in B.
 
 Where no hook waits for gradients, a product is added to what its weight has already, with neither
-a tensor of its own nor another pass over both. That also serves a backward that is not split:
-outside of `collect` nothing waits.
+a tensor of its own nor another pass over both. There W may also come with B: outside of `collect`
+nothing waits.
 """
 
 from __future__ import annotations
