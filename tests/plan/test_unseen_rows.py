@@ -155,3 +155,13 @@ def test_sums_of_gradients_by_kernels_of_their_own_cost_a_pass_over_memory():
     elements = 12 * 3072**2 / job.layout.tp
     least_s = 10 * elements / job.hardware.gpu.memory_bandwidth  # two bytes read, four both ways
     assert least_s < apart_s - fused_s < 2 * least_s
+
+
+@pytest.mark.parametrize(
+    ("source", "fuses"),
+    [("Narayanan (2104.04473)", False), ("Korthikanti 2205.05198", True), ("Megatron-LM", True),
+     ("DeepSpeed", False), ("InternEvo", False), ("Zero bubble 2401.10241", True)],
+)  # fmt: skip
+def test_a_programs_sums_of_gradients_are_known_by_its_name(source, fuses):
+    row = make_row("sc21_t1_3.6B", source=source, source_url_or_repo_path="")
+    assert read_row(row, FACTS).job.execution.fuses_gradients is fuses
