@@ -165,3 +165,12 @@ def test_sums_of_gradients_by_kernels_of_their_own_cost_a_pass_over_memory():
 def test_a_programs_sums_of_gradients_are_known_by_its_name(source, fuses):
     row = make_row("sc21_t1_3.6B", source=source, source_url_or_repo_path="")
     assert read_row(row, FACTS).job.execution.fuses_gradients is fuses
+
+
+@pytest.mark.parametrize(
+    ("gpu", "gigabits"),
+    [("V100-32GB", 12.5), ("p3dn.24xlarge", 12.5), ("A100-40GB", 50), ("H100", 400)],
+)
+def test_elastic_fabric_adapters_are_those_of_the_devices_instances(gpu, gigabits):
+    row = make_row("sc21_t1_3.6B", gpu=gpu, notes="EFA")
+    assert read_row(row, FACTS).job.hardware.network.bandwidth == gigabits * 1e9 / 8
