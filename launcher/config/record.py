@@ -20,7 +20,10 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 class Record(BaseModel):
     """Base of all records: no unknown keys, no silent conversion, no change after creation."""
 
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+    # Validators are built when they are first used: of a run once, not of each of its groups first.
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, defer_build=True
+    )
     __slots__ = ("_hash",)
 
     def __hash__(self) -> int:

@@ -85,8 +85,11 @@ def boundary_bytes(job: Job) -> int:
 
 def boundary_s(job: Job, links: Links) -> float:
     """From the end of a pass on one stage to the arrival of its result on the next."""
-    if job.layout.pp == 1:
-        return 0.0
+    return 0.0 if job.layout.pp == 1 else hop_s(job, links)
+
+
+def hop_s(job: Job, links: Links) -> float:
+    """The same where there is a next stage."""
     payload, execution = boundary_bytes(job), job.execution
     if execution.p2p_split and not execution.sequence_parallel and job.layout.tp > 1:
         gathered = transfer_s("all_gather", payload, links.tp)

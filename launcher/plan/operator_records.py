@@ -84,6 +84,14 @@ class Size(NamedTuple):
 
 def size_of(job: Job) -> Size:
     """Sizes on one rank of this layout; of an encoder-decoder those of its decoder."""
+    kept = job.__dict__  # a plan asks a hundred times for the size of one job
+    size: Size | None = kept.get("_size")
+    if size is None:
+        size = kept["_size"] = _job_size(job)
+    return size
+
+
+def _job_size(job: Job) -> Size:
     layout, execution = job.layout, job.execution
     return _size(
         job.model, layout.tp, layout.cp, layout.micro_batch_size, layout.sequence_length,

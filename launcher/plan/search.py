@@ -27,12 +27,14 @@ from launcher.plan.search_nodes import (
     Node,
     Ordered,
     Pipeline,
-    Plan,
+    Place,
     Ranked,
     Ranking,
     Recomputed,
+    Roomy,
     Scheduled,
 )
+from launcher.plan.search_rooms import Rooms
 from launcher.plan.search_space import Space
 from launcher.plan.search_stages import Stages, choice_in
 
@@ -55,10 +57,10 @@ class Search:
         self.memory, self.floors = Memory(coster, space.sharding), Floors(coster)
         self.counts = Counts()
         self.rules = Legality(space.run, self.counts)
+        self.rooms = Rooms(space, self.memory, self.rules, self.counts)
         self._queue: list[tuple[float, bool, tuple[object, ...], int, Node]] = []
         self._num_pushed = 0
-        self._plans: dict[tuple[int, int], list[Plan]] = {}
-        self._orders: dict[object, tuple[tuple[Links, tuple[str, ...]], ...]] = {}
+        self._places: dict[object, list[Place]] = {}
 
     def rank(self, limit: int) -> Ranking:
         """Take the most promising further until enough are known exactly."""
@@ -73,15 +75,15 @@ class Search:
                     self._push_recomputed(Recomputed(*first, tuple(later)), bound)
             elif isinstance(node, Recomputed):
                 self._expand_recomputed(node, bound)
-            elif isinstance(node, Stages):
-                self._expand_stages(node, bound)
+            elif isinstance(node, Roomy):
+                self._expand_roomy(node, bound)
             elif isinstance(node, Scheduled):
                 self._expand_scheduled(node, bound)
             elif isinstance(node, Pipeline):
                 self._expand_pipeline(node, bound, kinds)
             elif isinstance(node, Ordered):
                 if node.choice.kind not in kinds:
-                    self._simulate(replace(node.choice, order=node.order), bound)
+                    self._expand_ordered(node, bound)
             elif node.kind not in kinds:
                 if is_known:
                     kinds.add(node.kind)
@@ -106,20 +108,22 @@ class Search:
         for tp in space.tps:
             for cp in space.cps:
                 for ep in space.eps:
-                    batches = tuple(self._batches(tp, cp, ep))
-                    all_sizes = lcm(*[size for size, _, _, _ in batches])
+                    batches = self._batches(tp, cp, ep)
+                    all_sizes = lcm(*batches)
                     for split in space.sequence_parallels if batches else ():
                         if self.rules.allow(tp=tp, cp=cp, ep=ep, sequence_parallel=split):
                             mesh = Mesh(tp, cp, ep, split, all_sizes, space.recomputes[0])
                             yield Block(mesh, batches)
 
-    def _batches(self, tp: int, cp: int, ep: int) -> Iterator[tuple[int, int, int, int]]:
-        """(microbatch, pp, dp, number of microbatches) that use all devices."""
+    def _batches(self, tp: int, cp: int, ep: int) -> dict[int, list[tuple[int, int, int]]]:
+        """Of every microbatch (pp, dp, number of microbatches) that use all devices."""
+        found: dict[int, list[tuple[int, int, int]]] = {}
         for pp in self.space.pps:
             dp, rest = divmod(self.space.devices, tp * cp * pp)
             if not rest and self.space.dp in (None, dp) and dp * cp % ep == 0:
                 for micro, count in self.space.batches(dp):
-                    yield micro, pp, dp, count
+                    found.setdefault(micro, []).append((pp, dp, count))
+        return found
 
     def _fitting(self, block: Block) -> Iterator[list[tuple[Mesh, tuple[Stages, ...]]]]:
         """Of every microbatch the ways to recompute, quickest first, with what may fit.
@@ -127,27 +131,31 @@ class Search:
         Larger microbatches and less recomputation only take more: what is over stays out.
         """
         (mesh, batches), modes = block, self.space.recomputes
-        fitting = {(pp, mode): self.space.sharding for _, pp, _, _ in batches for mode in modes}
-        for micro in sorted({batch[0] for batch in batches}):
+        fitting: dict[tuple[int, str], tuple[Sharding, ...]] = {}
+        states: dict[tuple[int, int], dict[Sharding, int]] = {}
+        for micro in sorted(batches):
             ways = []
             for mode in modes:
                 one = mesh._replace(micro=micro, recompute=mode)
                 found = []
-                for size, pp, dp, count in batches:
-                    if size == micro and fitting[pp, mode]:
-                        left = self._may_fit(one, pp, dp, fitting[pp, mode])
-                        fitting[pp, mode] = left
-                        if left:
-                            found.append(Stages(one, pp, dp, count, left))
+                for pp, dp, count in batches[micro]:
+                    before = fitting.get((pp, mode), self.space.sharding)
+                    if not before:
+                        continue
+                    if (pp, dp) not in states:
+                        states[pp, dp] = self.memory.states(one, pp, dp)
+                    left = self._may_fit(states[pp, dp], self.memory.room(one, pp), before)
+                    fitting[pp, mode] = left
+                    if left:
+                        found.append(Stages(one, pp, dp, count, left))
                 if found:
                     ways.append((one, tuple(found)))
             if ways:
                 yield ways
 
     def _may_fit(
-        self, mesh: Mesh, pp: int, dp: int, shardings: tuple[Sharding, ...]
+        self, states: dict[Sharding, int], room: int, shardings: tuple[Sharding, ...]
     ) -> tuple[Sharding, ...]:
-        states, room = self.memory.states(mesh, pp, dp), self.memory.room(mesh, pp)
         left = tuple([one for one in shardings if states[one] <= room])
         self.counts.examined += len(shardings)
         self.counts.over_memory += len(shardings) - len(left)
@@ -159,7 +167,10 @@ class Search:
     def _expand_recomputed(self, node: Recomputed, bound: float) -> None:
         """Stages, and the same with more recomputation, which never is faster."""
         for stages in node.stages:
-            self._push(max(bound, self.floors.stages_s(node.mesh, stages.pp, stages.dp)), stages)
+            stage_s = max(bound, self.floors.stages_s(node.mesh, stages.pp, stages.dp))
+            roomy = self.rooms.first_stage(stages)
+            if roomy.shardings:
+                self._push(self.floors.least_s(stages, roomy.shardings, stage_s), roomy)
         if node.later:
             (mesh, those), *later = node.later
             self._push_recomputed(Recomputed(mesh, those, tuple(later)), bound)
@@ -187,93 +198,100 @@ class Search:
                 yield choice
 
     # 2. Schedule and chunks, whatever the sharding.
-    def _expand_stages(self, node: Stages, bound: float) -> None:
+    def _expand_roomy(self, node: Roomy, bound: float) -> None:
+        stages, shardings, _ = node
         pipelines = sorted(self._pipelines(node))
-        if pipelines:
-            self._push(max(bound, pipelines[0].seconds), Scheduled(node, pipelines))
+        seconds = max(bound, self.floors.least_s(stages, shardings, pipelines[0].seconds))
+        self._push(seconds, Scheduled(stages, shardings, pipelines, {}))
 
-    def _pipelines(self, node: Stages) -> Iterator[Bounded]:
-        """Those that may have room on the first stage."""
-        mesh, pp, dp, count, shardings = node
-        coster, memory, floors = self.coster, self.memory, self.floors
-        p2p_s = floors.quickest_p2p_s(node)
-        for position, plan in enumerate(self._plans_of(pp, count)):
-            cut = coster.cut(mesh, plan.chain)
-            room = memory.first_room(mesh, plan.peak, cut)
-            states = memory.states(mesh, pp, dp, cut.first_layers)
-            for one in shardings:
-                if states[one] <= room:
-                    seconds = floors.pipeline_s(node, plan.name, plan.late, cut, p2p_s)
-                    yield Bounded(seconds, position, plan.name, plan.vpp, cut, room)
-                    break
-            else:
-                self.counts.over_memory += 1
-
-    def _plans_of(self, pp: int, count: int) -> list[Plan]:
-        """Of so many microbatches on so many stages."""
-        key = (pp, count)
-        if key not in self._plans:
-            self._plans[key] = [
-                Plan(
-                    name, vpp, has_late_weights(name), self.coster.chain(name, pp, vpp),
-                    self.memory.first_peak(name, pp, vpp, count),
-                )
-                for name, vpp in self.space.pipelines(pp, count)
-            ]  # fmt: skip
-        return self._plans[key]
+    def _pipelines(self, node: Roomy) -> Iterator[Bounded]:
+        """Each with what it takes at least, on the nearest links."""
+        stages, floors = node.stages, self.floors
+        p2p_s, nearest = floors.quickest_p2p_s(stages), self.coster.nearest(stages.mesh)
+        times = {late: floors.times(stages, late, nearest, p2p_s) for late in (False, True)}
+        for position, plan, cut, room in node.plans:
+            seconds = floors.pipeline_s(stages, plan.name, plan.late, cut, times[plan.late])
+            yield Bounded(seconds, position, plan.name, plan.vpp, cut, room)
 
     # 3. Sharding, with the first schedule; each brings the next one when it is taken further.
     def _expand_scheduled(self, node: Scheduled, bound: float) -> None:
-        """Push what a rule allows with some schedule."""
-        pp, shardings = node.stages.pp, node.stages.shardings
-        for sharding in shardings:
-            engine, stage, offload = sharding
-            if stage == 2 and pp > 1 and (engine, 1, offload) in shardings:
-                continue  # Inside a pipeline ZeRO-2 is ZeRO-1: it takes as long, and no less.
-            if self.rules.allow(engine=engine, zero_stage=stage, offload=offload, pp=pp):
-                floor = self.floors.sharding_s(node.stages, sharding)
-                self._push_pipeline(Pipeline(node, sharding, floor, 0), bound)
-
-    def _push_pipeline(self, node: Pipeline, bound: float) -> None:
-        """The schedule of this rank, or the next one that may have room."""
-        (mesh, pp, dp, _, _), pipelines = node.scheduled
-        for rank in range(node.rank, len(pipelines)):
-            one = pipelines[rank]
-            states = self.memory.states(mesh, pp, dp, one.cut.first_layers)
-            if states[node.sharding] <= one.room:
-                seconds = max(one.seconds, node.floor.busy_s) + node.floor.end_s
-                self._push(max(bound, seconds), node._replace(rank=rank))
-                return
-            self.counts.over_memory += 1
+        """Push every sharding, on the quickest links first."""
+        for sharding in node.shardings:
+            floor = self.floors.sharding_s(node.stages, sharding)
+            self._push_pipeline(Pipeline(node, sharding, [floor], None, 0), bound)
 
     def _expand_pipeline(self, node: Pipeline, bound: float, kinds: set[object]) -> None:
-        """Push every order of it, if it fits, and the next pipeline."""
-        stages, pipelines = node.scheduled
+        """Push its orders of ranks and the next pipeline."""
+        stages, _, pipelines, _ = node.scheduled
+        if node.places is None:
+            places = self._places_of(stages)
+            floors = [self.floors.placed_s(stages, node.sharding, one.links) for one in places]
+            self._push_pipeline(node._replace(floors=floors, places=places), bound)
+            return
         one = pipelines[node.rank]
         self._push_pipeline(node._replace(rank=node.rank + 1), 0.0)
         choice = choice_in(stages, node.sharding, one.name, one.vpp)
-        if choice.kind in kinds or not self.rules.allow_pipeline(choice):
+        if choice.kind in kinds:
             return
-        if not self.memory.fits(choice):
+        if self.memory.fits(choice):
+            ordered = self._ordered_s(node, node.places, one)
+            self._push_ordered(Ordered(choice, sorted(ordered)), bound)
+        else:
             self.counts.over_memory += 1
-            return
-        for links, order in self._orders_of(choice):
-            seconds = self.floors.ordered_s(
-                stages, node.sharding, node.floor, one.name, one.cut, links
-            )
-            self._push(max(bound, seconds), Ordered(choice, order))
 
-    # 4. Order of ranks.
-    def _orders_of(self, choice: Choice) -> tuple[tuple[Links, tuple[str, ...]], ...]:
-        """One of those that put every axis on the same links."""
-        key = (choice.tp, choice.cp, choice.ep, choice.dp, choice.pp)
-        if key not in self._orders:
+    def _push_pipeline(self, node: Pipeline, bound: float) -> None:
+        """The schedule of this rank, or the next one that may have room."""
+        stages, _, pipelines, _ = node.scheduled
+        mesh, pp, dp, _, _ = stages
+        for rank in range(node.rank, len(pipelines)):
+            one = pipelines[rank]
+            if not self.rooms.allow(stages, node.sharding, one):
+                continue
+            states = self.memory.states(mesh, pp, dp, one.cut.first_layers)
+            if states[node.sharding] <= one.room:
+                self._push(
+                    max(bound, min([floor.after_s(one.seconds) for floor in node.floors])),
+                    node._replace(rank=rank),
+                )
+                return
+            self.counts.over_memory += 1
+
+    # 4. Order of ranks; each brings the next one when it is taken further.
+    def _ordered_s(
+        self, node: Pipeline, places: list[Place], one: Bounded
+    ) -> Iterator[tuple[float, int, Place]]:
+        (stages, _, _, known), bounds = node.scheduled, self.floors
+        late = has_late_weights(one.name)
+        for position, (place, floor) in enumerate(zip(places, node.floors, strict=True)):
+            links, key = place.links, (one.position, place.number)
+            if key not in known:
+                times = bounds.times(stages, late, links, bounds.p2p_s(stages, links))
+                known[key] = bounds.pipeline_s(stages, one.name, late, one.cut, times)
+            yield floor.after_s(known[key]), position, place
+
+    def _places_of(self, stages: Stages) -> list[Place]:
+        """One order of those that put every axis on the same links."""
+        mesh, pp, dp, _, _ = stages
+        degrees = (mesh.tp, mesh.cp, mesh.ep, dp, pp)
+        if degrees not in self._places:
             found: dict[Links, tuple[str, ...]] = {}
-            for order in self.space.orders(choice.tp, choice.cp, choice.dp, choice.pp):
-                links = self.coster.links_of(replace(choice, order=order))
-                found.setdefault(links, order)
-            self._orders[key] = tuple(found.items())
-        return self._orders[key]
+            for order in self.space.orders(mesh.tp, mesh.cp, dp, pp):
+                found.setdefault(self.coster.place(degrees, order), order)
+            numbers: dict[object, int] = {}
+            self._places[degrees] = [
+                Place(order, links, numbers.setdefault(links[:4], len(numbers)))
+                for links, order in found.items()
+            ]
+        return self._places[degrees]
+
+    def _push_ordered(self, node: Ordered, bound: float) -> None:
+        if node.places:
+            self._push(max(bound, node.places[0][0]), node)
+
+    def _expand_ordered(self, node: Ordered, bound: float) -> None:
+        (_, _, place), *later = node.places
+        self._push_ordered(Ordered(node.choice, later), 0.0)
+        self._simulate(replace(node.choice, order=place.order), bound)
 
     def _simulate(self, choice: Choice, bound: float) -> None:
         """Know it exactly, if it is legal and no walk of an alike one has shown it to be slow."""

@@ -7,8 +7,10 @@ them), so that no layout is lost by it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import mul
 from typing import NamedTuple
 
+from launcher.plan.collectives import SLOWDOWN, exposed_s
 from launcher.plan.schedule_orders import round_sizes
 from launcher.plan.schedule_records import Chain, StageTimes
 from launcher.plan.search_cuts import Cut, Units
@@ -88,54 +90,83 @@ class UnitTimes(NamedTuple):
 
     forward: Quad
     backward: Quad
-    passes: Quad
-    """Forward and backward."""
-    work: Quad
-    """The same, and what a split backward leaves for later."""
-    weight: Quad | None
-    """Of this alone; None: backward is not split."""
+    weight: Quad
+    """What a split backward leaves for later; 0 where it is not split."""
+
+    def row(self, p2p_s: float) -> tuple[float, ...]:
+        """With a transfer, as a row of `quick_rows` takes them."""
+        return (*self.forward, *self.backward, *self.weight, p2p_s)
 
 
-def quick_s(name: str, cut: Cut, count: int, times: UnitTimes, p2p_s: float) -> float:
-    """A bound like `shortest_s` from a few stages only."""
+Row = tuple[float, ...]
+"""How often each time of `UnitTimes.row` counts."""
+
+_NONE: Units = (0, 0, 0, 0)
+
+
+def quick_rows(name: str, cut: Cut, count: int, is_late: bool) -> list[Row]:
+    """A bound like `shortest_s` from a few stages only, for any times: no step is shorter than any
+    row times the times. `is_late`: backward is split.
+    """
     stages, chunks, parts = cut.chain.num_stages, cut.chain.num_chunks, cut.chain.num_parts
     hops = 0 if stages == 1 else parts - 1 - (chunks - 1 if cut.chain.placement == "v" else 0)
-    alone_s = _sum(cut.whole, times.passes) + 2 * hops * p2p_s
+    alone = _row(cut.whole, cut.whole, _NONE, 2 * hops)
     if name == "naive":
-        return count * alone_s
-    found, weight = alone_s, times.weight
+        return [_times(count, alone)]
+    rows = [alone]
     for probe in cut.probes:
-        arrival_s = drain_s = 0.0
-        if probe.stage:
-            hops_s = probe.stage * p2p_s
-            arrival_s = _sum(probe.before, times.forward) + hops_s
-            drain_s = _sum(probe.before, times.backward) + hops_s
-        work_s = count * _sum(probe.own, times.work)
-        if weight is None:
-            found = max(found, arrival_s + work_s + drain_s)
+        own, before = probe.own, probe.before if probe.stage else _NONE
+        arrival = _row(before, _NONE, _NONE, probe.stage)
+        drain = _row(_NONE, before, _NONE, probe.stage)
+        work = _times(count, _row(own, own, own, 0))
+        if not is_late:
+            rows.append(_add(arrival, work, drain))
             continue
-        passes_s = count * _sum(probe.own, times.passes)
-        last_s = _sum(cut.first, weight) if probe.stage else work_s - passes_s
-        found = max(found, arrival_s + work_s, arrival_s + passes_s + drain_s + last_s)
+        passes = _times(count, _row(own, own, _NONE, 0))
+        last = _row(_NONE, _NONE, cut.first, 0)
+        if not probe.stage:
+            last = _times(count, _row(_NONE, _NONE, own, 0))
+        rows += [_add(arrival, work), _add(arrival, passes, drain, last)]
     if stages == 1:
-        return found
-    # The last stage: its work, arrival and drain are those of the last probe.
+        return rows
+    # The last stage: its work and drain are those of the last probe.
+    there = _row(cut.whole, _NONE, _NONE, hops)
     if name in WITH_ROUNDS:
-        there_s = _sum(cut.whole, times.forward) + hops * p2p_s
-        before_s = round_sizes(stages, count)[0] * _sum(probe.own_but_last, times.forward)
-        before_s += _sum(probe.last, times.forward)
-        found = max(found, there_s + work_s - before_s + (0.0 if weight else drain_s))
+        rounds = round_sizes(stages, count)[0]
+        waiting = _add(
+            _times(rounds, _row(probe.own_but_last, _NONE, _NONE, 0)),
+            _row(probe.last, _NONE, _NONE, 0),
+        )
+        found = _add(there, work, _times(-1, waiting))
+        rows.append(found if is_late else _add(found, drain))
     if name == "1f1b" and count >= stages:
         # One round trip per `stages` microbatches, as in `_one_f_one_b_s`.
-        there_s = _sum(cut.whole, times.forward) + hops * p2p_s
         cycles, rest = divmod(count - 1, stages)
-        steady_s = cycles * alone_s + rest * _sum(probe.last, times.passes)
-        end_s = _sum(probe.last, times.backward)
-        found = max(found, there_s + end_s + steady_s + drain_s)
-    return found
+        steady = _add(_times(cycles, alone), _times(rest, _row(probe.last, probe.last, _NONE, 0)))
+        rows.append(_add(there, _row(_NONE, probe.last, _NONE, 0), steady, drain))
+    return rows
 
 
-def _sum(units: Units, seconds: Quad) -> float:
-    blocks, dense, first, last = units
-    block_s, dense_s, first_s, last_s = seconds
-    return blocks * block_s + dense * dense_s + first * first_s + last * last_s
+def _row(forward: Units, backward: Units, weight: Units, p2p: int) -> Row:
+    return (*forward, *backward, *weight, p2p)
+
+
+def _times(count: int, row: Row) -> Row:
+    return tuple([count * each for each in row])
+
+
+def _add(*rows: Row) -> Row:
+    return tuple([sum(column) for column in zip(*rows, strict=True)])
+
+
+def quick_s(rows: Sequence[Row], times: Row) -> float:
+    """The longest of some rows."""
+    return float(max([sum(map(mul, row, times)) for row in rows]))
+
+
+def least_exposed_s(communication_s: float, least_s: float, most_s: float) -> float:
+    """Of `exposed_s` beside any window in a range: it is smallest where the window, slowed down by
+    the collective, ends with it; beside a longer one the collective slows more of it down.
+    """
+    best_s = communication_s / (1 + SLOWDOWN)
+    return exposed_s(communication_s, min(max(best_s, least_s), most_s))

@@ -6,11 +6,10 @@ Everything comes from the functions that the plan itself uses; a test compares t
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 from launcher.config.schema import Run, is_schedule_file
-from launcher.plan.collectives import Links, boundary_s
+from launcher.plan.collectives import Links
 from launcher.plan.execution import Execution, Job, runtime_execution, runtime_job
 from launcher.plan.links import Link, stride_link, transfer_s
 from launcher.plan.operator_records import size_of
@@ -31,7 +30,7 @@ from launcher.plan.stage_time import (
     part_cost,
     stage_state,
 )
-from launcher.plan.step_time import end_of_step, find_links, free_p2p_s, part_times
+from launcher.plan.step_time import end_of_step, free_p2p_s, part_times, place_links
 
 
 class Mesh(NamedTuple):
@@ -66,6 +65,7 @@ class Coster:
         self._links: dict[object, Links] = {}
         self._nearest: dict[object, Links] = {}
         self._kernels: dict[object, Kernels] = {}
+        self._alike: dict[object, Kernels] = {}
         self._parts: dict[object, Parts] = {}
         self._nearest_parts: dict[Mesh, Parts] = {}
         self._executions: dict[object, Execution] = {}
@@ -125,10 +125,16 @@ class Coster:
 
     def kernels(self, mesh: Mesh) -> Kernels:
         """Whatever is recomputed."""
-        key = mesh[:5]
-        if key not in self._kernels:
-            self._kernels[key] = list_kernels(self.mesh_job(mesh, False))
-        return self._kernels[key]
+        kernels = self._kernels.get(mesh[:5])
+        if kernels is None:
+            job = self.mesh_job(mesh, False)
+            # Kernels know how many tokens a rank has, not of how many samples they are.
+            length, rest = divmod(job.layout.sequence_length, mesh.cp)
+            alike = (mesh.tp, mesh.ep, mesh.split, mesh.micro * length)
+            known = None if rest or self.run.model.encoder else self._alike.get(alike)
+            kernels = self._kernels[mesh[:5]] = known or list_kernels(job)
+            self._alike[alike] = kernels
+        return kernels
 
     def costs(self, job: Job, cut: Cut, splits: bool, links: Links) -> list[PartCost]:
         """Of one part of every kind."""
@@ -185,19 +191,24 @@ class Coster:
 
     def links_of(self, choice: Choice) -> Links:
         """Of its mesh in its order of ranks."""
-        key = (choice.tp, choice.cp, choice.ep, choice.pp, choice.dp, choice.order)
-        found = self._links.get(key)
-        if found is None:
-            found = self._links[key] = find_links(self._make_job(choice))
-        return found
+        degrees = (choice.tp, choice.cp, choice.ep, choice.dp, choice.pp)
+        return self.place(degrees, choice.order)
 
     def links(self, job: Job) -> Links:
         """The same of a job."""
         layout = job.layout
-        key = (layout.tp, layout.cp, layout.ep, layout.pp, layout.dp, layout.order)
-        if key not in self._links:
-            self._links[key] = find_links(job)
-        return self._links[key]
+        return self.place((layout.tp, layout.cp, layout.ep, layout.dp, layout.pp), layout.order)
+
+    def place(self, degrees: tuple[int, int, int, int, int], order: tuple[str, ...]) -> Links:
+        """Of (tp, cp, ep, dp, pp) in an order of ranks."""
+        key = (degrees, order)
+        found = self._links.get(key)
+        if found is None:
+            hardware, shard_size = self.run.hardware, self.run.parallelism.shard_size
+            assert hardware.gpus_per_node is not None
+            found = place_links(hardware, hardware.gpus_per_node, degrees, order, shard_size)
+            self._links[key] = found
+        return found
 
     def nearest(self, mesh: Mesh) -> Links:
         """tp, cp and ep on the quickest links that any order of ranks gives them."""
@@ -211,14 +222,6 @@ class Coster:
                 ep=stride_link(hardware, per_node, 1, mesh.ep),
             )
         return self._nearest[key]
-
-    def quickest_p2p_s(self, job: Job) -> float:
-        """Over all orders of ranks: stages on one node where that can be, or across nodes."""
-        if job.layout.pp == 1 or not job.execution.overlap_p2p:
-            return 0.0
-        orders = (("pp", "tp", "cp", "dp"), ORDER)
-        jobs = [replace(job, layout=replace(job.layout, order=order)) for order in orders]
-        return min(boundary_s(one, self.links(one)) for one in jobs)
 
     def mesh_job(self, mesh: Mesh, splits: bool) -> Job:
         """Of a mesh alone: no pipeline."""

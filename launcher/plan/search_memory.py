@@ -21,7 +21,6 @@ from launcher.plan.schedule_choice import plan_peaks
 from launcher.plan.schedule_peaks import peaks_of
 from launcher.plan.search_choice import ORDER, Choice
 from launcher.plan.search_cost import Coster, Mesh, mesh_of
-from launcher.plan.search_cuts import Cut
 from launcher.plan.temporaries import backward_temporary_bytes
 
 Sharding = tuple[str, int, str]
@@ -90,13 +89,12 @@ class Memory:
         """Chunks of microbatches that the first stage keeps; None where no bound counts them."""
         return None if pp == 1 or self._is_file else peaks_of(name, pp, count, vpp)[0]
 
-    def first_room(self, mesh: Mesh, peak: int | None, cut: Cut) -> int:
-        """The same as `room`, of the first stage, which keeps `peak` chunks."""
-        if peak is None:
-            return NO_LIMIT
+    def first_room(self, mesh: Mesh) -> tuple[int, int]:
+        """The same as `room`, of the first stage without its activations; and bytes that each of
+        its blocks keeps per microbatch.
+        """
         block, passing = self.kept(mesh)
-        alive = peak * cut.first_layers * block // cut.chain.num_chunks
-        return self.usable_bytes - self._context - alive - passing
+        return self.usable_bytes - self._context - passing, block
 
     def _alive(self, mesh: Mesh, pp: int) -> int:
         block, passing = self.kept(mesh)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from launcher.frozen import frozen
+from launcher.plan.collectives import Links
 from launcher.plan.schedule_records import Chain
 from launcher.plan.search_choice import Choice
 from launcher.plan.search_cost import Mesh
@@ -52,7 +53,8 @@ class Block(NamedTuple):
 
     mesh: Mesh
     """Its microbatch is made of all that are possible."""
-    batches: tuple[tuple[int, int, int, int], ...]
+    batches: dict[int, list[tuple[int, int, int]]]
+    """Of every microbatch (pp, dp, number of microbatches)."""
 
 
 class Recomputed(NamedTuple):
@@ -88,11 +90,33 @@ class Bounded(NamedTuple):
     """Bytes that the first stage has for its state."""
 
 
+class Roomy(NamedTuple):
+    """Stages whose first one may have room."""
+
+    stages: Stages
+    shardings: list[Sharding]
+    """With some schedule."""
+    plans: list[tuple[int, Plan, Cut, int]]
+    """With some sharding: position of the schedule, the schedule, its split, bytes for state."""
+
+
 class Scheduled(NamedTuple):
     """Second step: the schedules that may do, quickest first."""
 
     stages: Stages
+    shardings: list[Sharding]
     pipelines: list[Bounded]
+    over_links: dict[tuple[int, int], float]
+    """Least seconds of a schedule (its position) on some links (their number), once known."""
+
+
+class Place(NamedTuple):
+    """An order of ranks."""
+
+    order: tuple[str, ...]
+    links: Links
+    number: int
+    """Of the links that a pipeline knows: orders that differ for dp alone have the same."""
 
 
 class Pipeline(NamedTuple):
@@ -100,16 +124,20 @@ class Pipeline(NamedTuple):
 
     scheduled: Scheduled
     sharding: Sharding
-    floor: Floor
+    floors: list[Floor]
+    """Of every order of ranks; one for all while these are not looked at."""
+    places: list[Place] | None
+    """Orders of ranks."""
     rank: int
     """Of the schedule, among those of these stages."""
 
 
 class Ordered(NamedTuple):
-    """Fourth step: a layout in this order of ranks, with no more than a quick bound."""
+    """Fourth step: a layout in the first of some orders of ranks, quickest first."""
 
     choice: Choice
-    order: tuple[str, ...]
+    places: list[tuple[float, int, Place]]
+    """Least seconds per sample, position, order."""
 
 
-Node = Block | Recomputed | Stages | Scheduled | Pipeline | Ordered | Choice
+Node = Block | Recomputed | Roomy | Scheduled | Pipeline | Ordered | Choice

@@ -194,8 +194,8 @@ def _waits(job: Job, links: Links, timed: Timed, recompute: str) -> PassTimes:
     repeats = 1.0 if recompute == "full" else 0.0
     tp, cp = _tp_times(job, links, 1, 0, repeats), PassTimes()
     if job.layout.cp > 1:  # what hides it
-        core = time_work(job, Work(attention=timed.work.attention))
-        attention = PassTimes(forward_s=core.forward_s, backward_s=core.input_gradient_s)
+        times = timed.times
+        attention = PassTimes(forward_s=times.core_s, backward_s=times.core_gradient_s)
         cp = cp_times(job, links.cp, attention, recompute)
     ep = ep_times(timed.work, job, links)
     again = repeats * ep.forward_s
@@ -284,22 +284,33 @@ def _fetched_s(job: Job, piece: Stage) -> float:
 
 
 def _sharded_waits(job: Job, piece: Stage, links: Links, compute: BlockTimes) -> PassTimes:
-    """ZeRO-3 gathers before each pass and scatters gradients: beside the computing, or between."""
+    """Of a part whose weights are sharded."""
     state = stage_state(job, piece, links)
-    copies_s = _copies_s(job, state.parameters)
-    gather_s, reduce_s = state.traffic.gather_s, state.traffic.reduce_s
-    if not job.execution.overlap_dp:
+    backward_s = compute.input_s + compute.weight_s
+    copies_s = copies_s_of(job, state.parameters)
+    return sharded_waits(
+        state.traffic, copies_s, job.execution.overlap_dp, compute.forward_s, backward_s
+    )
+
+
+def sharded_waits(
+    traffic: StateTraffic, copies_s: float, overlaps: bool, forward_s: float, backward_s: float
+) -> PassTimes:
+    """ZeRO-3 gathers before each pass and scatters gradients: beside the computing of that pass,
+    or between.
+    """
+    gather_s, reduce_s = traffic.gather_s, traffic.reduce_s
+    if not overlaps:
         return PassTimes(
             forward_s=gather_s + copies_s, backward_s=gather_s + reduce_s + 2 * copies_s
         )
-    backward_s = compute.input_s + compute.weight_s
     return PassTimes(
-        forward_s=exposed_s(gather_s, compute.forward_s) + copies_s,
+        forward_s=exposed_s(gather_s, forward_s) + copies_s,
         backward_s=exposed_s(gather_s + reduce_s, backward_s) + 2 * copies_s,
     )
 
 
-def _copies_s(job: Job, parameters: float) -> float:
+def copies_s_of(job: Job, parameters: float) -> float:
     """Gathered weights are read and written once more, out of the buffer of the collective."""
     gpu = job.hardware.gpu
     assert gpu is not None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
+from launcher.config.schema import Hardware
 from launcher.frozen import frozen
 from launcher.plan.collectives import Links, boundary_s, exposed_s
 from launcher.plan.costs import sum_sizes, tied_copy
@@ -113,30 +115,44 @@ def part_times(job: Job, costs: Sequence[PartCost], splits: bool, links: Links) 
 def find_links(job: Job) -> Links:
     """Where each axis' groups sit on the nodes; ep is borrowed from dp x cp, nearest first."""
     layout = job.layout
-    sizes = {"tp": layout.tp, "cp": layout.cp, "dp": layout.dp, "pp": layout.pp}
+    degrees = (layout.tp, layout.cp, layout.ep, layout.dp, layout.pp)
+    shard_size = job.execution.shard_size
+    return place_links(job.hardware, layout.gpus_per_node, degrees, layout.order, shard_size)
+
+
+def place_links(
+    hardware: Hardware,
+    per_node: int,
+    degrees: tuple[int, int, int, int, int],
+    order: Sequence[str],
+    shard_size: int | None,
+) -> Links:
+    """The same of (tp, cp, ep, dp, pp) in an order of ranks."""
+    tp, cp, ep, dp, pp = degrees
+    sizes = {"tp": tp, "cp": cp, "dp": dp, "pp": pp}
     strides, stride = {}, 1
-    for axis in layout.order:
+    for axis in order:
         if axis in sizes:
             strides[axis] = stride
             stride *= sizes[axis]
-
-    def link(stride: int, size: int) -> Link:
-        return stride_link(job.hardware, layout.gpus_per_node, stride, size)
-
-    replicas = layout.dp * layout.cp
-    shard = min(job.execution.shard_size or replicas, replicas)
-    inner = min(strides["cp"], strides["dp"]) if layout.cp > 1 else strides["dp"]
-    reach = domain_size(job.hardware, layout.gpus_per_node)
-    crosses = layout.pp > 1 and strides["pp"] * layout.pp > reach
+    replicas = dp * cp
+    shard = min(shard_size or replicas, replicas)
+    inner = min(strides["cp"], strides["dp"]) if cp > 1 else strides["dp"]
+    crosses = pp > 1 and strides["pp"] * pp > domain_size(hardware, per_node)
     return Links(
-        tp=link(strides["tp"], layout.tp),
-        cp=link(strides["cp"], layout.cp),
-        ep=link(inner, layout.ep),
-        pp=make_link(job.hardware, layout.pp, layout.pp if crosses else 1, shares_adapters=False),
-        shard=link(inner, shard),
-        replica=link(inner * shard, replicas // shard),
-        dp=link(inner, replicas),
+        tp=stride_link(hardware, per_node, strides["tp"], tp),
+        cp=stride_link(hardware, per_node, strides["cp"], cp),
+        ep=stride_link(hardware, per_node, inner, ep),
+        pp=_boundary_link(hardware, pp, crosses),
+        shard=stride_link(hardware, per_node, inner, shard),
+        replica=stride_link(hardware, per_node, inner * shard, replicas // shard),
+        dp=stride_link(hardware, per_node, inner, replicas),
     )
+
+
+@lru_cache(maxsize=1024)
+def _boundary_link(hardware: Hardware, pp: int, crosses: bool) -> Link:
+    return make_link(hardware, pp, pp if crosses else 1, shares_adapters=False)
 
 
 def summarise(

@@ -21,6 +21,8 @@ class WorkTimes(NamedTuple):
     weight_gradient_s: float = 0.0
     core_s: float = 0.0
     """Of forward, the attention core."""
+    core_gradient_s: float = 0.0
+    """The same of the input gradient."""
     unsaved_s: float = 0.0
     """Of forward, what recomputation by operator does again."""
 
@@ -56,15 +58,17 @@ def time_work(job: Job, work: Work) -> WorkTimes:
     )
     input_gradient_s = sum([times.input_gradient_s for times in products])
     input_gradient_s += sum([_moved_s(entry, gpu, "backward") for entry in work.traffic])
-    input_gradient_s += sum([
+    core_gradient_s = sum([
         _attention_s(core, execution, gpu, "backward") for core in work.attention
     ])  # fmt: skip
+    input_gradient_s += core_gradient_s
     longer = slowest(job.hardware)
     return WorkTimes(
         forward_s=longer * (sum([one.forward_s for one in products]) + traffic_forward_s + core_s),
         input_gradient_s=longer * input_gradient_s,
         weight_gradient_s=longer * sum([times.weight_gradient_s for times in products]),
         core_s=longer * core_s,
+        core_gradient_s=longer * core_gradient_s,
         unsaved_s=longer * (traffic_forward_s + unsaved_s),
     )
 

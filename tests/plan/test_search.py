@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from launcher.cli import main
 from launcher.config.load import load_run
+from launcher.plan.collectives import exposed_s
 from launcher.plan.estimate import estimate_layout, estimate_layout_memory
 from launcher.plan.fill import close_shared
 from launcher.plan.schedule import SCHEDULES, build_orders, build_schedule
@@ -20,7 +21,7 @@ from launcher.plan.schedule_records import StageTimes
 from launcher.plan.search import rank_layouts
 from launcher.plan.search_advice import search_layouts
 from launcher.plan.search_auto import fixed_keys
-from launcher.plan.search_bounds import shortest_s
+from launcher.plan.search_bounds import least_exposed_s, shortest_s
 from launcher.plan.search_choice import changed, layout_of
 from launcher.plan.search_cost import Coster, Mesh
 from launcher.plan.search_floors import Floors
@@ -192,6 +193,17 @@ def test_a_block_takes_least_in_a_microbatch_that_all_others_divide(words, cp_mo
         assert least > 0
         for micro in (1, 2, 3, 4, 6, 8, 12, 24):
             assert least <= floors.mesh_s(mesh._replace(micro=micro)) * (1 + 1e-12)
+
+
+@given(
+    communication_s=st.floats(0.0, 4.0), ends=st.tuples(st.floats(0.0, 4.0), st.floats(0.0, 4.0)),
+    share=st.floats(0.0, 1.0),
+)  # fmt: skip
+def test_no_window_of_a_range_hides_more_than_the_bound_says(communication_s, ends, share):
+    least_s, most_s = sorted(ends)
+    window_s = least_s + share * (most_s - least_s)
+    bound_s = least_exposed_s(communication_s, least_s, most_s)
+    assert bound_s <= exposed_s(communication_s, window_s) + 1e-12
 
 
 def test_the_same_answer_every_time():

@@ -1,0 +1,82 @@
+"""Which schedules and shardings may go together: by the rules, and by the first stage's memory."""
+
+from __future__ import annotations
+
+from launcher.plan.search_cost import has_late_weights
+from launcher.plan.search_legality import Legality
+from launcher.plan.search_memory import NO_LIMIT, Memory, Sharding
+from launcher.plan.search_nodes import Bounded, Counts, Plan, Roomy
+from launcher.plan.search_space import Space
+from launcher.plan.search_stages import Stages, choice_in
+
+
+class Rooms:
+    """Of one search."""
+
+    def __init__(self, space: Space, memory: Memory, rules: Legality, counts: Counts) -> None:
+        self.space, self.memory, self.rules, self.counts = space, memory, rules, counts
+        self._plans: dict[tuple[int, int], list[Plan]] = {}
+        self._allowed: dict[object, list[Sharding]] = {}
+        self._allowed_pipelines: dict[object, bool] = {}
+
+    def first_stage(self, stages: Stages) -> Roomy:
+        """Schedules and shardings that may have room together on the first stage."""
+        mesh, pp, dp, count, _ = stages
+        room, block = self.memory.first_room(mesh)
+        allowed, plans = self._shardings(stages), []
+        states: dict[int, dict[Sharding, int]] = {}
+        most: dict[int, int] = {}
+        for position, plan in enumerate(self._plans_of(pp, count) if allowed else ()):
+            cut = self.memory.coster.cut(mesh, plan.chain)
+            layers, left = cut.first_layers, NO_LIMIT
+            if layers not in states:
+                of_all = self.memory.states(mesh, pp, dp, layers)
+                states[layers] = {one: of_all[one] for one in allowed}
+            if plan.peak is not None:
+                left = room - plan.peak * layers * block // cut.chain.num_chunks
+            if min(states[layers].values()) <= left:
+                plans.append((position, plan, cut, left))
+                most[layers] = max(left, most.get(layers, left))
+            else:
+                self.counts.over_memory += 1
+        shardings = [
+            one
+            for one in allowed
+            if any(states[layers][one] <= left for layers, left in most.items())
+        ]
+        return Roomy(stages, shardings, plans)
+
+    def allow(self, stages: Stages, sharding: Sharding, one: Bounded) -> bool:
+        """Whether no rule refuses the sharding with this schedule."""
+        key = (stages.pp, stages.num_microbatches, sharding, one.position)
+        if key not in self._allowed_pipelines:
+            choice = choice_in(stages, sharding, one.name, one.vpp)
+            self._allowed_pipelines[key] = self.rules.allow_pipeline(choice)
+        return self._allowed_pipelines[key]
+
+    def _shardings(self, stages: Stages) -> list[Sharding]:
+        """What a rule allows with some schedule."""
+        pp, shardings = stages.pp, stages.shardings
+        key = (pp, shardings)
+        if key not in self._allowed:
+            self._allowed[key] = [
+                (engine, stage, offload)
+                for engine, stage, offload in shardings
+                # Inside a pipeline ZeRO-2 is ZeRO-1: it takes as long, and no less.
+                if not (stage == 2 and pp > 1 and (engine, 1, offload) in shardings)
+                and self.rules.allow(engine=engine, zero_stage=stage, offload=offload, pp=pp)
+            ]
+        return self._allowed[key]
+
+    def _plans_of(self, pp: int, count: int) -> list[Plan]:
+        """Of so many microbatches on so many stages."""
+        key = (pp, count)
+        if key not in self._plans:
+            self._plans[key] = [
+                Plan(
+                    name, vpp, has_late_weights(name), self.memory.coster.chain(name, pp, vpp),
+                    self.memory.first_peak(name, pp, vpp, count),
+                )
+                for name, vpp in self.space.pipelines(pp, count)
+            ]  # fmt: skip
+        return self._plans[key]
