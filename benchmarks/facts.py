@@ -24,10 +24,13 @@ MESSAGE_ELEMENTS = 2**18
 def measure_machine() -> Hardware:
     """Kernels as `launch calibrate` measures them, and messages; every rank must call it.
 
-    The median over ranks counts.
+    All ranks measure the same kernel at once; the median over ranks counts.
     """
     num_ranks = dist.get_world_size()
-    rows = list(measure(torch.device("cpu")))
+    rows = []
+    for row in measure(torch.device("cpu")):
+        rows.append(row)
+        dist.barrier()  # none goes on to the next while others work on this one
     kernels_s = _median_over_ranks([row[5] for row in rows])
     latency_s, large_s = _median_over_ranks([_message_s(1), _message_s(MESSAGE_ELEMENTS)])
     facts = cpu_facts(detect_machine(), num_ranks)

@@ -53,15 +53,17 @@ def compare(rank: int, rounds: int) -> None:
 
 
 def build_ours(rank: int, pp: int) -> Step:
+    from launcher.runtime.build import has_queue
     from launcher.runtime.engine import build_engine
     from launcher.runtime.pipeline.execute import run_schedule
     from launcher.runtime.pipeline.p2p import build_channels
 
     run, layout = make_run(), make_layout(pp=pp, num_microbatches=NUM_MICROBATCHES)
     groups = make_groups(layout)
-    engine = build_engine(new_module(rank, pp), run, layout, groups, {})
-    channels = build_channels(groups, (MICRO, SEQUENCE, HIDDEN), torch.float32)
     schedule = build_schedule("1f1b", pp, NUM_MICROBATCHES)
+    module = new_module(rank, pp, has_queue(run, layout, schedule))
+    engine = build_engine(module, run, layout, groups, {})
+    channels = build_channels(groups, (MICRO, SEQUENCE, HIDDEN), torch.float32)
     microbatches = make_microbatches(NUM_MICROBATCHES, seed=0)
 
     def step() -> float | None:
@@ -81,7 +83,8 @@ def build_torch(rank: int, pp: int) -> Step:
     module = Sequential(new_module(rank, pp))
     stage = PipelineStage(module, rank, pp, torch.device("cpu"))
     schedule = Schedule1F1B(stage, NUM_MICROBATCHES, loss_fn=module.loss)
-    optimizer = build_optimizer(module.parameters(), make_run().optimizer)
+    parameters = list(module.parameters())
+    optimizer = build_optimizer(parameters, make_run().optimizer)
     tokens, labels = whole_batch()
 
     def step() -> float | None:
@@ -92,12 +95,23 @@ def build_torch(rank: int, pp: int) -> Step:
             schedule.step(target=labels, losses=losses)
         else:
             schedule.step()
-        nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        clip_by_global_norm(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         return float(torch.stack(losses).mean().detach()) if losses else None
 
     return step
+
+
+def clip_by_global_norm(parameters: list[nn.Parameter], limit: float) -> None:
+    """Clip by the norm of the whole model, as ours and DeepSpeed's do.
+
+    torch's pipelining leaves it to the loop; `clip_grad_norm_` alone would take each stage's own.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    square = nn.utils.get_total_norm(gradients).square()
+    dist.all_reduce(square)
+    nn.utils.clip_grads_with_norm_(parameters, limit, square.sqrt())
 
 
 def build_deepspeed(rank: int, pp: int) -> Step:
@@ -128,7 +142,7 @@ def build_deepspeed(rank: int, pp: int) -> Step:
     return step
 
 
-def new_module(index: int, count: int) -> Any:
+def new_module(index: int, count: int, has_queue: bool = False) -> Any:
     """A stage of the same decoder with the same initial weights, every time it is asked for."""
     from launcher.runtime.model.stage import build_stage
 
@@ -137,9 +151,8 @@ def new_module(index: int, count: int) -> Any:
     from dataclasses import replace
 
     groups = make_alone()
-    return build_stage(
-        make_run(), replace(layout, world_size=single.world_size), make_stage(index, count), groups
-    )
+    layout = replace(layout, world_size=single.world_size)
+    return build_stage(make_run(), layout, make_stage(index, count), groups, has_queue)
 
 
 class Sequential(nn.Module):

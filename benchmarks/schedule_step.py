@@ -30,14 +30,14 @@ from decoder import (
     make_stage,
 )
 from facts import measure_machine, on_hardware
-from pipeline_step import Sequential, whole_batch
-from torch import Tensor, nn
+from pipeline_step import Sequential, clip_by_global_norm, whole_batch
+from torch import Tensor
 
 from launcher.config.schema import Hardware
 from launcher.plan.execution import runtime_job
 from launcher.plan.records import Layout, Stage
 from launcher.plan.schedule import SCHEDULES, build_schedule
-from launcher.plan.schedule_records import Chain, has_weight_actions
+from launcher.plan.schedule_records import Chain
 from launcher.plan.step_time import estimate_job
 
 NUM_MICROBATCHES = 8
@@ -65,15 +65,14 @@ PAIRS = (
 )
 
 
-def compare(rank: int, pair: Pair, rounds: int) -> None:
+def compare(rank: int, pair: Pair, rounds: int, launch: int) -> None:
     pp = dist.get_world_size()
     chain = Chain(
         num_stages=pp, num_chunks=pair.num_chunks, placement=SCHEDULES[pair.ours].placement
     )
-    contestants = {
-        "launch": build_ours(rank, pair, chain),
-        f"torch {pair.torch}": build_torch(rank, pair, chain),
-    }
+    builders = {"launch": build_ours, f"torch {pair.torch}": build_torch}
+    names = list(builders) if launch % 2 else list(builders)[::-1]
+    contestants = {name: builders[name](rank, pair, chain) for name in names}
     losses = [loss for step in contestants.values() if (loss := step()) is not None]
     if losses:
         assert max(losses) - min(losses) < 1e-4, losses
@@ -81,7 +80,10 @@ def compare(rank: int, pair: Pair, rounds: int) -> None:
     cpu: dict[str, list[float]] = {}
     seconds = time_in_turn(contestants, rounds, cpu=cpu)
     if rank == 0:
-        title = f"{pair.ours}, pp={pp}, {pair.num_chunks} chunks per stage; {machine()}"
+        title = (
+            f"{pair.ours}, pp={pp}, {pair.num_chunks} chunks per stage, launch {launch} "
+            f"({names[0]} built first); {machine()}"
+        )
         report(
             title,
             seconds,
@@ -92,6 +94,7 @@ def compare(rank: int, pair: Pair, rounds: int) -> None:
 
 
 def build_ours(rank: int, pair: Pair, chain: Chain) -> Step:
+    from launcher.runtime.build import has_queue
     from launcher.runtime.engine import build_engine
     from launcher.runtime.pipeline.execute import run_schedule
     from launcher.runtime.pipeline.p2p import build_channels
@@ -99,7 +102,7 @@ def build_ours(rank: int, pair: Pair, chain: Chain) -> Step:
     pp, layout = chain.num_stages, schedule_layout(pair, chain)
     groups = make_groups(layout)
     schedule = build_schedule(pair.ours, pp, NUM_MICROBATCHES, pair.num_chunks)
-    module = build_module(whole_stage(rank, chain), has_weight_actions(schedule.ranks))
+    module = build_module(whole_stage(rank, chain), has_queue(make_run(), layout, schedule))
     engine = build_engine(module, make_run(), layout, groups, {})
     channels = build_channels(groups, (MICRO, SEQUENCE, HIDDEN), torch.float32, schedule.chain)
     microbatches = make_microbatches(NUM_MICROBATCHES, seed=0)
@@ -153,7 +156,7 @@ def build_torch(rank: int, pair: Pair, chain: Chain) -> Step:
         inputs = (tokens,) if is_first else ()
         wanted = {"target": labels, "losses": losses} if is_last else {}
         schedule.step(*inputs, **wanted)
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        clip_by_global_norm(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         return float(torch.stack(losses).mean().detach()) if losses else None
@@ -180,12 +183,12 @@ def part_stage(part: int, chain: Chain) -> Stage:
     return make_stage(part, chain.num_parts)
 
 
-def build_module(stage: Stage, splits_backward: bool = False) -> Any:
+def build_module(stage: Stage, has_queue: bool = False) -> Any:
     """The module with the initial weights that its layers have everywhere."""
     from launcher.runtime.model.stage import build_stage
 
     layout = make_layout(pp=1, num_microbatches=NUM_MICROBATCHES)
-    return build_stage(make_run(), layout, stage, make_alone(), splits_backward)
+    return build_stage(make_run(), layout, stage, make_alone(), has_queue)
 
 
 def main() -> None:
@@ -193,12 +196,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8, help="counted rounds")
     parser.add_argument("--pp", type=int, action="append", help="stages (default: 2 and 4)")
     parser.add_argument("--only", help="one of our schedules")
+    parser.add_argument(
+        "--launches", type=int, default=2,
+        help="how often processes start anew: where weights happen to lie in memory, the same for "
+        "all rounds of one launch, moves its ratio by up to 5 %%",
+    )  # fmt: skip
     options = parser.parse_args()
     for pp in options.pp or (2, 4):
         for pair in PAIRS:
             assert LAYERS % (pp * pair.num_chunks) == 0
             if options.only in (None, pair.ours):
-                run_ranks(pp, compare, pair, options.rounds)
+                for launch in range(1, options.launches + 1):
+                    run_ranks(pp, compare, pair, options.rounds, launch)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from launcher.config.schema import Run
 from launcher.plan.mesh import build_mesh
-from launcher.plan.schedule_records import has_weight_actions
+from launcher.plan.records import Layout
+from launcher.plan.schedule_records import Schedule, has_weight_actions
 from launcher.runtime.data import Datasets, open_datasets
-from launcher.runtime.engine import Engine, build_engine
+from launcher.runtime.engine import Engine, adds_up_in_products, build_engine
 from launcher.runtime.frozen import Frozen
 from launcher.runtime.groups import Groups, build_groups
 from launcher.runtime.model.stage import DTYPES, build_stage
@@ -46,14 +48,20 @@ def build_trainer(frozen: Frozen, device: torch.device, data_folder: Path, place
     )
     # 3. This rank's share of the model, and who updates it.
     schedule = frozen.schedule
-    splits = has_weight_actions(schedule.ranks)
-    module = build_stage(run, layout, frozen.stages[groups.pp.index], groups, splits)
+    module = build_stage(
+        run, layout, frozen.stages[groups.pp.index], groups, has_queue(run, layout, schedule)
+    )
     engine = build_engine(module, run, layout, groups, frozen.ds_config)
     # 4. Links to the neighbouring stages.
     shape = boundary_shape(layout, run.model)
     dtype = DTYPES[run.precision.compute]
     channels = build_channels(groups, shape, dtype, schedule.chain, layout.overlap_p2p)
     return Trainer(frozen=frozen, groups=groups, engine=engine, channels=channels, data=data)
+
+
+def has_queue(run: Run, layout: Layout, schedule: Schedule) -> bool:
+    """Whether products with a weight leave its gradient to the stage's `WeightQueue`."""
+    return has_weight_actions(schedule.ranks) or adds_up_in_products(run, layout)
 
 
 def _barrier() -> None:

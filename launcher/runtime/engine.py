@@ -67,6 +67,18 @@ class Engine(Protocol):
         """
 
 
+def adds_up_in_products(run: Run, layout: Layout) -> bool:
+    """Whether weight gradients are added up by their products also in a backward in one piece.
+
+    Only the replicated engine in float32 has no hooks on gradients. Compiled blocks and products
+    of tensor-parallel ranks have no place for it, and one microbatch has nothing to add to.
+    """
+    is_replicated = layout.engine != "fsdp2" and layout.zero_stage == 0
+    is_plain = layout.tp == 1 and not run.train.compile
+    adds = layout.num_microbatches > 1 and run.precision.compute == "fp32"
+    return is_replicated and is_plain and adds
+
+
 def build_engine(
     module: nn.Module, run: Run, layout: Layout, groups: Groups, ds_config: dict[str, Any] | None
 ) -> Engine:

@@ -16,10 +16,11 @@ from launcher.plan.execution import runtime_job
 from launcher.plan.mesh import build_mesh
 from launcher.plan.records import Communication, Layout
 from launcher.plan.schedule import build_schedule
-from launcher.plan.schedule_records import Schedule, has_weight_actions
+from launcher.plan.schedule_records import Schedule
 from launcher.plan.step_time import find_links
 from launcher.plan.traffic import list_communication
 from launcher.render.deepspeed import render_deepspeed_config
+from launcher.runtime.build import has_queue
 from launcher.runtime.engine import Engine, build_engine
 from launcher.runtime.groups import Groups, build_groups
 from launcher.runtime.model import ForwardContext, build_stage
@@ -190,7 +191,7 @@ def build_worker(case: Case, **overrides: Any) -> Worker:
     schedule = make_schedule(layout)
     chain = schedule.chain
     stage = make_stage(run.model.num_layers, groups.pp.index, layout.pp, chain)
-    module = build_stage(run, layout, stage, groups, has_weight_actions(schedule.ranks))
+    module = build_stage(run, layout, stage, groups, has_queue(run, layout, schedule))
     shape = boundary_shape(layout, run.model)
     dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
     channels = build_channels(groups, shape, dtype, chain, layout.overlap_p2p)

@@ -13,7 +13,7 @@ import torch
 from launcher.plan.mesh import build_mesh
 from launcher.plan.schedule import build_schedule
 from launcher.render.deepspeed import render_deepspeed_config
-from launcher.runtime.build import Trainer
+from launcher.runtime.build import Trainer, has_queue
 from launcher.runtime.data import open_datasets
 from launcher.runtime.engine import build_engine
 from launcher.runtime.frozen import Frozen
@@ -130,8 +130,7 @@ def build_trainer(case: dict[str, Any], model: str, folder: str) -> Trainer:
     schedule = build_schedule(layout.schedule, layout.pp, layout.num_microbatches, layout.vpp)
     stage = make_stage(run.model.num_layers, groups.pp.index, layout.pp, schedule.chain)
     config = render_deepspeed_config(run, layout)
-    splits = layout.schedule.startswith("zb")
-    module = build_stage(run, layout, stage, groups, splits)
+    module = build_stage(run, layout, stage, groups, has_queue(run, layout, schedule))
     shape = (layout.micro_batch_size, layout.sequence_length, run.model.hidden_size)
     frozen = Frozen(run=run, layout=layout, stages=(), schedule=schedule, plan={}, ds_config=config)
     return Trainer(

@@ -19,6 +19,7 @@ from launcher.runtime.model import ForwardContext
 from launcher.runtime.pipeline.execute import (
     Microbatch,
     average_loss,
+    join_backwards,
     run_forward,
     run_schedule,
 )
@@ -27,6 +28,7 @@ from tests.runtime.spawn import run_ranks
 from tests.runtime.stages import make_layout
 
 STAGES, SHAPE = 4, (2, 3, 8)
+RECEIVES = ("recv_forward", "recv_backward")
 GRID = [(name, count) for name in ("gpipe", "1f1b") for count in (1, 2, 3, 7)]
 
 
@@ -188,3 +190,31 @@ def test_an_action_that_is_not_known_is_refused() -> None:
 def test_a_channel_carries_one_shape_and_type(wrong: Tensor) -> None:
     with pytest.raises(AssertionError, match=r"on a channel for \(2, 3, 8\)"):
         make_channels().send_forward(wrong)
+
+
+def test_a_backward_with_its_weights_right_behind_it_is_one() -> None:
+    parse = {"F": "F", "B": "B", "W": "W", "r": "recv_forward", "s": "send_backward"}
+
+    def order(text: str) -> list[Action]:
+        return [Action(parse[word[0]], int(word[1:])) for word in text.split()]
+
+    joined, whole = join_backwards(
+        order("F0 r1 B0 W0 F1 B1 r2 r3 W1 F2 B2 s2 W2 F3 B3 F4 W3 B4 W5")
+    )
+    assert joined == order("F0 r1 B0 F1 r2 r3 B1 F2 B2 s2 W2 F3 B3 F4 W3 B4 W5")
+    assert whole == {(0, 0), (1, 0)}
+
+
+@pytest.mark.parametrize("name", ["zb_h1", "zb_v", "dualpipev"])
+@pytest.mark.parametrize("stages", [2, 4])
+def test_joining_keeps_all_but_the_joined_and_the_order_of_every_channel(
+    name: str, stages: int
+) -> None:
+    schedule = build_schedule(name, stages, 8)
+    for stage, actions in enumerate(schedule.ranks):
+        joined, whole = join_backwards(actions)
+        kept = [a for a in actions if a.kind != "W" or a[1:] not in whole]
+        assert sorted(map(str, joined)) == sorted(map(str, kept))
+        assert stage or len(whole) == 8, "all whose input gradient goes nowhere"
+        for kinds in (("F", "B", "W", "send_forward", "send_backward"), RECEIVES):
+            assert [a for a in joined if a.kind in kinds] == [a for a in kept if a.kind in kinds]

@@ -30,10 +30,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def build_stage(
-    run: Run, layout: Layout, stage: Stage, groups: Groups, splits_backward: bool = False
+    run: Run, layout: Layout, stage: Stage, groups: Groups, has_queue: bool = False
 ) -> StageModule:
     """The module of one rank, with its initial weights, on the rank's device.
 
+    has_queue: products with a weight leave its gradient to `module.weight_queue`.
     Under FSDP2 the weights stay on the meta device until the engine calls `module.fill`.
     """
     model, dtype = run.model, DTYPES[run.precision.compute]
@@ -56,7 +57,7 @@ def build_stage(
     # 4. What does not change the numbers.
     module.dropout = _build_dropout(run, layout, groups, cut)
     apply_recompute(module, layout.recompute)
-    if splits_backward:
+    if has_queue:
         module.weight_queue = split_backward(module)
     if run.train.compile:
         apply_compile(module)
@@ -97,7 +98,7 @@ class StageModule(nn.Module):
         self.pieces = stage.pieces
         self.sliding_window, self.dtype = model.sliding_window, dtype
         self.weight_queue: WeightQueue | None = None
-        """Where weight gradients wait; None: they never do."""
+        """Where weight gradients wait, or are added up; None: that is left to autograd."""
         self.fill: Callable[[str], None]
         """Makes the parameters below a path (with a dot at its end) real, with initial values."""
         self.dropout: Dropout | None = None

@@ -19,13 +19,14 @@ from torch.autograd.function import once_differentiable
 from launcher.runtime.collectives import Pending, start_send_and_receive
 from launcher.runtime.groups import Axis
 from launcher.runtime.parallel.attention_parts import Parts
-from launcher.runtime.parallel.block_attention import Part, Whole
+from launcher.runtime.parallel.block_attention import Part, PartGradients, Whole
 from launcher.runtime.parallel.ring import (
     add_gradients,
-    first_gradients,
+    add_home,
+    empty_sums,
     keep,
     meetings_with,
-    zeros_for_sums,
+    widen,
 )
 
 
@@ -62,18 +63,18 @@ class _Neighbours(torch.autograd.Function):
         axis, homeward = parts.cut.axis, None
         visits = _go_round(mine, axis, ctx.reach)
         _, keys = next(visits)
-        of_q, of_mine = first_gradients(parts.backward(parts.own(), grad, q, *keys, whole))
+        sums = widen(parts.backward(parts.own(), grad, q, *keys, whole))
         for visit, keys in visits:
-            of_keys = zeros_for_sums(mine)
-            if visit.source is not None:
-                for meeting in meetings_with(visit.source, parts):
-                    add_gradients(
-                        meeting, parts.backward(meeting, grad, q, *keys, whole), of_q, of_keys
-                    )
-            _take_in(homeward, of_mine)
+            meetings = [] if visit.source is None else meetings_with(visit.source, parts)
+            found = [
+                (meeting, parts.backward(meeting, grad, q, *keys, whole)) for meeting in meetings
+            ]
+            of_keys = empty_sums(mine)
+            add_gradients(found, sums.q_BNQD, of_keys, is_first=True)
+            _take_in(homeward, sums)
             homeward = start_send_and_receive(of_keys, axis, visit.source, visit.asker)
-        _take_in(homeward, of_mine)
-        return of_q.to(q.dtype), of_mine[0].to(q.dtype), of_mine[1].to(q.dtype), None, None
+        _take_in(homeward, sums)
+        return *(x.to(q.dtype) for x in sums), None, None  # type: ignore[return-value]
 
 
 def _go_round(mine: Tensor, axis: Axis, reach: int) -> Iterator[tuple[Visit, Tensor]]:
@@ -100,7 +101,7 @@ def _visit(axis: Axis, offset: int) -> Visit:
     return Visit(source, asker)
 
 
-def _take_in(homeward: Pending | None, of_mine: Tensor) -> None:
+def _take_in(homeward: Pending | None, sums: PartGradients) -> None:
     """Add what another rank found for our keys, if any did."""
     if homeward is not None and (found := homeward.wait()).numel():
-        of_mine += found
+        add_home(found, sums)

@@ -48,20 +48,19 @@ class _Ring(torch.autograd.Function):
         whole, coming = Part(out, log_sum), None
         visits = _pass_around(mine, parts)
         _, (keys, values) = next(visits)
-        of_q, of_mine = first_gradients(parts.backward(parts.own(), grad, q, keys, values, whole))
+        sums = widen(parts.backward(parts.own(), grad, q, keys, values, whole))
         for source, (keys, values) in visits:
             found = [
                 (meeting, parts.backward(meeting, grad, q, keys, values, whole))
                 for meeting in parts.with_rank(source)
             ]
             # The gradients of these keys so far: from the rank that has had them before.
-            of_keys = zeros_for_sums(mine) if coming is None else coming.wait()
-            while found:  # each is freed once it is added
-                add_gradients(*found.pop(), of_q, of_keys)
+            of_keys = empty_sums(mine) if coming is None else coming.wait()
+            add_gradients(found, sums.q_BNQD, of_keys, is_first=coming is None)
             coming = start_pass_on(of_keys, parts.cut.axis)
         assert coming is not None
-        of_mine += coming.wait()  # the last step brings them home
-        return of_q.to(q.dtype), of_mine[0].to(q.dtype), of_mine[1].to(q.dtype), None
+        add_home(coming.wait(), sums)  # the last step brings them home
+        return *(x.to(q.dtype) for x in sums), None  # type: ignore[return-value]
 
 
 class _Gathered(torch.autograd.Function):
@@ -72,8 +71,9 @@ class _Gathered(torch.autograd.Function):
         own = parts.own()
         whole.add(parts.forward(own, q, *mine), own.rows)
         everyone = coming.wait()
-        for source, meeting in _meetings_with_others(parts):
-            whole.add(parts.forward(meeting, q, *everyone[source]), meeting.rows)
+        for source in _others(parts):
+            for meeting in parts.with_rank(source):
+                whole.add(parts.forward(meeting, q, *everyone[source]), meeting.rows)
         return keep(ctx, q, mine, whole, parts)
 
     @staticmethod
@@ -83,26 +83,25 @@ class _Gathered(torch.autograd.Function):
         parts: Parts = ctx.parts
         whole, axis = Part(out, log_sum), parts.cut.axis
         coming = start_gather(mine, axis)
-        of_q, of_mine = first_gradients(parts.backward(parts.own(), grad, q, *mine, whole))
+        own = parts.backward(parts.own(), grad, q, *mine, whole)
         everyone = coming.wait()
-        of_all = zeros_for_sums(everyone)
-        of_all[axis.index] = of_mine
-        del coming, of_mine
-        for source, meeting in _meetings_with_others(parts):
-            found = parts.backward(meeting, grad, q, *everyone[source], whole)
-            add_gradients(meeting, found, of_q, of_all[source])
-            del found
+        of_all = empty_sums(everyone)
+        of_all[axis.index, 0], of_all[axis.index, 1] = own.k_BKTD, own.v_BKTD
+        of_q = own.q_BNQD.to(of_all.dtype)
+        del coming, own
+        for source in _others(parts):
+            found = [
+                (meeting, parts.backward(meeting, grad, q, *everyone[source], whole))
+                for meeting in parts.with_rank(source)
+            ]
+            add_gradients(found, of_q, of_all[source], is_first=True)
         del everyone
         of_k, of_v = start_scatter(of_all, axis).wait()
         return of_q.to(q.dtype), of_k.to(q.dtype), of_v.to(q.dtype), None
 
 
-def _meetings_with_others(parts: Parts) -> Iterator[tuple[int, Meeting]]:
-    """Which of the rank's queries see keys of which other ranks."""
-    for source in range(parts.cut.axis.size):
-        if source != parts.cut.axis.index:
-            for meeting in parts.with_rank(source):
-                yield source, meeting
+def _others(parts: Parts) -> list[int]:
+    return [rank for rank in range(parts.cut.axis.size) if rank != parts.cut.axis.index]
 
 
 def _pass_around(mine: Tensor, parts: Parts) -> Iterator[tuple[int, Tensor]]:
@@ -128,22 +127,41 @@ def keep(ctx: Any, q: Tensor, mine: Tensor, whole: Whole, parts: Parts) -> Tenso
     return out
 
 
-def zeros_for_sums(x: Tensor) -> Tensor:
-    """For sums of gradients: at least in float32."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    return torch.zeros(x.shape, dtype=wide, device=x.device)
+def empty_sums(x: Tensor) -> Tensor:
+    """For sums of gradients, at least in float32; nothing is in them yet."""
+    return torch.empty_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-def first_gradients(own: PartGradients) -> tuple[Tensor, Tensor]:
-    """Sums of a rank's gradients that begin with its own meeting: of q, and of keys and values."""
+def widen(own: PartGradients) -> PartGradients:
+    """Sums of a rank's gradients, which begin with its own meeting."""
     wide = torch.promote_types(own.q_BNQD.dtype, torch.float32)
-    return own.q_BNQD.to(wide), torch.stack((own.k_BKTD, own.v_BKTD)).to(wide)
+    return PartGradients(*(gradient.to(wide) for gradient in own))
 
 
 def add_gradients(
-    meeting: Meeting, gradients: PartGradients, of_q: Tensor, of_keys: Tensor
+    found: list[tuple[Meeting, PartGradients]], of_q: Tensor, of_keys: Tensor, *, is_first: bool
 ) -> None:
-    """Where the meeting's queries and keys lie."""
-    of_q[:, :, meeting.rows] += gradients.q_BNQD
-    of_keys[0, :, :, meeting.keys] += gradients.k_BKTD
-    of_keys[1, :, :, meeting.keys] += gradients.v_BKTD
+    """Add where a meeting's queries and keys lie, and let go of what is added.
+
+    is_first: nothing is in `of_keys` yet. It is written then, and zero where no meeting has keys.
+    """
+    if is_first and len(found) != 1:
+        of_keys.zero_()
+        is_first = False
+    while found:
+        meeting, gradients = found.pop()
+        of_q[:, :, meeting.rows] += gradients.q_BNQD
+        keys = meeting.keys
+        for sums, gradient in zip(of_keys, gradients[1:], strict=True):
+            if is_first:
+                sums[:, :, : keys.start] = 0
+                sums[:, :, keys.stop :] = 0
+                sums[:, :, keys] = gradient
+            else:
+                sums[:, :, keys] += gradient
+
+
+def add_home(of_keys: Tensor, sums: PartGradients) -> None:
+    """What other ranks have found for this rank's keys and values."""
+    sums.k_BKTD.add_(of_keys[0])
+    sums.v_BKTD.add_(of_keys[1])

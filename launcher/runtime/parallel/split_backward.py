@@ -4,6 +4,10 @@ A linear layer's backward has two matrix products. That of the input goes on to 
 and is done at once; that of the weight is needed at the end of the step only. What the second one
 reads is queued, per microbatch and chunk. Everything else (norms, biases, embeddings) is small and
 stays in B.
+
+Where no hook waits for gradients, a product is added to what its weight has already, with neither
+a tensor of its own nor another pass over both. That also serves a backward that is not split:
+outside of `collect` nothing waits.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -48,13 +52,14 @@ class WeightQueue:
         Each goes through its parameter's own autograd node, so hooks on gradients run as always,
         unless `adds_in_place` says that there are none.
         """
+        if self.adds_in_place:
+            for waiting in self._waiting.pop(key):
+                waiting.add_up()
+            return
         weights, gradients = [], []
         for waiting in self._waiting.pop(key):
             x = waiting.whole_input()
             for weight, gradient in waiting.pairs:
-                if self.adds_in_place and weight.grad is not None:
-                    weight.grad.addmm_(gradient.flatten(0, -2).mT, x.flatten(0, -2))
-                    continue
                 weights.append(weight)
                 gradients.append(weight_gradient(x, gradient))
         if weights:
@@ -68,10 +73,15 @@ class WeightQueue:
     ) -> None:
         """Put products off: weights that read x, each with the gradient of its result.
 
-        Where ranks keep pieces of x, `make_whole` puts them together when it is time.
+        Where ranks keep pieces of x, `make_whole` puts them together when it is time. Outside of
+        `collect` it is time now.
         """
-        assert self._open is not None, "the backward pass of a split layer stands in `collect`"
-        self._open.append(_Waiting(pairs=pairs, x=x, make_whole=make_whole))
+        waiting = _Waiting(pairs=pairs, x=x, make_whole=make_whole)
+        if self._open is not None:
+            self._open.append(waiting)
+            return
+        assert self.adds_in_place, "the backward pass of a split layer stands in `collect`"
+        waiting.add_up()
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """As F.linear, with a backward that leaves the weight's gradient to the queue."""
@@ -86,7 +96,7 @@ class WeightQueue:
     ) -> tuple[Tensor, ...]:
         if torch.is_grad_enabled() and not x.requires_grad:
             x = x.detach().requires_grad_()  # or there would be no backward at all
-        weights = [Hidden(weight) for weight, _ in pairs]
+        weights = [weight for weight, _ in pairs]  # a list: autograd does not look into it
         return _SplitLinears.apply(x, weights, self, *(bias for _, bias in pairs))  # type: ignore[no-any-return]
 
 
@@ -117,15 +127,26 @@ def split_backward(module: nn.Module) -> WeightQueue:
     return queue
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Waiting:
+class _Waiting(NamedTuple):
     pairs: Sequence[tuple[Tensor, Tensor]]
     x: Tensor
-    make_whole: Callable[[Tensor], Tensor] | None
+    make_whole: Callable[[Tensor], Tensor] | None = None
 
-    @torch.no_grad()
     def whole_input(self) -> Tensor:
         return self.x if self.make_whole is None else self.make_whole(self.x)
+
+    def add_up(self) -> None:
+        """Add every product to its weight's gradient; the first one becomes it.
+
+        As all here, without a graph of its own: gradients are off in a backward pass.
+        """
+        x_NK = self.whole_input().flatten(0, -2)
+        for weight, gradient in self.pairs:
+            gradient_KN = gradient.flatten(0, -2).mT
+            if weight.grad is None:
+                weight.grad = gradient_KN @ x_NK
+            else:
+                weight.grad.addmm_(gradient_KN, x_NK)
 
 
 @dataclass(frozen=True)
@@ -142,23 +163,24 @@ class Hidden:
 class _SplitLinears(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weights: Sequence[Hidden], queue: WeightQueue, *biases: Tensor | None
+        ctx: Any, x: Tensor, weights: Sequence[Tensor], queue: WeightQueue, *biases: Tensor | None
     ) -> tuple[Tensor, ...]:
         ctx.save_for_backward(x)
-        ctx.weights, ctx.queue = [weight.tensor for weight in weights], queue
+        ctx.weights, ctx.queue = weights, queue
         return tuple(
-            F.linear(x, weight, bias) for weight, bias in zip(ctx.weights, biases, strict=True)
+            F.linear(x, weight, bias) for weight, bias in zip(weights, biases, strict=True)
         )
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         (x,), (needs_x, _, _, *needs) = ctx.saved_tensors, ctx.needs_input_grad
-        of_x = input_gradient(gradients, ctx.weights) if needs_x else None
+        rows = [gradient.flatten(0, -2) for gradient in gradients]
+        of_x = input_gradient(rows, ctx.weights).view(x.shape) if needs_x else None
         of_biases = [
-            gradient.flatten(0, -2).sum(0) if needed else None
-            for gradient, needed in zip(gradients, needs, strict=True)
+            gradient.sum(0) if needed else None
+            for gradient, needed in zip(rows, needs, strict=True)
         ]
-        ctx.queue.add(list(zip(ctx.weights, gradients, strict=True)), x)
+        ctx.queue.add(list(zip(ctx.weights, rows, strict=True)), x)
         return of_x, None, None, *of_biases
 
 

@@ -45,7 +45,7 @@ def run_schedule(
     Call it inside `engine.accumulate()`. All sends are over when it returns.
     """
     execution = _Execution(schedule, engine, channels, stage, microbatches)
-    for action in schedule.ranks[stage]:
+    for action in execution.actions:
         execution.perform(action)
     return execution.finish()
 
@@ -80,6 +80,28 @@ Place = tuple[int, int]
 """(microbatch, chunk)"""
 
 
+def join_backwards(actions: Sequence[Action]) -> tuple[list[Action], set[Place]]:
+    """The actions, and where B is a whole backward: there W came right behind it and is left out.
+
+    Each weight gradient so follows its input gradient at once, and what both read dies earlier.
+    Receives in between are posted before B. Where B sends its result on, it stays apart: who waits
+    for that must not wait for W.
+    """
+    joined: list[Action] = []
+    whole: set[Place] = set()
+    for action in actions:
+        place = (action.microbatch, action.chunk)
+        end = len(joined)
+        while end and joined[end - 1].kind.startswith("recv"):
+            end -= 1
+        if action.kind == "W" and end and joined[end - 1] == ("B", *place):
+            joined.append(joined.pop(end - 1))
+            whole.add(place)
+        else:
+            joined.append(action)
+    return joined, whole
+
+
 class _Execution:
     """What is alive on one stage in the middle of a step, by microbatch and chunk."""
 
@@ -98,10 +120,15 @@ class _Execution:
         self.before = [neighbour(stage, chunk, -1) for chunk in chunks]
         self.behind = [neighbour(stage, chunk, 1) for chunk in chunks]
         self.stage = stage
+        self.actions: Sequence[Action] = schedule.ranks[stage]
         self.queue: WeightQueue | None = None
+        self.whole: set[Place] = set()
+        """Where B and W are one."""
         if has_weight_actions(schedule.ranks):
             self.queue = engine.module.weight_queue  # type: ignore[assignment]
             assert self.queue is not None, "the stage was not built for a split backward"
+            if self.queue.adds_in_place:
+                self.actions, self.whole = join_backwards(self.actions)
         self.arriving: dict[tuple[str, Place], Receive | Tensor] = {}
         self.put_off: dict[tuple[str, Place], Callable[[int], Receive]] = {}
         self.inputs: dict[Place, Tensor] = {}
@@ -172,7 +199,8 @@ class _Execution:
             if ("F", place) in self.sends:
                 # Its gradient is here, so the activation must have arrived: this does not block.
                 self.sends.pop(("F", place))[0].wait()
-        with nullcontext() if self.queue is None else self.queue.collect(place):
+        queue = None if place in self.whole else self.queue
+        with nullcontext() if queue is None else queue.collect(place):
             self.engine.backward(self.outputs.pop(place), gradient)
         if before is not None:
             gradient = self.inputs.pop(place).grad
