@@ -31,6 +31,7 @@ DEVICES = (
     (r"a100.*pcie", _devices("a100_pcie_80gb", "pcie4", "ib_hdr200")),
     (r"a100", _devices("a100_80gb", "hgx_a100", "ib_hdr200")),
     (r"a800", _devices("a100_80gb", "hgx_a800", "ib_hdr200")),
+    (r"p3dn", _devices("v100_sxm2_32gb", "dgx1_v100", "efa_100")),
     (r"v100.*16", _devices("v100_sxm2_16gb", "dgx1_v100", "ib_edr100_half")),
     (r"v100", _devices("v100_sxm2_32gb", "dgx1_v100", "ib_edr100_half")),
     (r"mi250", _devices("mi250x_gcd", "mi250x", "slingshot_200")),
@@ -52,6 +53,9 @@ DEVICES = (
 )
 """Pattern of the gpu cell; facts of the device, of its node and of the fabric it usually has."""
 
+EFA = {"v100": "efa_100", "a100": "efa_400"}
+"""Elastic Fabric Adapters of the instances with these devices; later ones have 3,200 Gb/s."""
+
 UNSTATED = r"(interconnect|network|fabric)( is|:)? (not stated|unstated|unknown|not published)"
 """A row that says so is taken to have 100 Gb/s per GPU."""
 
@@ -65,8 +69,7 @@ def find_devices(row: Mapping[str, str]) -> Devices | None:
             if re.search(UNSTATED, words):
                 return replace(devices, network="roce_100")
             if re.search(r"(?<![a-z])efa(?![a-z])|elastic fabric", words):
-                is_first = devices.gpu.startswith("a100")
-                return replace(devices, network="efa_400" if is_first else "efa_3200")
+                return replace(devices, network=EFA.get(devices.gpu[:4], "efa_3200"))
             return devices
     return None
 

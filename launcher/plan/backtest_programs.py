@@ -138,7 +138,14 @@ PROGRAMS = (
     Program(pattern=r"fsdp", execution=FSDP, default_stage=3),
     Program(
         pattern=r"deepspeed|\bzero\b(?![- ]?bubble)|zero[- ]?(3|infinity|offload)",
-        execution=replace(MEGATRON, attention="flash", unused_gradients=False, reduce_bytes=2),
+        # Its engines sum gradients themselves: Megatron's fused sums need their `main_grad`.
+        execution=replace(
+            MEGATRON,
+            attention="flash",
+            unused_gradients=False,
+            reduce_bytes=2,
+            fuses_gradients=False,
+        ),
     ),
     Program(
         pattern=r"megatron|mcore|simumax|transformer[- ]engine|megascale",

@@ -9,6 +9,8 @@ from launcher.config.schema import is_schedule_file
 from launcher.plan.activations import block_kept_bytes
 from launcher.plan.execution import Job
 from launcher.plan.memory import (
+    EXPANDABLE_SHARE,
+    HEAP_SHARE,
     in_flight_bytes,
     pass_buffers,
     rank_bytes,
@@ -49,6 +51,7 @@ class Memory:
         self.usable_bytes = usable_bytes(run.hardware.gpu)
         self._gpu = run.hardware.gpu
         self._context = self._gpu.context_bytes
+        self._reserve = HEAP_SHARE if run.hardware.device == "cpu" else EXPANDABLE_SHARE
         self._is_file = run.parallelism.schedule_lines is not None
         experts = run.model.experts
         self._num_dense = experts.num_dense_layers if experts else 0
@@ -71,14 +74,16 @@ class Memory:
         return self.usable_bytes - self._context - self._alive(mesh, pp)
 
     def states(self, mesh: Mesh, pp: int, dp: int, layers: int = 0) -> dict[Sharding, int]:
-        """Least bytes of weights, gradients and optimizer state, by sharding; of so many blocks,
-        or of the average of all stages.
+        """Least bytes of weights, gradients and optimizer state, by sharding; of a first stage of
+        so many blocks, or of the average of all stages.
         """
+        is_first = bool(layers) or pp == 1
         layers = layers or -(-self.coster.run.model.num_layers // pp)
-        key = (mesh.tp, mesh.cp, mesh.ep, pp, dp, layers)
+        key = (mesh.tp, mesh.cp, mesh.ep, pp, dp, layers, is_first)
         if key not in self._states:
             # A stage that has the model's dense blocks has fewer with experts.
-            stage = _stage(layers if pp == 1 else max(0, layers - self._num_dense), pp == 1)
+            blocks = layers if pp == 1 else max(0, layers - self._num_dense)
+            stage = _stage(blocks, is_first, pp == 1)
             self._states[key] = {
                 sharding: held_bytes(self._job(mesh, pp, dp, sharding), stage).state
                 for sharding in self._shardings
@@ -89,20 +94,20 @@ class Memory:
         """Chunks of microbatches that the first stage keeps; None where no bound counts them."""
         return None if pp == 1 or self._is_file else peaks_of(name, pp, count, vpp)[0]
 
-    def first_room(self, mesh: Mesh) -> tuple[int, int]:
-        """The same as `room`, of the first stage without its activations; and bytes that each of
-        its blocks keeps per microbatch.
-        """
+    def first_room(self, mesh: Mesh, microbatches: float, layers: int) -> int:
+        """The same as `room`, of a first stage of these blocks that keeps these microbatches."""
         block, passing = self.kept(mesh)
-        return self.usable_bytes - self._context - passing, block
+        alive = int(microbatches * layers * block) + passing
+        return self.usable_bytes - self._context - alive - int(self._reserve * alive)
 
     def _alive(self, mesh: Mesh, pp: int) -> int:
         block, passing = self.kept(mesh)
         layers = -(-self.coster.run.model.num_layers // pp)
         if pp == 1:
-            return self._whole_bytes(mesh, layers) + passing
-        # The allocator's reserve comes on top.
-        return (1 if self._is_file else layers) * block + passing
+            alive = self._whole_bytes(mesh, layers) + passing
+        else:
+            alive = (1 if self._is_file else layers) * block + passing
+        return alive + int(self._reserve * alive)
 
     def kept(self, mesh: Mesh) -> Kept:
         """Per block and microbatch."""
@@ -119,7 +124,7 @@ class Memory:
         """One microbatch of the whole model."""
         if mesh not in self._whole:
             job = self.coster.mesh_job(mesh, False)
-            self._whole[mesh] = in_flight_bytes(job, _stage(layers, True), 1)
+            self._whole[mesh] = in_flight_bytes(job, _stage(layers, True, True), 1)
         return self._whole[mesh]
 
     def _job(self, mesh: Mesh, pp: int, dp: int, sharding: Sharding) -> Job:
@@ -186,7 +191,7 @@ class Memory:
         return peaks_of(choice.schedule, choice.pp, choice.num_microbatches, choice.vpp)
 
 
-def _stage(layers: int, is_all: bool) -> Stage:
+def _stage(layers: int, is_first: bool, is_last: bool) -> Stage:
     return Stage(
-        stage=0, first_layer=0, end_layer=layers, parameters=0, is_first=is_all, is_last=is_all
+        stage=0, first_layer=0, end_layer=layers, parameters=0, is_first=is_first, is_last=is_last
     )

@@ -22,7 +22,6 @@ class Rooms:
     def first_stage(self, stages: Stages) -> Roomy:
         """Schedules and shardings that may have room together on the first stage."""
         mesh, pp, dp, count, _ = stages
-        room, block = self.memory.first_room(mesh)
         allowed, plans = self._shardings(stages), []
         states: dict[int, dict[Sharding, int]] = {}
         most: dict[int, int] = {}
@@ -33,7 +32,8 @@ class Rooms:
                 of_all = self.memory.states(mesh, pp, dp, layers)
                 states[layers] = {one: of_all[one] for one in allowed}
             if plan.peak is not None:
-                left = room - plan.peak * layers * block // cut.chain.num_chunks
+                alive = plan.peak / cut.chain.num_chunks
+                left = self.memory.first_room(mesh, alive, layers)
             if min(states[layers].values()) <= left:
                 plans.append((position, plan, cut, left))
                 most[layers] = max(left, most.get(layers, left))

@@ -195,6 +195,7 @@ def test_a_block_takes_least_in_a_microbatch_that_all_others_divide(words, cp_mo
             assert least <= floors.mesh_s(mesh._replace(micro=micro)) * (1 + 1e-12)
 
 
+@settings(deadline=None)
 @given(
     communication_s=st.floats(0.0, 4.0), ends=st.tuples(st.floats(0.0, 4.0), st.floats(0.0, 4.0)),
     share=st.floats(0.0, 1.0),

@@ -4,7 +4,7 @@ import itertools
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.config.schema import Model
@@ -26,6 +26,7 @@ def maximum(bounds, first, last):
     return max(costs)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 9), st.integers(1, 5), st.floats(0, 4), st.floats(0, 4))
 def test_no_other_contiguous_split_has_a_smaller_maximum(num_layers, num_stages, first, last):
     bounds = split_layers(num_layers, num_stages, first_cost=first, last_cost=last)

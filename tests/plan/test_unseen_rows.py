@@ -155,3 +155,48 @@ def test_sums_of_gradients_by_kernels_of_their_own_cost_a_pass_over_memory():
     elements = 12 * 3072**2 / job.layout.tp
     least_s = 10 * elements / job.hardware.gpu.memory_bandwidth  # two bytes read, four both ways
     assert least_s < apart_s - fused_s < 2 * least_s
+
+
+@pytest.mark.parametrize(
+    ("source", "fuses"),
+    [("Narayanan (2104.04473)", False), ("Korthikanti 2205.05198", True), ("Megatron-LM", True),
+     ("DeepSpeed", False), ("InternEvo", False), ("Zero bubble 2401.10241", True)],
+)  # fmt: skip
+def test_a_programs_sums_of_gradients_are_known_by_its_name(source, fuses):
+    row = make_row("sc21_t1_3.6B", source=source, source_url_or_repo_path="")
+    assert read_row(row, FACTS).job.execution.fuses_gradients is fuses
+
+
+@pytest.mark.parametrize(
+    ("gpu", "gigabits"),
+    [("V100-32GB", 12.5), ("p3dn.24xlarge", 12.5), ("A100-40GB", 50), ("H100", 400)],
+)
+def test_elastic_fabric_adapters_are_those_of_the_devices_instances(gpu, gigabits):
+    row = make_row("sc21_t1_3.6B", gpu=gpu, notes="EFA")
+    assert read_row(row, FACTS).job.hardware.network.bandwidth == gigabits * 1e9 / 8
+
+
+def tokens_per_s(**cells):
+    """Of a 7B model; per GPU."""
+    row = make_row(
+        "sc21_t1_3.6B", **{
+            "source": "Megatron-LM", "model": "llama2-7b", "params_b": 6.74, "layers": 32,
+            "hidden": 4096, "heads": 32, "kv_heads": 32, "ffn": 11008, "vocab": 32000,
+            "seq": 4096, "gpus": 64, "tp": 2, "pp": 1, "micro_batch": 1, "global_batch": 512,
+            "recompute": "full",
+        } | cells,
+    )  # fmt: skip
+    answer = predict_row(row, FACTS)
+    return answer.tokens / answer.predicted_step_s / int(row["gpus"])
+
+
+@pytest.mark.parametrize("gpu", ["V100-32GB", "A100-80GB", "H100", "B200", "MI300X"])
+def test_larger_microbatches_are_faster_and_wider_cuts_and_clusters_slower(gpu):
+    batches = [tokens_per_s(gpu=gpu, micro_batch=size) for size in (1, 2, 4)]
+    cuts = [tokens_per_s(gpu=gpu, tp=tp) for tp in (1, 2, 4, 8)]
+    stages = [tokens_per_s(gpu=gpu, pp=pp) for pp in (1, 2, 4)]
+    clusters = [tokens_per_s(gpu=gpu, gpus=n, global_batch=4 * n) for n in (8, 64, 512)]
+    lengths = [tokens_per_s(gpu=gpu, seq=s, global_batch=2**21 // s) for s in (4096, 8192, 16384)]
+    assert batches == sorted(batches)
+    for falling in (cuts, stages, clusters, lengths):
+        assert falling == sorted(falling, reverse=True)
