@@ -37,3 +37,5 @@ def import_late(name: str, functions: tuple[str, ...]) -> None:
 
     stand_in.__getattr__ = find  # type: ignore[method-assign]
     sys.modules[name] = stand_in
+    package, _, child = name.rpartition(".")
+    setattr(importlib.import_module(package), child, stand_in)
