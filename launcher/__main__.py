@@ -6,8 +6,6 @@ import gc
 import os
 import sys
 
-from launcher.late_import import METADATA, import_late
-
 
 def main() -> int:
     """Entry point of `launch` and of `python -m launcher`; returns the exit code."""
@@ -16,7 +14,6 @@ def main() -> int:
     gc.disable()
     # Plugins of other packages have no say in our schema; looking for them costs 10 ms.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
-    import_late(*METADATA)
     from launcher.cli import main as command_line
 
     return command_line()

@@ -64,8 +64,7 @@ MAY_IMPORT = {
         "search_commands",
         "table_commands",
     },
-    "late_import": set(),
-    "__main__": {"cli", "late_import"},
+    "__main__": {"cli"},
     "__init__": set(),
 }
 # What every package may import besides: how records are made.

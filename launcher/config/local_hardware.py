@@ -14,9 +14,10 @@ from launcher.frozen import frozen
 _FLOPS_PER_CYCLE = {"avx512f": 64, "avx2": 32}
 _BASE_FLOPS_PER_CYCLE = 16
 _DEFAULT_CLOCK_HZ = 2.5e9
-# Per process, measured with the quickstart: 330 MiB resident before the first tensor, and 260 MiB
-# of freed blocks that glibc keeps on its heap (none with MALLOC_MMAP_THRESHOLD_=131072, but then a
-# step takes 1.3 times as long).
+# Per process, beyond what the formulas count: 245 MiB are resident after the imports. The rest is
+# from the quickstart's peaks, 2 to 15 % below what this gives: groups of ranks, and freed blocks
+# that glibc keeps on its heap (far fewer with MALLOC_MMAP_THRESHOLD_=131072, but then a step takes
+# 1.3 times as long).
 _CPU_CONTEXT_BYTES = 590 * 2**20
 # Share of the vector units' peak and seconds per operation and message, as the quickstart showed
 # on two cores; matrices of that size stay far below what large ones reach.

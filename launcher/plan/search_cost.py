@@ -20,15 +20,14 @@ from launcher.plan.schedule_records import Chain, StageTimes, has_weight_actions
 from launcher.plan.search_choice import ORDER, Choice
 from launcher.plan.search_cuts import Cut, Cuts
 from launcher.plan.search_walks import Walks
+from launcher.plan.stage_state import StageState, stage_state
 from launcher.plan.stage_time import (
     Kernels,
     PartCost,
     Parts,
-    StageState,
     estimate_parts,
     list_kernels,
     part_cost,
-    stage_state,
 )
 from launcher.plan.step_time import end_of_step, free_p2p_s, part_times, place_links
 

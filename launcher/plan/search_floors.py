@@ -21,12 +21,11 @@ from launcher.plan.search_cost import Coster, Mesh
 from launcher.plan.search_cuts import Cut
 from launcher.plan.search_memory import Sharding
 from launcher.plan.search_stages import Stages, choice_in
+from launcher.plan.stage_state import copies_s_of, sharded_waits
 from launcher.plan.stage_time import (
     BlockTimes,
     Parts,
-    copies_s_of,
     estimate_parts,
-    sharded_waits,
     unit_costs,
 )
 from launcher.plan.step_time import update_s

@@ -7,23 +7,19 @@ from typing import NamedTuple
 from launcher.plan.collectives import (
     Links,
     PassTimes,
-    StateTraffic,
     ep_times,
     exposed_s,
-    state_traffic,
     tp_times,
 )
 from launcher.plan.context_traffic import cp_times
 from launcher.plan.encoder import encoder_job
 from launcher.plan.execution import Job
-from launcher.plan.kernels import traffic_s
 from launcher.plan.operator_records import Work
 from launcher.plan.operators import block_work, embedding_work, head_work
 from launcher.plan.records import Stage
+from launcher.plan.stage_state import fetched_s, stage_waits
 from launcher.plan.stages import (
     count_dense_layers,
-    count_expert_parameters,
-    count_stage_parameters,
 )
 from launcher.plan.tensor_traffic import runtime_tp_times
 from launcher.plan.work_time import WorkTimes, time_work
@@ -239,10 +235,10 @@ def part_cost(job: Job, piece: Stage, parts: Parts, links: Links) -> PartCost:
     wait_forward = total.wait_forward_s + piece.is_first * ends.forward_s
     wait_backward = total.wait_backward_s + piece.is_last * ends.backward_s
     if job.layout.zero_stage == 3:
-        sharded = _sharded_waits(job, piece, links, total)
+        sharded = stage_waits(job, piece, links, total.forward_s, total.input_s + total.weight_s)
         wait_forward += sharded.forward_s
         wait_backward += sharded.backward_s
-    fetch_s = _fetched_s(job, piece)
+    fetch_s = fetched_s(job, piece)
     wait_forward += exposed_s(fetch_s, total.forward_s)
     wait_backward += exposed_s(fetch_s, total.input_s + total.weight_s)
     return PartCost(
@@ -269,72 +265,3 @@ def unit_costs(job: Job, parts: Parts, links: Links) -> tuple[PartCost, ...]:
         )
         for unit in (parts.block, parts.dense, first, last)
     ])  # fmt: skip
-
-
-def _fetched_s(job: Job, piece: Stage) -> float:
-    """Weights that wait in the node's RAM come once per pass, beside the computing."""
-    node, layout = job.hardware.node, job.layout
-    if job.execution.offload != "parameters" or node is None:
-        return 0.0
-    size = count_stage_parameters(
-        job.model, piece.num_layers, piece.is_first, piece.is_last, layout.tp, layout.ep
-    )
-    shards = layout.dp * layout.cp if layout.zero_stage == 3 else 1
-    return size * job.execution.element_bytes / shards / node.host_link_bandwidth
-
-
-def _sharded_waits(job: Job, piece: Stage, links: Links, compute: BlockTimes) -> PassTimes:
-    """Of a part whose weights are sharded."""
-    state = stage_state(job, piece, links)
-    backward_s = compute.input_s + compute.weight_s
-    copies_s = copies_s_of(job, state.parameters)
-    return sharded_waits(
-        state.traffic, copies_s, job.execution.overlap_dp, compute.forward_s, backward_s
-    )
-
-
-def sharded_waits(
-    traffic: StateTraffic, copies_s: float, overlaps: bool, forward_s: float, backward_s: float
-) -> PassTimes:
-    """ZeRO-3 gathers before each pass and scatters gradients: beside the computing of that pass,
-    or between.
-    """
-    gather_s, reduce_s = traffic.gather_s, traffic.reduce_s
-    if not overlaps:
-        return PassTimes(
-            forward_s=gather_s + copies_s, backward_s=gather_s + reduce_s + 2 * copies_s
-        )
-    return PassTimes(
-        forward_s=exposed_s(gather_s, forward_s) + copies_s,
-        backward_s=exposed_s(gather_s + reduce_s, backward_s) + 2 * copies_s,
-    )
-
-
-def copies_s_of(job: Job, parameters: float) -> float:
-    """Gathered weights are read and written once more, out of the buffer of the collective."""
-    gpu = job.hardware.gpu
-    assert gpu is not None
-    return traffic_s(2 * job.execution.gather_bytes * parameters, gpu)
-
-
-class StageState(NamedTuple):
-    """What one rank of a stage holds, and its traffic."""
-
-    parameters: float
-    expert_parameters: float
-    traffic: StateTraffic
-    """Once per step, or per microbatch under ZeRO-3."""
-
-
-def stage_state(job: Job, stage: Stage, links: Links) -> StageState:
-    """Of a stage, or of a chunk of one."""
-    layout, blocks = job.layout, stage.num_layers
-    parameters = count_stage_parameters(
-        job.model, blocks, stage.is_first, stage.is_last, layout.tp, layout.ep
-    )
-    experts = count_expert_parameters(job.model, blocks, stage.is_first, layout.tp, layout.ep)
-    return StageState(
-        parameters=parameters,
-        expert_parameters=experts,
-        traffic=state_traffic(job, links, parameters, experts, max(1, blocks)),
-    )

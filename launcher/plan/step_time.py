@@ -18,12 +18,11 @@ from launcher.plan.schedule_records import Chain, Schedule, StageTimes, has_weig
 from launcher.plan.simulate import Simulation, simulate
 from launcher.plan.simulate_named import simulate_named
 from launcher.plan.speeds import stage_speeds
+from launcher.plan.stage_state import StageState, stage_state
 from launcher.plan.stage_time import (
     PartCost,
-    StageState,
     estimate_parts,
     part_cost,
-    stage_state,
 )
 from launcher.plan.stages import count_dense_layers
 from launcher.plan.traffic import (

@@ -90,8 +90,7 @@ def heal(job: Job, fault: Fault, timeout_s: float = 400) -> None:
         wait_until(
             lambda: not training(cluster, fault.node), timeout_s, f"nothing trains after {fault}"
         )
-        cluster.kill_node(fault.node)
-        cluster.up(fault.node)
+        cluster.restart(fault.node)
         spare = cluster.num_nodes - len(cluster.job_nodes(job.job_id))
         wait_until(
             lambda: len(cluster.idle_nodes()) >= spare, timeout_s, f"spare nodes after {fault}",

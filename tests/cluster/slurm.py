@@ -192,8 +192,7 @@ class Cluster:
         for node in self.nodes:
             self.join(node)
             if self._daemons[node].poll() is not None:
-                self.kill_node(node)  # steps that outlived their slurmd
-                self.up(node)
+                self.restart(node)
 
         def resumed() -> bool:
             down = self.slurm(
@@ -204,6 +203,11 @@ class Cluster:
             return len(self.idle_nodes()) == self.num_nodes
 
         wait_until(resumed, 60, "all nodes are idle again")
+
+    def restart(self, node: str) -> None:
+        """Switch it off and on: steps that outlived their slurmd end, too."""
+        self.kill_node(node)
+        self.up(node)
 
     def pid(self, node: str) -> int:
         """A process on a node, by which its namespaces can be entered."""

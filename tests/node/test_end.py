@@ -125,6 +125,15 @@ def test_nodes_found_bad_now_and_before_are_excluded_beside_those_of_the_user(fi
     assert queue.did == ["requeue 7", "update JobId=7 ExcNodeList=n9,n3,n2"]
 
 
+def test_a_lost_node_that_came_back_and_killed_the_next_start_is_excluded(files, queue):
+    add_start(files, restart=0, end={"reason": "node_failure", "lost_nodes": ["n2"]})
+    add_start(files, restart=1)
+    queue.shows(restarts=1)
+    end = ended(files, exit_code=137, restart=1)
+    assert (end["reason"], end["bad_nodes"]) == ("node_failure", ["n2"])
+    assert queue.did == ["requeue 7", "update JobId=7 ExcNodeList=n2"]
+
+
 def test_where_the_site_refuses_to_requeue_the_job_behind_goes_on(files, queue):
     add_start(files)
     record = json.loads(files.submitted.read_text()) | {"follow_up": "8"}
