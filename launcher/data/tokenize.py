@@ -21,7 +21,7 @@ from launcher.data.pieces import Task, cut_tasks
 from launcher.data.pool import Work, run_tasks
 from launcher.data.store import sync_folder, write_atomically
 from launcher.data.store_info import FORMAT_VERSION, StoreInfo
-from launcher.data.tokenizer import BYTE, load_tokenizer, tokenizer_file
+from launcher.data.tokenizer import BYTE, Tokenizer, load_tokenizer, tokenizer_file
 from launcher.errors import ConfigError, Finding, RunFailed
 
 
@@ -90,35 +90,12 @@ def tokenize(job: Job, report: Callable[[Progress], None] = lambda progress: Non
         parts = {part.number: part for part in found if part is not None}
         num_kept = len(parts)
         # 3. The rest, in parallel.
-        work = Work(
-            folder=folder, tokenizer=job.tokenizer, end_token=job.end_token,
-            reading=job.reading, strict=job.strict,
-        )  # fmt: skip
-        report(_progress(tasks, parts))
-        missing = [task for task in tasks if task.number not in parts]
-        if job.strict:
-            _refuse_bad(list(parts.values()))
-        with contextlib.closing(run_tasks(missing, work, job.workers)) as running:
-            for part in running:
-                if job.strict:
-                    _refuse_bad([part])
-                parts[part.number] = part
-                report(_progress(tasks, parts))
+        _make_missing(job, tasks, parts, folder, report)
         # 4. One store of all parts, published by one rename.
         ordered = [parts[task.number] for task in tasks]
         bad = tuple(line for part in ordered for line in part.bad)
         _refuse_empty(ordered, bad)
-        store = folder / "store"
-        shutil.rmtree(store, ignore_errors=True)
-        store.mkdir()
-        info = merge_parts(ordered, folder, store, tokenizer)
-        if isinstance(info, list):
-            raise RunFailed(
-                f"{len(info)} parts of an earlier attempt were damaged and have been thrown away; "
-                "the same command makes them again"
-            )
-        if job.tokenizer != BYTE:
-            shutil.copyfile(tokenizer_file(job.tokenizer), store / "tokenizer.json")
+        store, info = _merge(job, ordered, folder, tokenizer)
         _publish(store, output)
         shutil.rmtree(folder, ignore_errors=True)
     return Outcome(
@@ -131,6 +108,48 @@ def tokenize(job: Job, report: Callable[[Progress], None] = lambda progress: Non
         num_kept=num_kept,
         seconds=time.monotonic() - started,
     )
+
+
+def _make_missing(
+    job: Job,
+    tasks: list[Task],
+    parts: dict[int, Part],
+    folder: Path,
+    report: Callable[[Progress], None],
+) -> None:
+    """Add the parts that are not there yet, as they are finished."""
+    work = Work(
+        folder=folder, tokenizer=job.tokenizer, end_token=job.end_token,
+        reading=job.reading, strict=job.strict,
+    )  # fmt: skip
+    report(_progress(tasks, parts))
+    missing = [task for task in tasks if task.number not in parts]
+    if job.strict:
+        _refuse_bad(list(parts.values()))
+    with contextlib.closing(run_tasks(missing, work, job.workers)) as running:
+        for part in running:
+            if job.strict:
+                _refuse_bad([part])
+            parts[part.number] = part
+            report(_progress(tasks, parts))
+
+
+def _merge(
+    job: Job, parts: list[Part], folder: Path, tokenizer: Tokenizer
+) -> tuple[Path, StoreInfo]:
+    """A whole store in the folder of the attempt, with the tokenizer beside it."""
+    store = folder / "store"
+    shutil.rmtree(store, ignore_errors=True)
+    store.mkdir()
+    info = merge_parts(parts, folder, store, tokenizer)
+    if isinstance(info, list):
+        raise RunFailed(
+            f"{len(info)} parts of an earlier attempt were damaged and have been thrown away; "
+            "the same command makes them again"
+        )
+    if job.tokenizer != BYTE:
+        shutil.copyfile(tokenizer_file(job.tokenizer), store / "tokenizer.json")
+    return store, info
 
 
 def _progress(tasks: list[Task], parts: dict[int, Part]) -> Progress:

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from launcher.config.schema import Data, Model, Run, is_schedule_file
+from launcher.config.schema import (
+    Data,
+    Hardware,
+    Model,
+    Optimizer,
+    Parallelism,
+    Run,
+    Train,
+    is_schedule_file,
+)
 from launcher.plan.estimate import plan_stages
 from launcher.plan.records import Layout
 from launcher.plan.schedule_choice import plan_chain
@@ -37,52 +46,68 @@ def shrink_run(run: Run, layout: Layout) -> Run:
     return run.model_copy(
         update={
             "model": model,
-            "hardware": run.hardware.model_copy(
-                update={
-                    "device": "cpu",
-                    "num_nodes": 1,
-                    "gpus_per_node": tp * cp * pp * dp,
-                    "speeds": None,
-                }
-            ),
-            "parallelism": run.parallelism.model_copy(
-                update={
-                    "tp": tp,
-                    "cp": cp,
-                    "pp": pp,
-                    "dp": dp,
-                    "recompute": layout.recompute,
-                    "layers_per_stage": by_hand,
-                    "schedule_lines": run.parallelism.schedule_lines
-                    if is_schedule_file(run.parallelism.schedule)
-                    else None,
-                }
-            ),
-            "optimizer": run.optimizer.model_copy(
-                update={
-                    "warmup_steps": 0,
-                    "schedule": "constant",
-                    "min_learning_rate": 0.0,
-                    "eps": max(run.optimizer.eps, VERIFY_EPS),
-                }
-            ),
+            "hardware": _processes(run.hardware, tp * cp * pp * dp),
+            "parallelism": _small_parallelism(run.parallelism, layout, (tp, cp, pp, dp), by_hand),
+            "optimizer": _plain_optimizer(run.optimizer),
             "data": Data(name="stdlib_text", kind="stdlib_text", packing=run.data.packing),
-            "train": run.train.model_copy(
-                update={
-                    "steps": VERIFY_STEPS,
-                    "sequence_length": 32,
-                    "micro_batch_size": micro,
-                    "num_microbatches": microbatches,
-                    "global_batch_size": micro * microbatches * dp,
-                    "validate_every": None,
-                    "validation_batches": 0,
-                    "log_every": 1,
-                    "compile": False,
-                    "init_from": None,
-                }
-            ),
+            "train": _small_train(run.train, micro, microbatches, dp),
             "precision": run.precision.model_copy(update={"name": "fp32", "compute": "fp32"}),
             "launch": run.launch.model_copy(update={"name": "local"}),
+        }
+    )
+
+
+def _processes(hardware: Hardware, count: int) -> Hardware:
+    return hardware.model_copy(
+        update={"device": "cpu", "num_nodes": 1, "gpus_per_node": count, "speeds": None}
+    )
+
+
+def _small_parallelism(
+    parallelism: Parallelism,
+    layout: Layout,
+    degrees: tuple[int, int, int, int],
+    by_hand: tuple[int, ...] | None,
+) -> Parallelism:
+    tp, cp, pp, dp = degrees
+    is_file = is_schedule_file(parallelism.schedule)
+    return parallelism.model_copy(
+        update={
+            "tp": tp,
+            "cp": cp,
+            "pp": pp,
+            "dp": dp,
+            "recompute": layout.recompute,
+            "layers_per_stage": by_hand,
+            "schedule_lines": parallelism.schedule_lines if is_file else None,
+        }
+    )
+
+
+def _plain_optimizer(optimizer: Optimizer) -> Optimizer:
+    return optimizer.model_copy(
+        update={
+            "warmup_steps": 0,
+            "schedule": "constant",
+            "min_learning_rate": 0.0,
+            "eps": max(optimizer.eps, VERIFY_EPS),
+        }
+    )
+
+
+def _small_train(train: Train, micro: int, microbatches: int, dp: int) -> Train:
+    return train.model_copy(
+        update={
+            "steps": VERIFY_STEPS,
+            "sequence_length": 32,
+            "micro_batch_size": micro,
+            "num_microbatches": microbatches,
+            "global_batch_size": micro * microbatches * dp,
+            "validate_every": None,
+            "validation_batches": 0,
+            "log_every": 1,
+            "compile": False,
+            "init_from": None,
         }
     )
 
