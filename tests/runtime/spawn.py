@@ -8,6 +8,7 @@ Processes are forked from one server that has torch loaded, so a start costs wel
 from __future__ import annotations
 
 import datetime
+import gc
 import multiprocessing
 import os
 import pickle
@@ -21,8 +22,8 @@ from typing import Any
 PRELOAD = [
     "torch", "torch.distributed", "torch.utils.checkpoint", "torch._dynamo",
     "torch.distributed.fsdp", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer",
-    "launcher.runtime.model",
-    "tests.runtime.saver_loop",
+    "launcher.runtime.model", "launcher.runtime.engine_deepspeed", "launcher.runtime.engine_fsdp2",
+    "launcher.runtime.zero_state", "pytest", "tests.runtime.parity", "tests.runtime.saver_loop",
 ]  # fmt: skip
 
 
@@ -81,6 +82,9 @@ def _rank_main(
     import torch
     import torch.distributed as dist
 
+    # What was imported before the fork lives as long as the process: DeepSpeed collects garbage
+    # often, and would look through all of it each time.
+    gc.freeze()
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
     try:
