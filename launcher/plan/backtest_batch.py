@@ -12,6 +12,9 @@ from launcher.plan.backtest_programs import find_program
 MOST_ROUNDING = 0.05
 """Share by which a published batch may miss a multiple of what the layout can do."""
 
+MOST_TOKENS = 2**30
+"""Of one step: far more than any run trains on at once."""
+
 ACCUMULATION = re.compile(
     r"(?:grad(?:ient)?[-_ ]acc(?:um(?:ulation)?)?(?:[-_ ]steps)?|\bgas|micro_num"
     r"|num[-_ ]micro[-_ ]?batches)[ =:]+(\d+)"
@@ -33,6 +36,9 @@ def read_batch(
     """What is not published follows from the rest, or is one sample per forward."""
     stated = ACCUMULATION.search(cells["notes"].lower())
     samples = _samples(cells, length)
+    if samples is not None and samples * length > MOST_TOKENS:
+        samples = max(1, round(samples / length))
+        assumed.append(f"global_batch={samples}: as it stands it can only be tokens")
     micro = read_integer(cells, "micro_batch", 0)
     if samples is None:
         if not micro:
