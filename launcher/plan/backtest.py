@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from launcher.config.schema import Run
-from launcher.plan.backtest_cells import BadRow, Unsupported, read_cells, read_number
+from launcher.plan.backtest_cells import BadRow, Unsupported, read_cells, read_integer, read_number
 from launcher.plan.backtest_hardware import share_fabrics
 from launcher.plan.backtest_rows import Facts, Measured, for_fit, read_row
 from launcher.plan.backtest_silent import guesses
@@ -56,7 +56,7 @@ def predict_row(row: Mapping[str, str | None], facts: Facts) -> Answer:
     try:
         if "too many cells" in row:
             raise BadRow("more cells than columns")
-        if (row.get("notes") or "").strip().startswith("[A]") and not row.get("layers"):
+        if (row.get("notes") or "").strip().startswith("[A]") and _has_no_run(row):
             return _model_states(row, name, source)
         if own := read_own_run(row):
             return _compare_own(row, own, name, source)
@@ -97,6 +97,11 @@ def _first_fit(
     return None
 
 
+def _has_no_run(row: Mapping[str, str | None]) -> bool:
+    is_any = (row.get("gpu") or "").strip().lower() in ("", "any")
+    return not row.get("layers") or (is_any and bool(row.get("zero_or_fsdp")))
+
+
 def _model_states(row: Mapping[str, str | None], name: str, source: str) -> Answer:
     """A row worked out on paper: ZeRO's model states, in units of 1e9 bytes."""
     cells = read_cells(row)
@@ -104,8 +109,9 @@ def _model_states(row: Mapping[str, str | None], name: str, source: str) -> Answ
     if parameters is None or gigabytes is None:
         raise Unsupported("an analytic row without params_b or mem_gib")
     stage = zero_stage(cells["zero_or_fsdp"].lower(), 1)
-    dp = int(read_number(cells, "dp") or 1)
-    predicted = round(zero_model_state_bytes(parameters * 1e9, stage, dp))
+    parts = read_integer(cells, "tp", 1) * read_integer(cells, "pp", 1)
+    dp = read_integer(cells, "dp", max(1, read_integer(cells, "gpus", 1) // parts))
+    predicted = round(zero_model_state_bytes(parameters * 1e9 / parts, stage, dp))
     measured = round(gigabytes * 1e9)
     return Answer(
         id=name, source=source, status="predicted", predicted_memory_bytes=predicted,

@@ -31,8 +31,10 @@ class Program:
     """Shards weights around its own kernels (Megatron-FSDP); others do around torch's."""
     mfu_of_bf16: bool = False
     """Its utilisation is of the 16-bit peak, whatever products multiply in."""
+    interleaves: bool = False
+    """Where a row names no schedule."""
     layers_per_chunk: int | None = None
-    """Where a row does not say how often stages are interleaved; None: they are not."""
+    """Of interleaved stages; None: each stage is cut in two where a row says no number."""
 
 
 PIPELINE_STATE: dict[str, Any] = {"weight_bytes": 2, "gradient_bytes": 4, "state_bytes": 12}
@@ -170,6 +172,7 @@ PROGRAMS = (
         ),
         default_stage=2,
         has_own_fsdp=True,
+        interleaves=True,
         layers_per_chunk=1,
     ),
     Program(
@@ -188,7 +191,12 @@ PROGRAMS = (
     ),
     Program(pattern=r"korthikanti|2205\.05198", execution=MEGATRON_2022, is_modern=False),
     Program(pattern=r"narayanan|2104\.04473", execution=MEGATRON_2021, is_modern=False),
-    Program(pattern=r"zero[- ]bubble|2401\.10241", execution=MEGATRON_2023),
+    Program(
+        # bubble rates of its interleaved 1F1B (table 5) are those of chunks of one layer
+        pattern=r"zero[- ]bubble|2401\.10241",
+        execution=MEGATRON_2023,
+        layers_per_chunk=1,
+    ),
     Program(pattern=r"fsdp", execution=FSDP, default_stage=3),
     Program(
         # XLA fuses elementwise operators; its attention on NVIDIA's GPUs is cuDNN's.

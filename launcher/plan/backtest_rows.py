@@ -22,7 +22,14 @@ from launcher.plan.backtest_hardware import (
 )
 from launcher.plan.backtest_model import read_model
 from launcher.plan.backtest_programs import find_program
-from launcher.plan.backtest_words import YES, find_schedule, named_stage, stated_chunks, zero_stage
+from launcher.plan.backtest_words import (
+    YES,
+    find_schedule,
+    named_stage,
+    row_schedule,
+    stated_chunks,
+    zero_stage,
+)
 from launcher.plan.execution import Execution, Job
 from launcher.plan.kernels import peak_flops
 from launcher.plan.records import Layout
@@ -135,12 +142,16 @@ def _layout(cells: Mapping[str, str], model: Model, per_node: int, assumed: list
 
 
 def _chunks(cells: Mapping[str, str], pp: int, num_layers: int) -> int:
-    """By the cell, the id or the notes, or as the program cuts its stages."""
+    """By the cell, by words, or as the program cuts its stages where it interleaves them."""
+    program, schedule = find_program(dict(cells)), row_schedule(dict(cells))
     default = stated_chunks(dict(cells))
-    each = find_program(dict(cells)).layers_per_chunk
-    if default is None and each is not None:
-        default = -(-num_layers // (pp * each))
+    if default is None and (program.interleaves if schedule is None else schedule == INTERLEAVED):
+        each = program.layers_per_chunk
+        default = 2 if each is None else -(-num_layers // (pp * each))
     return read_integer(cells, "vpp", default or 1)
+
+
+INTERLEAVED = "interleaved_1f1b"
 
 
 def _zero_stage(cells: Mapping[str, str], dp: int, pp: int, assumed: list[str]) -> int:

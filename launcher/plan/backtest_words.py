@@ -109,7 +109,7 @@ SCHEDULE_WORDS = (
 def find_schedule(row: dict[str, str], vpp: int) -> str:
     """A name of `SCHEDULES`: that in the id, else the first one in the notes."""
     plain = "interleaved_1f1b" if vpp > 1 else "1f1b"
-    name = named_schedule(row["id"]) or named_schedule(row["notes"])
+    name = row_schedule(row)
     return plain if name in (None, "1f1b", "interleaved_1f1b") else str(name)
 
 
@@ -131,9 +131,11 @@ CHUNKS = r"(?<![a-z])(?:vpp|virtual[- _]?(?:pp|pipeline|stages?))[ =:_-]*(\d+)"
 
 
 def stated_chunks(row: dict[str, str]) -> int | None:
-    """Chunks per stage of a row whose cell says none: `vpp=4` in its notes, two if interleaved."""
-    words = f"{row['id']} {row['notes']}".lower()
-    if found := re.search(CHUNKS, words):
-        return int(found[1])
-    name = named_schedule(row["id"]) or named_schedule(row["notes"])
-    return 2 if name == "interleaved_1f1b" else None if name is None else 1
+    """Chunks per stage of a row whose cell says none: `vpp=4` in its id or its notes."""
+    found = re.search(CHUNKS, f"{row['id']} {row['notes']}".lower())
+    return int(found[1]) if found else None
+
+
+def row_schedule(row: dict[str, str]) -> str | None:
+    """The schedule named in the id, else the first one in the notes."""
+    return named_schedule(row["id"]) or named_schedule(row["notes"])

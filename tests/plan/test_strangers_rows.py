@@ -7,10 +7,8 @@ from launcher.plan.backtest_hardware import find_devices
 from launcher.plan.backtest_model import known_model
 from launcher.plan.backtest_rows import published_flops_per_token, read_row
 from launcher.plan.backtest_words import (
-    find_schedule,
     named_stage,
     read_recompute,
-    stated_chunks,
     zero_stage,
 )
 
@@ -69,17 +67,40 @@ def test_and_in_16_elsewhere(precision):
 
 
 @pytest.mark.parametrize(
-    ("name", "notes", "schedule", "chunks"),
+    ("name", "notes", "schedule", "vpp"),
     [("x", "zero-bubble H1", "zb_h1", 1), ("x", "ZBVZeroBubble", "zb_v", 1),
      ("x", "1F1B; ZB-2p would need twice the memory", "1f1b", 1), ("a_zb-2p", "", "zb_2p", 1),
      ("a_1f1b", "beside zb-2p", "1f1b", 1), ("x", "1F1B-I", "interleaved_1f1b", 2),
      ("x", "vpp=4", "interleaved_1f1b", 4), ("x", "non-interleaved 1F1B", "1f1b", 1),
      ("a_interleaved1f1b", "", "interleaved_1f1b", 2), ("x", "zero bubble", "zb_h1", 1)],
 )  # fmt: skip
-def test_schedules_and_chunks_are_read_from_words(name, notes, schedule, chunks):
-    row = {"id": name, "notes": notes}
-    found = stated_chunks(row) or 1
-    assert (find_schedule(row, found), found) == (schedule, chunks)
+def test_schedules_and_chunks_are_read_from_words(name, notes, schedule, vpp):
+    layout = job(id=name, notes=notes, pp=4).layout
+    assert (layout.schedule, layout.vpp) == (schedule, vpp)
+
+
+def test_the_zero_bubble_paper_interleaves_stages_of_one_layer():
+    cells = {"source": "Zero bubble (2401.10241)", "pp": 8, "gpus": 8, "layers": 22, "model": "g"}
+    assert job(**cells, notes="1F1B-I").layout.vpp == 3
+    assert job(**cells, notes="1F1B").layout.vpp == 1
+
+
+@pytest.mark.parametrize(
+    ("cells", "gigabytes"),
+    [({}, 16.6), ({"dp": 64, "gpus": ""}, 16.6), ({"gpus": 128, "tp": 2}, 8.3),
+     ({"layers": 24}, 16.6)],
+)  # fmt: skip
+def test_a_row_worked_out_on_paper_may_leave_dp_out(cells, gigabytes):
+    blank = dict.fromkeys(("layers", "dp", "tp", "pp"), "")
+    row = llama(**blank | {"source": "ZeRO", "gpu": "any", "params_b": 7.5, "zero_or_fsdp": "zero2",
+                           "mem_gib": 16.6, "notes": "[A] 2 + 2 + 12 bytes"} | cells)  # fmt: skip
+    assert predict_row(row, FACTS).predicted_memory_bytes == pytest.approx(
+        gigabytes * 1e9, rel=0.01
+    )
+
+
+def test_ulysses_is_known_by_its_source():
+    assert job(source="DeepSpeed-Ulysses", cp=4).execution.cp_mode == "ulysses"
 
 
 def test_without_a_pipeline_no_schedule_has_a_meaning():
