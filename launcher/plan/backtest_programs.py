@@ -243,7 +243,7 @@ def find_program(row: dict[str, str]) -> Program:
     is_torch = program.execution.weight_bytes == SHARDED_STATE["weight_bytes"]
     if is_fsdp and not is_torch and not program.has_own_fsdp:
         program = Program(pattern="fsdp", execution=FSDP)
-    written = [int(number) for number in re.findall(r"\b([12]\d{3})\.\d{4,5}\b", source)]
+    written = _written(row)
     is_old = bool(written) and min(written) < FIRST_FLASH and "flash" not in source
     if is_old and is_fsdp:
         old = replace(program.execution, attention="matrix", dropout_masks=True)
@@ -253,3 +253,11 @@ def find_program(row: dict[str, str]) -> Program:
     if written and min(written) >= FIRST_FLASH and not program.is_modern:
         return replace(program, execution=replace(program.execution, attention="flash"))
     return program
+
+
+def _written(row: dict[str, str]) -> list[int]:
+    """Months of the papers that the row is from: notes may name others."""
+    for column in ("source", "source_url_or_repo_path", "notes"):
+        if found := re.findall(r"\b([12]\d{3})\.\d{4,5}\b", row[column]):
+            return [int(number) for number in found]
+    return []

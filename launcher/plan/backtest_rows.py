@@ -246,12 +246,22 @@ def published_flops_per_token(cells: Mapping[str, str], job: Job) -> float:
     if NO_ATTENTION.search(words):
         is_causal, length = False, 1
     total = model_flops_per_token(model, length, causal=is_causal)
-    says_so = re.search(r"(include|count)s? (the )?recompute|hardware flop", words)
-    if job.execution.recompute == "full" and (re.search(RECOMPUTE_COUNTED, words) or says_so):
+    if job.execution.recompute == "full" and _counts_recompute(cells, words):
         total += job.execution.recompute_share * forward_flops_per_token(
             model, length, causal=is_causal, with_head=False
         )
     return total
+
+
+def _counts_recompute(cells: Mapping[str, str], words: str) -> bool:
+    """Where its words say so, or the source does and they do not say that it does not."""
+    counted = r"(?:include|count)(?:s|ing|ed)? (?:the )?recomput"
+    if re.search(rf"(?:not|n't|without) {counted}|no recomput|exclud\w* (?:the )?recomput", words):
+        return False
+    if re.search(rf"{counted}|hardware flop", words):
+        return True
+    source = f"{cells['source']} {cells['source_url_or_repo_path']}".lower()
+    return re.search(RECOMPUTE_COUNTED, source) is not None
 
 
 def for_fit(job: Job) -> Job:

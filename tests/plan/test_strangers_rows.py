@@ -161,7 +161,7 @@ def counted(**cells):
     """Published FLOPs of a token over those of a source that counts no recomputation."""
     cells = {"recompute": "full"} | cells
     row = llama(**cells)
-    plain = llama(**cells | {"source": "somebody"})
+    plain = llama(**cells | {"source": "somebody", "notes": ""})
     return published_flops_per_token(row, read_row(row, FACTS).job) / published_flops_per_token(
         plain, read_row(plain, FACTS).job
     )
@@ -172,6 +172,25 @@ def counted(**cells):
 def test_tflops_of_megatron_deepspeed_count_recomputed_products(source):
     assert counted(source=source) == pytest.approx(4 / 3, rel=0.02)
     assert counted(source="Megatron-LM") == 1
+
+
+def test_notes_decide_whether_recomputation_is_counted():
+    assert counted(source="BLOOM", notes="TFLOP/s do not count recompute") == 1
+    assert counted(source="a blog", notes="hardware FLOPs") == pytest.approx(4 / 3, rel=0.02)
+    assert counted(source="a blog", notes="faster than MT-NLG and BLOOM") == 1
+
+
+def test_papers_that_notes_name_do_not_date_a_row():
+    cells = {"gpu": "A100", "notes": "layout of 2104.99999"}
+    assert job(source="A lab (2405.99999)", **cells).execution.attention == "flash"
+    assert job(source="A lab", **cells).execution.attention == "matrix"
+
+
+def test_torchtitans_local_batch_is_shared_out_among_the_stages_microbatches():
+    cells = {"micro_batch": 32, "global_batch": 256, "pp": 8, "dp": 8}
+    layout = job(source="torchtitan", **cells, gpu="A100").layout
+    assert (layout.micro_batch_size, layout.num_microbatches) == (4, 8)
+    assert job(source="Megatron-LM", **cells, gpu="A100").layout.num_microbatches == 1
 
 
 def test_utilisation_of_torchtitan_is_of_the_16_bit_peak():
