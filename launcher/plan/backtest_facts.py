@@ -33,7 +33,8 @@ def find_execution(
     elif re.search(r"flash[- ]?attention[- ]?3|fa3|cudnn", words):
         changes["attention"] = "cudnn"
     elif "flash" in words or is_long:
-        if execution.attention == "matrix":
+        second = re.search(r"flash[- ]?att\w*[- ]?(?:v?2)(?![0-9])|fa-?2|fav2", words)
+        if execution.attention == "matrix" or second:
             changes["attention"] = "flash"
     elif execution.attention == "matrix" and is_recent:
         changes["attention"] = "flash"

@@ -210,6 +210,13 @@ PROGRAMS = (
         execution=DEEPSPEED,
     ),
     Program(
+        # "fine-grained overlapping": its README runs with --tp-comm-overlap, which is else off
+        pattern=r"megatron[- ]?(?:lm|core)\b.*\b(?:readme|scaling)",
+        execution=replace(MEGATRON, overlap_tp=True),
+        default_stage=1,
+        has_own_fsdp=True,
+    ),
+    Program(
         pattern=r"megatron|mcore|simumax|transformer[- ]engine|megascale",
         execution=MEGATRON,
         default_stage=1,  # the distributed optimizer, as its own examples have it

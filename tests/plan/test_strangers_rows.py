@@ -145,6 +145,16 @@ def test_attention_is_what_program_date_and_device_have(source, gpu, kernel):
     assert job(source=source, gpu=gpu).execution.attention == kernel
 
 
+def test_notes_name_the_version_of_flash_attention():
+    assert job(source="llm-foundry", notes="FlashAttention-2").execution.attention == "flash"
+    assert job(source="llm-foundry", notes="flash attention").execution.attention == "triton"
+
+
+def test_megatrons_readme_overlaps_tensor_parallelism():
+    assert job(source="Megatron-LM README scaling").execution.overlap_tp
+    assert not job(source="Megatron-LM").execution.overlap_tp
+
+
 def test_flash_attention_in_triton_is_slower_than_the_second_version_on_every_device():
     for name in ("a100_80gb", "a100_40gb", "h100_sxm", "h200_sxm"):
         gpu = FACTS.gpus[name]
