@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import pairwise
 from typing import Any
 
 from launcher.config.schema import Run
@@ -158,15 +159,27 @@ def predict_job(job: Job) -> tuple[tuple[Stage, ...], StepEstimate]:
     """Stages even where they can be, as the programs of measured runs split them."""
     layout, model = job.layout, job.model
     chain = _chain(job)
-    if model.num_layers % chain.num_parts == 0:
-        each = model.num_layers // chain.num_parts
-        bounds = [(part * each, (part + 1) * each) for part in range(chain.num_parts)]
+    if bounds := _even_bounds(model.num_layers, chain.num_parts):
         stages = make_stages(model, chain, bounds)
     else:
         stages = split_stages(model, layout.pp, estimate_parts(job), chain)
     # Those made for measured times are made for the predicted ones.
     schedule = make_schedule(job, stages, chain) if is_made(layout.schedule) else None
     return stages, estimate_job(job, stages, chain, schedule)
+
+
+def _even_bounds(num_layers: int, num_parts: int) -> list[tuple[int, int]]:
+    """As many layers in each part; else embedding and head count as one each, if that comes out.
+
+    So do Megatron-Core (`account_for_embedding_in_pipeline_split`), torchtitan and the authors of
+    zero bubble (2401.10241) and Llama 3. Empty where neither does.
+    """
+    for ends in (0, 1):
+        each, rest = divmod(num_layers + 2 * ends, num_parts)
+        if rest == 0 and num_parts * each > 2 * ends:
+            edges = [0] + [part * each - ends for part in range(1, num_parts)] + [num_layers]
+            return list(pairwise(edges))
+    return []
 
 
 def _chain(job: Job) -> Chain:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from launcher.plan.backtest import predict_row
+from launcher.plan.backtest import predict_job, predict_row
 from launcher.plan.backtest_hardware import find_devices
 from launcher.plan.backtest_model import known_model
 from launcher.plan.backtest_rows import published_flops_per_token, read_row
@@ -304,3 +304,14 @@ def test_no_run_reserves_more_than_there_is():
     assert 1 <= len(fitting) < len(sizes)
     gpu = FACTS.gpus["h100_sxm"]
     assert max(fitting) <= gpu.memory_bytes - gpu.context_bytes
+
+
+@pytest.mark.parametrize(
+    ("layers", "pp", "sizes"),
+    [(32, 4, [8, 8, 8, 8]), (22, 8, [2, 3, 3, 3, 3, 3, 3, 2]), (126, 8, [15, *[16] * 6, 15])],
+)
+def test_embedding_and_head_count_as_a_layer_each_where_layers_alone_do_not_come_out(
+    layers, pp, sizes
+):
+    stages, _ = predict_job(job(layers=layers, pp=pp, model="m", params_b="", vocab=128256))
+    assert [stage.num_layers for stage in stages] == sizes
