@@ -14,6 +14,7 @@ from launcher.plan.backtest_hardware import share_fabrics
 from launcher.plan.backtest_rows import Facts, Measured, for_fit, read_row
 from launcher.plan.backtest_silent import guesses
 from launcher.plan.backtest_sweeps import Answer, sweeps
+from launcher.plan.backtest_table import LINE
 from launcher.plan.backtest_words import zero_stage
 from launcher.plan.estimate import estimate_layout
 from launcher.plan.execution import Job
@@ -190,7 +191,10 @@ def _chain(job: Job) -> Chain:
 
 def backtest(rows: Iterable[Mapping[str, str | None]], facts: Facts) -> dict[str, Any]:
     """The document of `launch backtest --json`."""
-    answers = [predict_row(row, facts) for row in share_fabrics(rows)]
+    answers = [
+        replace(predict_row(row, facts), line=int(row.get(LINE) or 0) or None)
+        for row in share_fabrics(rows)
+    ]
     sources = {
         source: summarise([answer for answer in answers if answer.source == source])
         for source in dict.fromkeys(answer.source for answer in answers)

@@ -133,6 +133,8 @@ def _said_of_experts(text: str) -> dict[str, int]:
     }
     found = {name: re.search(pattern, words) for name, pattern in patterns.items()}
     said = {name: int(next(filter(None, hit.groups()))) for name, hit in found.items() if hit}
+    if said.get("num_experts", 0) > MOST_EXPERTS:
+        raise BadRow(f"notes: {said['num_experts']} experts are more than any model has")
     shared = re.search(r"shared[- ]expert[-_ ]ffn[-_a-z ]*[=: ] ?(\d+)", words)
     if shared and "ffn_hidden_size" in said:
         said["num_shared"] = round(int(shared[1]) / said["ffn_hidden_size"])
@@ -179,12 +181,15 @@ def _experts_by_size(
     if params_b is not None:
         each = (size_b(2 * least) - size_b(least)) / least
         number = least + ep * round((params_b - size_b(least)) / each / ep)
-        is_usual = number >= least and (number == 2 or number % 4 == 0)
+        is_usual = least <= number <= MOST_EXPERTS and (number == 2 or number % 4 == 0)
         if is_usual and abs(size_b(number) / params_b - 1) < SIZE_ERROR:
             assumed.append(f"{number} experts, two per token")
             return make(number)
     raise Unsupported(f"experts of {cells['model']} are neither in the table nor in conf/model")
 
+
+MOST_EXPERTS = 4096
+"""Of a block; a size that needs more is a mistake."""
 
 SIZE_ERROR = 0.05
 """By which the parameters of a guessed mixture may miss what is published."""

@@ -6,9 +6,18 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from pydantic import ValidationError
+
 from launcher.config.schema import Gpu, Hardware, Model, Network, Node
 from launcher.plan.backtest_batch import read_batch
-from launcher.plan.backtest_cells import BadRow, Unsupported, read_cells, read_integer, read_number
+from launcher.plan.backtest_cells import (
+    ALIASES,
+    BadRow,
+    Unsupported,
+    read_cells,
+    read_integer,
+    read_number,
+)
 from launcher.plan.backtest_facts import (
     find_execution,
     gather_ahead,
@@ -74,8 +83,8 @@ def read_row(row: Mapping[str, str | None], facts: Facts) -> Measured:
         model = read_model(cells, facts.models, assumed)
     except (BadRow, Unsupported):
         raise
-    except ValueError as error:  # a size beyond those of any model
-        raise BadRow(" ".join(str(error).split("\n")[1:3])) from None
+    except ValidationError as error:  # a size beyond those of any model
+        raise BadRow(_beyond(error)) from None
     hardware_names = find_devices(cells)
     if hardware_names is None or hardware_names.gpu not in facts.gpus:
         raise Unsupported(f"no facts of gpu={cells['gpu']} in conf/hardware/gpu")
@@ -99,6 +108,15 @@ def read_row(row: Mapping[str, str | None], facts: Facts) -> Measured:
         did_not_fit="O" in tags,
         assumed=tuple(assumed),
     )
+
+
+def _beyond(error: ValidationError) -> str:
+    """`layers=5000: input should be less than or equal to 1000`."""
+    first = error.errors()[0]
+    name = str(first["loc"][-1]) if first["loc"] else "model"
+    columns = {"ffn_hidden_size": "ffn", "max_sequence_length": "seq"}
+    column = columns.get(name) or ALIASES.get(name, name)
+    return f"{column}={first['input']}: {first['msg'].lower()}"
 
 
 MOST_ACTIONS = 2_000_000

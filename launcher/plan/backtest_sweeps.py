@@ -17,6 +17,8 @@ class Answer:
     status: str
     """predicted, unsupported or bad."""
     reason: str = ""
+    line: int | None = None
+    """Of the table's file, where the row ends."""
     predicted_step_s: float | None = None
     measured_step_s: float | None = None
     time_error: float | None = None

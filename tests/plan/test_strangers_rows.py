@@ -1,7 +1,10 @@
 """Rows as strangers write them: programs, words and devices that none of our measured rows has."""
 
+import json
+
 import pytest
 
+from launcher.cli import main
 from launcher.plan.backtest import predict_job, predict_row
 from launcher.plan.backtest_hardware import find_devices
 from launcher.plan.backtest_model import known_model
@@ -315,3 +318,42 @@ def test_embedding_and_head_count_as_a_layer_each_where_layers_alone_do_not_come
 ):
     stages, _ = predict_job(job(layers=layers, pp=pp, model="m", params_b="", vocab=128256))
     assert [stage.num_layers for stage in stages] == sizes
+
+
+def test_a_size_that_no_number_of_experts_makes_is_answered_at_once():
+    answer = predict_row(mixture(model="a-moe", params_b="99999999999999999999", ep=8), FACTS)
+    assert answer.status == "unsupported"
+    assert "experts" in answer.reason
+    answer = predict_row(llama(notes="99999999 experts"), FACTS)
+    assert (answer.status, "99999999 experts" in answer.reason) == ("bad", True)
+
+
+TABLE = """id,source,model,seq,gpu,gpus,micro_batch,step_time_s
+good,me,llama2-7b,2048,A100,8,1,1.0
+
+bad,me,llama2-7b,2048,A100,eight,1,1.0
+deep,me,llama2-7b,99999999,A100,8,1,1.0
+many,me,llama2-7b,2048,A100,8,1,1.0,a,b
+other,me,llama2-7b,2048,TPU v4,8,1,1.0
+"""
+
+
+def test_broken_rows_are_named_with_line_cell_reason_and_fix(tmp_path, capsys):
+    path = tmp_path / "runs.csv"
+    path.write_text(TABLE)
+    assert main(["backtest", str(path), "--json"]) == 2
+    shown = capsys.readouterr()
+    document = json.loads(shown.out)
+    assert [row["status"] for row in document["rows"]] == ["predicted"] + 4 * ["unsupported"]
+    assert [row["line"] for row in document["rows"]] == [2, 4, 5, 6, 7]
+    bad, deep, many = shown.err.splitlines()
+    assert f"{path}:4: row bad: gpus=eight [broken-row]: not a number. Try " in bad
+    assert f"{path}:5: row deep: seq=99999999 [broken-row]: input should be less than" in deep
+    assert f"{path}:6: row many [broken-row]: more cells than columns. Try quotes" in many
+
+
+def test_rows_without_facts_break_no_table(tmp_path, capsys):
+    path = tmp_path / "runs.csv"
+    path.write_text("\n".join(line for line in TABLE.splitlines() if line[:4] in ("id,s", "othe")))
+    assert main(["backtest", str(path)]) == 0
+    assert "unsupported: no facts of gpu=TPU v4" in capsys.readouterr().out
