@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-
-from pydantic import ValidationError
+from typing import Any
 
 from launcher.config.schema import Gpu, Hardware, Model, Network, Node
 from launcher.plan.backtest_batch import read_batch
@@ -83,7 +82,7 @@ def read_row(row: Mapping[str, str | None], facts: Facts) -> Measured:
         model = read_model(cells, facts.models, assumed)
     except (BadRow, Unsupported):
         raise
-    except ValidationError as error:  # a size beyond those of any model
+    except ValueError as error:  # a size beyond those of any model
         raise BadRow(_beyond(error)) from None
     hardware_names = find_devices(cells)
     if hardware_names is None or hardware_names.gpu not in facts.gpus:
@@ -110,13 +109,15 @@ def read_row(row: Mapping[str, str | None], facts: Facts) -> Measured:
     )
 
 
-def _beyond(error: ValidationError) -> str:
-    """`layers=5000: input should be less than or equal to 1000`."""
-    first = error.errors()[0]
-    name = str(first["loc"][-1]) if first["loc"] else "model"
+def _beyond(error: ValueError) -> str:
+    """`layers=5000: input should be less than or equal to 1000`, from what the schema found."""
+    found: list[dict[str, Any]] = getattr(error, "errors", list)()
+    if not found or not found[0]["loc"]:
+        return str(error).replace("\n", " ")
+    name = str(found[0]["loc"][-1])
     columns = {"ffn_hidden_size": "ffn", "max_sequence_length": "seq"}
     column = columns.get(name) or ALIASES.get(name, name)
-    return f"{column}={first['input']}: {first['msg'].lower()}"
+    return f"{column}={found[0]['input']}: {found[0]['msg'].lower()}"
 
 
 MOST_ACTIONS = 2_000_000
