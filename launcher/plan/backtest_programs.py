@@ -31,8 +31,6 @@ class Program:
     """Shards weights around its own kernels (Megatron-FSDP); others do around torch's."""
     mfu_of_bf16: bool = False
     """Its utilisation is of the 16-bit peak, whatever products multiply in."""
-    interleaves: bool = False
-    """Where a row names no schedule."""
     layers_per_chunk: int | None = None
     """Of interleaved stages; None: each stage is cut in two where a row says no number."""
 
@@ -161,33 +159,6 @@ PROGRAMS = (
         r"|megatron[- ]?deepspeed",
         execution=MEGATRON_DEEPSPEED,
         is_modern=False,
-    ),
-    Program(
-        # Section 3.3: state is sharded and weights stay gathered, gradients are summed and reduced
-        # in float32, stages of one layer each are interleaved and exchange asynchronously, the
-        # first and the last have none; keys and values are gathered over cp.
-        pattern=r"2407\.21783|llama 3 herd|herd of models",
-        execution=replace(
-            UNKNOWN, overlap_p2p=True, cp_mode="all_gather", gradient_bytes=4, reduce_bytes=4
-        ),
-        default_stage=2,
-        has_own_fsdp=True,
-        interleaves=True,
-        layers_per_chunk=1,
-    ),
-    Program(
-        # Section 3.2: every collective and exchange runs beside the computing; blocks whose
-        # attention and MLP read the same input.
-        pattern=r"^(?!.*megatron).*(?:megascale|2402\.15627)",
-        execution=replace(
-            MEGATRON,
-            attention="flash",
-            overlap_tp=True,
-            overlap_p2p=True,
-            parallel_block=True,
-            unused_gradients=False,
-        ),
-        default_stage=2,
     ),
     Program(pattern=r"korthikanti|2205\.05198", execution=MEGATRON_2022, is_modern=False),
     Program(pattern=r"narayanan|2104\.04473", execution=MEGATRON_2021, is_modern=False),

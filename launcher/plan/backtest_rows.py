@@ -161,10 +161,10 @@ def _layout(cells: Mapping[str, str], model: Model, per_node: int, assumed: list
 
 
 def _chunks(cells: Mapping[str, str], pp: int, num_layers: int) -> int:
-    """By the cell, by words, or as the program cuts its stages where it interleaves them."""
+    """By the cell, by words, or as the program cuts the stages that it interleaves."""
     program, schedule = find_program(dict(cells)), row_schedule(dict(cells))
     default = stated_chunks(dict(cells))
-    if default is None and (program.interleaves if schedule is None else schedule == INTERLEAVED):
+    if default is None and schedule == INTERLEAVED:
         each = program.layers_per_chunk
         default = 2 if each is None else -(-num_layers // (pp * each))
     return read_integer(cells, "vpp", default or 1)

@@ -222,13 +222,6 @@ def test_kernels_of_loops_around_torchs_own_models_and_of_xla():
     assert fusion == {"Hugging Face Trainer": "eager", "MaxText": "compiled", "somebody": "fused"}
 
 
-def test_stages_of_one_layer_where_a_program_says_so():
-    row = llama(source="Llama 3 (2407.21783)", pp=8, gpus=512, zero_or_fsdp="fsdp", layers=30)
-    found = read_row(row, FACTS).job
-    assert (found.layout.vpp, found.layout.schedule) == (4, "interleaved_1f1b")
-    assert (found.execution.cp_mode, found.execution.overlap_p2p) == ("all_gather", True)
-
-
 @pytest.mark.parametrize(
     ("gpu", "device", "node"),
     [("H100 96GB HBM3", "h100_sxm", "hgx_h100"), ("H100-96GB", "h100_96gb_hbm2e", "hgx_h100"),
