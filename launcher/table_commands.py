@@ -5,6 +5,7 @@ from __future__ import annotations
 import json as json_module
 import sys
 from pathlib import Path
+from typing import Any
 
 from launcher.commands import Request
 from launcher.config.assets import conf_dir
@@ -26,10 +27,24 @@ def backtest(request: Request) -> int:
     )  # fmt: skip
     document = predict_table(read_table(_read_text(path), path), facts)
     print(json_module.dumps(document, indent=1) if request.json else render_backtest(document))
-    broken = [row for row in document["rows"] if row["reason"].startswith("broken row")]
+    broken = [row for row in document["rows"] if row["reason"].startswith(BROKEN)]
     for row in broken:
-        print(f"{path}: row {row['id']} [broken-row]: {row['reason']}", file=sys.stderr)
+        print(_broken_row(path, row), file=sys.stderr)
     return EXIT_INVALID_CONFIG if broken else EXIT_DONE
+
+
+BROKEN = "broken row: "
+
+
+def _broken_row(path: str, row: dict[str, Any]) -> Finding:
+    """`runs.csv:9: row a: gpus=eight [broken-row]: not a number. Try ...`"""
+    cell, _, reason = row["reason"].removeprefix(BROKEN).partition(": ")
+    where = f"{path}:{row['line']}: row {row['id']}"
+    fix = "what was published there, or an empty cell where nothing was"
+    if reason:
+        return Finding(field=f"{where}: {cell}", rule="broken-row", reason=reason, fix=fix)
+    fix = "quotes around cells that hold a comma"
+    return Finding(field=where, rule="broken-row", reason=cell, fix=fix)
 
 
 def calibrate(request: Request) -> int:

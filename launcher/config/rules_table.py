@@ -101,6 +101,7 @@ BASIC_CHECKS = (
     ("unreadable-table", "launch backtest", "the file is text", "Nothing else can be predicted."),
     ("bad-table", "launch backtest", "the file is a CSV", "Its rows are measured runs."),
     ("missing-column", "launch backtest", "needed columns are there", "Every row needs them."),
+    ("broken-row", "launch backtest", "a row's cells can be read", "The others are answered."),
     (
         "no-local-gpu",
         "hardware.device",

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from itertools import pairwise
 from typing import Any
 
 from launcher.config.schema import Run
-from launcher.plan.backtest_cells import BadRow, Unsupported, read_cells, read_number
-from launcher.plan.backtest_facts import zero_stage
+from launcher.plan.backtest_cells import BadRow, Unsupported, read_cells, read_integer, read_number
 from launcher.plan.backtest_hardware import share_fabrics
 from launcher.plan.backtest_rows import Facts, Measured, for_fit, read_row
 from launcher.plan.backtest_silent import guesses
+from launcher.plan.backtest_sweeps import Answer, sweeps
+from launcher.plan.backtest_table import LINE
+from launcher.plan.backtest_words import zero_stage
 from launcher.plan.estimate import estimate_layout
 from launcher.plan.execution import Job
 from launcher.plan.fill import build_layout
@@ -28,31 +31,6 @@ from launcher.plan.step_time import (
     StepEstimate,
     estimate_job,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """One row."""
-
-    id: str
-    source: str
-    status: str
-    """predicted, unsupported or bad."""
-    reason: str = ""
-    predicted_step_s: float | None = None
-    measured_step_s: float | None = None
-    time_error: float | None = None
-    """predicted / measured - 1."""
-    predicted_memory_bytes: int | None = None
-    measured_memory_bytes: int | None = None
-    memory_error: float | None = None
-    predicted_fits: bool | None = None
-    measured_fits: bool | None = None
-    group: tuple[str, ...] = ()
-    tokens: int = 0
-    """Per step: layouts are compared by time per token."""
-    assumed: tuple[str, ...] = ()
-    """What the row does not say, and how it was taken."""
 
 
 def _compare_own(row: Mapping[str, str | None], run: Run, name: str, source: str) -> Answer:
@@ -80,7 +58,7 @@ def predict_row(row: Mapping[str, str | None], facts: Facts) -> Answer:
     try:
         if "too many cells" in row:
             raise BadRow("more cells than columns")
-        if (row.get("notes") or "").strip().startswith("[A]") and not row.get("layers"):
+        if (row.get("notes") or "").strip().startswith("[A]") and _has_no_run(row):
             return _model_states(row, name, source)
         if own := read_own_run(row):
             return _compare_own(row, own, name, source)
@@ -95,16 +73,35 @@ def predict_row(row: Mapping[str, str | None], facts: Facts) -> Answer:
 
 
 def _compare_silent(row: Mapping[str, str | None], facts: Facts) -> Answer:
-    """With the first guess at empty cells under which a run that was measured fits."""
+    """With the first guess at empty cells under which a run that was measured fits.
+
+    Of the first ones without and with recomputation it is the faster one.
+    """
     measured = read_row(row, facts)
-    if not measured.did_not_fit:
-        for cells in guesses(row, measured.job.layout):
-            answer = compare(read_row({**row, **cells}, facts))
-            if answer.predicted_fits:
-                said = tuple(f"{name}={value}" for name, value in cells.items())
-                named = tuple(part for part in answer.assumed if part not in said)
-                return replace(answer, assumed=named + said)
-    return compare(measured)
+    if measured.did_not_fit:
+        return compare(measured)
+    fitting = [_first_fit(row, cells, facts) for cells in guesses(row, measured.job.layout)]
+    found = [answer for answer in fitting if answer is not None]
+    if not found:
+        return compare(measured)
+    return min(found, key=lambda answer: answer.predicted_step_s or 0.0)
+
+
+def _first_fit(
+    row: Mapping[str, str | None], choices: Iterable[Mapping[str, str]], facts: Facts
+) -> Answer | None:
+    for cells in choices:
+        answer = compare(read_row({**row, **cells}, facts))
+        if answer.predicted_fits:
+            said = tuple(f"{name}={value}" for name, value in cells.items())
+            named = tuple(part for part in answer.assumed if part not in said)
+            return replace(answer, assumed=named + said)
+    return None
+
+
+def _has_no_run(row: Mapping[str, str | None]) -> bool:
+    is_any = (row.get("gpu") or "").strip().lower() in ("", "any")
+    return not row.get("layers") or (is_any and bool(row.get("zero_or_fsdp")))
 
 
 def _model_states(row: Mapping[str, str | None], name: str, source: str) -> Answer:
@@ -114,8 +111,9 @@ def _model_states(row: Mapping[str, str | None], name: str, source: str) -> Answ
     if parameters is None or gigabytes is None:
         raise Unsupported("an analytic row without params_b or mem_gib")
     stage = zero_stage(cells["zero_or_fsdp"].lower(), 1)
-    dp = int(read_number(cells, "dp") or 1)
-    predicted = round(zero_model_state_bytes(parameters * 1e9, stage, dp))
+    parts = read_integer(cells, "tp", 1) * read_integer(cells, "pp", 1)
+    dp = read_integer(cells, "dp", max(1, read_integer(cells, "gpus", 1) // parts))
+    predicted = round(zero_model_state_bytes(parameters * 1e9 / parts, stage, dp))
     measured = round(gigabytes * 1e9)
     return Answer(
         id=name, source=source, status="predicted", predicted_memory_bytes=predicted,
@@ -131,6 +129,9 @@ def compare(measured: Measured) -> Answer:
     memory = estimate_job_memory(job, stages, in_flight).peak_bytes
     whole = estimate_job_memory(for_fit(job), stages, in_flight)
     step_s = step.time.step_s
+    fits = whole.peak_bytes <= whole.capacity_bytes
+    if fits:  # the allocator gives back what it does not need before it takes more than there is
+        memory = min(memory, _most_bytes(job, whole.capacity_bytes))
     return Answer(
         id=measured.id,
         source=measured.source,
@@ -141,7 +142,7 @@ def compare(measured: Measured) -> Answer:
         predicted_memory_bytes=memory,
         measured_memory_bytes=measured.memory_bytes,
         memory_error=memory / measured.memory_bytes - 1 if measured.memory_bytes else None,
-        predicted_fits=whole.peak_bytes <= whole.capacity_bytes,
+        predicted_fits=fits,
         measured_fits=not measured.did_not_fit,
         group=measured.group,
         tokens=job.layout.global_batch_size * job.layout.sequence_length,
@@ -149,19 +150,37 @@ def compare(measured: Measured) -> Answer:
     )
 
 
+def _most_bytes(job: Job, capacity: int) -> int:
+    """That the row's measure of memory can show."""
+    assert job.hardware.gpu is not None
+    return capacity - (0 if job.execution.process else job.hardware.gpu.context_bytes)
+
+
 def predict_job(job: Job) -> tuple[tuple[Stage, ...], StepEstimate]:
     """Stages even where they can be, as the programs of measured runs split them."""
     layout, model = job.layout, job.model
     chain = _chain(job)
-    if model.num_layers % chain.num_parts == 0:
-        each = model.num_layers // chain.num_parts
-        bounds = [(part * each, (part + 1) * each) for part in range(chain.num_parts)]
+    if bounds := _even_bounds(model.num_layers, chain.num_parts):
         stages = make_stages(model, chain, bounds)
     else:
         stages = split_stages(model, layout.pp, estimate_parts(job), chain)
     # Those made for measured times are made for the predicted ones.
     schedule = make_schedule(job, stages, chain) if is_made(layout.schedule) else None
     return stages, estimate_job(job, stages, chain, schedule)
+
+
+def _even_bounds(num_layers: int, num_parts: int) -> list[tuple[int, int]]:
+    """As many layers in each part; else embedding and head count as one each, if that comes out.
+
+    So do Megatron-Core (`account_for_embedding_in_pipeline_split`), torchtitan and the authors of
+    zero bubble (2401.10241) and Llama 3. Empty where neither does.
+    """
+    for ends in (0, 1):
+        each, rest = divmod(num_layers + 2 * ends, num_parts)
+        if rest == 0 and num_parts * each > 2 * ends:
+            edges = [0] + [part * each - ends for part in range(1, num_parts)] + [num_layers]
+            return list(pairwise(edges))
+    return []
 
 
 def _chain(job: Job) -> Chain:
@@ -172,7 +191,10 @@ def _chain(job: Job) -> Chain:
 
 def backtest(rows: Iterable[Mapping[str, str | None]], facts: Facts) -> dict[str, Any]:
     """The document of `launch backtest --json`."""
-    answers = [predict_row(row, facts) for row in share_fabrics(rows)]
+    answers = [
+        replace(predict_row(row, facts), line=int(row.get(LINE) or 0) or None)
+        for row in share_fabrics(rows)
+    ]
     sources = {
         source: summarise([answer for answer in answers if answer.source == source])
         for source in dict.fromkeys(answer.source for answer in answers)
@@ -219,61 +241,3 @@ def _errors(errors: Sequence[float]) -> dict[str, Any] | None:
         "worst": max(absolute),
         "bias": statistics.fmean(errors),
     }
-
-
-def sweeps(answers: Sequence[Answer]) -> list[dict[str, Any]]:
-    """Rows of one model on one cluster: does the plan rank their layouts as they measured?"""
-    groups: dict[tuple[str, ...], list[Answer]] = {}
-    for answer in answers:
-        if answer.predicted_step_s and answer.measured_step_s:
-            groups.setdefault(answer.group, []).append(answer)
-    groups = {group: _layouts(members) for group, members in groups.items()}
-    return [
-        {
-            "group": " ".join(group),
-            "rows": len(members),
-            "rank_correlation": _rank_correlation(members),
-            "regret": _regret(members),
-        }
-        for group, members in groups.items()
-        if len(members) >= 3
-    ]
-
-
-def _layouts(members: Sequence[Answer]) -> list[Answer]:
-    """Runs of the very same job are one layout, by their mean: no prediction can order them."""
-    same: dict[tuple[float, int], list[float]] = {}
-    for answer in members:
-        same.setdefault((answer.predicted_step_s or 0.0, answer.tokens), []).append(
-            answer.measured_step_s or 0.0
-        )
-    return [
-        replace(members[0], predicted_step_s=predicted, tokens=tokens,
-                measured_step_s=statistics.fmean(measured))
-        for (predicted, tokens), measured in same.items()
-    ]  # fmt: skip
-
-
-def _regret(members: Sequence[Answer]) -> float:
-    """How much longer than the best the predicted best takes."""
-    predicted, measured = _per_token(members)
-    return measured[predicted.index(min(predicted))] / min(measured) - 1
-
-
-def _rank_correlation(members: Sequence[Answer]) -> float | None:
-    """Spearman's, ties shared; None where all are equal."""
-    left, right = (_ranks(values) for values in _per_token(members))
-    if len(set(left)) == 1 or len(set(right)) == 1:
-        return None
-    return statistics.correlation(left, right)
-
-
-def _per_token(members: Sequence[Answer]) -> tuple[list[float], list[float]]:
-    """Predicted and measured seconds per token, a list each."""
-    predicted = [(answer.predicted_step_s or 0.0) / answer.tokens for answer in members]
-    return predicted, [(answer.measured_step_s or 0.0) / answer.tokens for answer in members]
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    ordered = sorted(values)
-    return [ordered.index(value) + (ordered.count(value) - 1) / 2 + 1 for value in values]

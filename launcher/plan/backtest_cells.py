@@ -53,10 +53,14 @@ SCALES: dict[str, dict[str, float]] = {
     "tflops_per_gpu": {"": 1.0, "tflop/s": 1.0, "tflops": 1.0, "pflop/s": 1e3, "pflops": 1e3},
     "tokens_per_s_per_gpu": {"": 1.0, "k": 1e3, "tokens/s": 1.0, "tok/s": 1.0, "tps": 1.0},
     "mfu": {"": 1.0, "%": 0.01},
-    "seq": {"": 1.0, "k": 2.0**10, "m": 2.0**20},
+    "seq": {"": 1.0, "k": 2.0**10, "m": 2.0**20, "tokens": 1.0},
     "vocab": {"": 1.0, "k": 1e3},
 }  # fmt: skip
-"""Units that a column's cells may carry, in lower case; others may say k for a thousand."""
+"""Units that a column's cells may carry, in lower case."""
+
+PLAIN = dict.fromkeys(("", "x", "gpus", "samples", "sequences", "seqs", "layers", "heads"), 1.0)
+PLAIN["k"] = 1e3
+"""Those of all other columns."""
 
 NUMBER = re.compile(r"[~≈]?\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?)\s*([a-z/%]*)\s*[?*]?")
 
@@ -94,7 +98,7 @@ def read_number(cells: Mapping[str, str], name: str) -> float | None:
     bare = re.sub(r"\([^)]*\)", "", text)  # a remark
     bare = re.sub(r"(?<=\d)[,_ ](?=\d{3}(?!\d))", "", bare).strip()
     found = NUMBER.fullmatch(bare)
-    scales = SCALES.get(name, {"": 1.0, "k": 1e3, "gpus": 1.0, "x": 1.0})
+    scales = SCALES.get(name, PLAIN)
     if found is None or found[2] not in scales:
         raise BadRow(f"{name}={cells[name]}: not a number")
     value = float(found[1]) * scales[found[2]]

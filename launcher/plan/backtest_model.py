@@ -19,7 +19,11 @@ HEAD_DIM, VOCABULARY = 128, 50304
 
 def read_model(cells: Mapping[str, str], models: Mapping[str, Model], assumed: list[str]) -> Model:
     """Dimensions of the row; of the MLP's and the head's kinds those whose size is published."""
+    if re.search(NO_TRANSFORMERS, cells["model"].lower()):
+        raise Unsupported(f"model={cells['model']}: not a language model of transformer blocks")
     known = known_model(cells["model"], models)
+    if known and (known.experts or known.latent) and _differs(cells, known):
+        known = None  # a smaller one of the family, whose experts are others
     cells = _completed(cells, known, assumed)
     if missing := [column for column in ("layers", "hidden", "seq") if not cells[column]]:
         raise Unsupported(f"not published: {', '.join(missing)}")
@@ -42,7 +46,7 @@ def read_model(cells: Mapping[str, str], models: Mapping[str, Model], assumed: l
         raise BadRow(f"hidden={hidden}: not a multiple of heads={heads}")
     is_kin = known and known.hidden_size == hidden and known.head_dim
     if known and (known.experts or known.latent or is_kin):
-        return known.model_copy(update=common | _dense_layers(known, cells["notes"]))
+        return known.model_copy(update=common | _changed_experts(known, cells))
     experts = _stated_experts(cells, common["ffn_hidden_size"], assumed)
     if experts is None and _is_mixture(cells, known):
         experts = _experts_by_size(cells, common, assumed)
@@ -51,16 +55,31 @@ def read_model(cells: Mapping[str, str], models: Mapping[str, Model], assumed: l
     return _dense(common, known, cells, assumed)
 
 
+NO_TRANSFORMERS = (
+    r"(?<![a-z])(?:mamba|jamba|zamba|rwkv|hyena|retnet|ssm|nemotron-?h|vit|dit|swin|unet|clip|resnet"
+    r"|diffusion|flux|dlrm|whisper|llava)(?![a-z])"
+)
+"""Models whose blocks are others, or that read something other than tokens."""
+
+
+def _differs(cells: Mapping[str, str], known: Model) -> bool:
+    return bool(cells["hidden"]) and read_integer(cells, "hidden", 1) != known.hidden_size
+
+
 def known_model(name: str, models: Mapping[str, Model]) -> Model | None:
     """A model of conf/model whose name this one has in it, `_`, `-`, `.` and minor versions aside.
 
-    `meta-llama/Llama-3.1-70B-L12` is llama3_70b.
+    `meta-llama/Llama-3.1-70B-L12` is llama3_70b, and `GPT-1.8B` is not gpt_18b.
     """
-    plain = re.sub(r"(llama|qwen)[-_ ]?(\d)\.\d", r"\1\2", name.lower())
-    plain = re.sub(r"[^a-z0-9]", "", plain.rsplit("/", 1)[-1])
-    keys = {re.sub(r"[^a-z0-9]", "", key): key for key in models}
-    found = [key for key in keys if plain.startswith(key) and not plain[len(key) :][:1].isdigit()]
-    return models[keys[max(found, key=len)]] if found else None
+    plain = re.sub(r"(llama|qwen)[-_ ]?(\d)\.\d", r"\1\2", name.lower()).rsplit("/", 1)[-1]
+    found = [key for key in models if re.match(_pattern(key), plain)]
+    return models[max(found, key=len)] if found else None
+
+
+def _pattern(key: str) -> str:
+    """Of names that mean it: anything may stand between its words and numbers, not inside them."""
+    parts = re.findall(r"[a-z]+|[\d.]+", key)
+    return r"[^a-z0-9]*".join(part.replace(".", "[._p]") for part in parts) + r"(?!\d)"
 
 
 def _completed(cells: Mapping[str, str], known: Model | None, assumed: list[str]) -> dict[str, str]:
@@ -90,31 +109,51 @@ def _completed(cells: Mapping[str, str], known: Model | None, assumed: list[str]
     return filled
 
 
-def _dense_layers(known: Model, notes: str) -> dict[str, Any]:
-    """`1 dense + 3 MoE layers` of a model that was cut down."""
-    dense = re.search(r"(\d+) dense \+ \d+ moe", notes.lower())
+def _changed_experts(known: Model, cells: Mapping[str, str]) -> dict[str, Any]:
+    """`1 dense + 3 MoE layers`, `16 experts` of a model that was cut down."""
     if known.experts is None:
         return {}
-    count = int(dense[1]) if dense else known.experts.num_dense_layers
-    return {"experts": known.experts.model_copy(update={"num_dense_layers": count})}
+    said = _said_of_experts(cells["notes"])
+    if dense := re.search(r"(\d+) dense \+ \d+ moe", cells["notes"].lower()):
+        said["num_dense_layers"] = int(dense[1])
+    number = said.get("num_experts", known.experts.num_experts)
+    if number < said.get("experts_per_token", known.experts.experts_per_token):
+        said["experts_per_token"] = number
+    return {"experts": known.experts.model_copy(update=said)}
+
+
+def _said_of_experts(text: str) -> dict[str, int]:
+    """`64 experts, top-6, expert ffn 1408, 2 shared` or `shared expert ffn 2816`."""
+    words = text.lower()
+    patterns = {
+        "num_experts": r"(?<!\d)(\d+)\s*(?:routed )?experts(?! per| active| are active)",
+        "experts_per_token": r"top[- ]?(?:k ?= ?)?(\d+)|(\d+) (?:active )?(?:experts )?per token",
+        "ffn_hidden_size": r"(?<!shared )(?<!shared-)(?:expert|moe)[-_ ]ffn[-_a-z ]*[=: ] ?(\d+)",
+        "num_shared": r"(\d+) shared(?![- ]expert[-_ ]ffn)",
+    }
+    found = {name: re.search(pattern, words) for name, pattern in patterns.items()}
+    said = {name: int(next(filter(None, hit.groups()))) for name, hit in found.items() if hit}
+    if said.get("num_experts", 0) > MOST_EXPERTS:
+        raise BadRow(f"notes: {said['num_experts']} experts are more than any model has")
+    shared = re.search(r"shared[- ]expert[-_ ]ffn[-_a-z ]*[=: ] ?(\d+)", words)
+    if shared and "ffn_hidden_size" in said:
+        said["num_shared"] = round(int(shared[1]) / said["ffn_hidden_size"])
+    return said
 
 
 def _stated_experts(cells: Mapping[str, str], ffn: int, assumed: list[str]) -> Experts | None:
-    """`8x7b`, `64 experts, top-6, expert ffn 1408, 2 shared`; two per token where not stated."""
-    name, words = cells["model"].lower(), f"{cells['model']} {cells['notes']}".lower()
-    number = re.search(r"(\d+)\s*(?:routed )?experts", words) or re.search(r"\b(\d+)x\d+b", name)
-    if number is None or int(number[1]) < 2:
+    """By the notes, or `8x7b`; two per token where not stated."""
+    named = re.search(r"\b(\d+)x\d+b", cells["model"].lower())
+    width = f"; expert ffn {ffn}"  # comes last: what the notes say goes first
+    said = _said_of_experts(f"{cells['model']} {cells['notes']}{width}")
+    number = said.get("num_experts", int(named[1]) if named else 0)
+    if number < 2:
         return None
-    top = re.search(r"top[- ]?(?:k ?= ?)?(\d+)", words)
-    width = re.search(r"(?:expert|moe)[-_ ]ffn[-_a-z ]*[=: ] ?(\d+)", words)
-    shared = re.search(r"(\d+) shared", words)
-    if top is None:
+    if "experts_per_token" not in said:
         assumed.append("2 experts per token")
-    return Experts(
-        num_experts=int(number[1]),
-        experts_per_token=min(int(number[1]), int(top[1]) if top else 2),
-        ffn_hidden_size=int(width[1]) if width else ffn,
-        num_shared=int(shared[1]) if shared else 0,
+    top = min(number, said.get("experts_per_token", 2))
+    return Experts.model_validate(
+        {"num_shared": 0} | said | {"num_experts": number, "experts_per_token": top}
     )
 
 
@@ -142,12 +181,15 @@ def _experts_by_size(
     if params_b is not None:
         each = (size_b(2 * least) - size_b(least)) / least
         number = least + ep * round((params_b - size_b(least)) / each / ep)
-        is_usual = number >= least and (number == 2 or number % 4 == 0)
+        is_usual = least <= number <= MOST_EXPERTS and (number == 2 or number % 4 == 0)
         if is_usual and abs(size_b(number) / params_b - 1) < SIZE_ERROR:
             assumed.append(f"{number} experts, two per token")
             return make(number)
     raise Unsupported(f"experts of {cells['model']} are neither in the table nor in conf/model")
 
+
+MOST_EXPERTS = 4096
+"""Of a block; a size that needs more is a mistake."""
 
 SIZE_ERROR = 0.05
 """By which the parameters of a guessed mixture may miss what is published."""

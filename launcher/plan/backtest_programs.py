@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
+from launcher.plan.backtest_words import says_fsdp
 from launcher.plan.execution import Execution
 
 
@@ -26,6 +27,12 @@ class Program:
     """ZeRO stage where a row has no word on sharding."""
     microbatch_per_stage: bool = False
     """Where a row has no micro-batch: as many microbatches as pp; else samples."""
+    has_own_fsdp: bool = False
+    """Shards weights around its own kernels (Megatron-FSDP); others do around torch's."""
+    mfu_of_bf16: bool = False
+    """Its utilisation is of the 16-bit peak, whatever products multiply in."""
+    layers_per_chunk: int | None = None
+    """Of interleaved stages; None: each stage is cut in two where a row says no number."""
 
 
 PIPELINE_STATE: dict[str, Any] = {"weight_bytes": 2, "gradient_bytes": 4, "state_bytes": 12}
@@ -69,6 +76,20 @@ MEGATRON_2023 = replace(
 zero-bubble paper's profiled passes (2401.10241, tables 5 and 9) have a forward of twice its weight
 gradients, as scores that are written out give; FlashAttention would be a fifth shorter."""
 
+DEEPSPEED = replace(
+    MEGATRON, attention="flash", unused_gradients=False, gradient_bytes=2, reduce_bytes=2,
+    fuses_gradients=False,
+)  # fmt: skip
+"""DeepSpeed's engines. They sum gradients themselves (Megatron's fused sums need its `main_grad`),
+under ZeRO in the model's type (`grad_accum_dtype` in deepspeed/runtime/engine.py)."""
+
+UNKNOWN = replace(
+    MEGATRON, attention="flash", unused_gradients=False, saves_quantised=False, gradient_bytes=2,
+    reduce_bytes=2,
+)  # fmt: skip
+"""Megatron's way of doing things with FlashAttention 2 and 16-bit gradients, as in ZeRO's
+convention of 2 + 2 + 12 bytes."""
+
 FSDP = Execution(attention="flash", fusion="eager", overlap_dp=True, **SHARDED_STATE)
 """PyTorch's FSDP around torch's own kernels."""
 
@@ -77,7 +98,8 @@ PROGRAMS = (
         # grad_sync_dtype=bf16: NVIDIA/NeMo-Framework-Launcher, examples/training/*/h100/*.sh;
         # beside bf16 weights NeMo keeps the other 16 bits of the float32 master
         # (store_param_remainders in megatron_base_model.py of NVIDIA/NeMo).
-        pattern=r"nemo|dgxc|dgx cloud|performance recipes",
+        pattern=r"nemo(?!tron)|dgxc|dgx cloud|performance (?:recipes|summary)|megatron[- ]bridge"
+        r"|mlperf",
         execution=replace(
             MEGATRON,
             overlap_tp=True,
@@ -87,6 +109,7 @@ PROGRAMS = (
             state_bytes=10,
         ),
         default_stage=1,
+        has_own_fsdp=True,
     ),
     Program(
         pattern=r"torchtitan|titan",
@@ -100,10 +123,11 @@ PROGRAMS = (
         ),
         default_stage=3,
         microbatch_per_stage=True,
+        mfu_of_bf16=True,  # `get_peak_flops` in torchtitan/tools/utils.py knows no other
     ),
     Program(
         # attn_impl=triton: scripts/train/benchmarking/submit_benchmarks.py of mosaicml/llm-foundry.
-        pattern=r"llm-foundry|mosaic|composer",
+        pattern=r"llm[- _]?foundry|mosaic|composer",
         execution=replace(FSDP, attention="triton", fused_loss=True, fused_optimizer=False),
         default_stage=3,
     ),
@@ -123,49 +147,61 @@ PROGRAMS = (
     ),
     Program(
         pattern=r"gpt-neox|gptneox|2204\.06745",
-        # configs/20B.yml has no dropout; its rotations are torch's own kernels
-        execution=replace(MEGATRON_DEEPSPEED, fusion="eager", dropout_masks=False),
+        # configs/20B.yml has no dropout; its rotations are torch's own kernels; under ZeRO-1 and
+        # float16 DeepSpeed sums gradients in float16
+        execution=replace(
+            MEGATRON_DEEPSPEED, fusion="eager", dropout_masks=False, gradient_bytes=2
+        ),
         is_modern=False,
     ),
     Program(
-        pattern=r"bigscience|bloom|mt-nlg|2201\.11990|megatron-deepspeed",
+        pattern=r"bigscience|bloom|2211\.05100|mt-nlg|turing[- ]nlg|2201\.11990"
+        r"|megatron[- ]?deepspeed",
         execution=MEGATRON_DEEPSPEED,
         is_modern=False,
     ),
     Program(pattern=r"korthikanti|2205\.05198", execution=MEGATRON_2022, is_modern=False),
     Program(pattern=r"narayanan|2104\.04473", execution=MEGATRON_2021, is_modern=False),
-    Program(pattern=r"zero[- ]bubble|2401\.10241", execution=MEGATRON_2023),
+    Program(
+        # bubble rates of its interleaved 1F1B (table 5) are those of chunks of one layer
+        pattern=r"zero[- ]bubble|2401\.10241",
+        execution=MEGATRON_2023,
+        layers_per_chunk=1,
+    ),
     Program(pattern=r"fsdp", execution=FSDP, default_stage=3),
     Program(
+        # XLA fuses elementwise operators; its attention on NVIDIA's GPUs is cuDNN's.
+        pattern=r"maxtext|(?<![a-z])(?:jax|xla|pax|paxml|t5x|levanter)(?![a-z])",
+        execution=replace(FSDP, attention="cudnn", fusion="compiled"),
+        default_stage=3,
+        has_own_fsdp=True,
+    ),
+    Program(
         pattern=r"deepspeed|\bzero\b(?![- ]?bubble)|zero[- ]?(3|infinity|offload)",
-        # Its engines sum gradients themselves: Megatron's fused sums need their `main_grad`.
-        execution=replace(
-            MEGATRON,
-            attention="flash",
-            unused_gradients=False,
-            reduce_bytes=2,
-            fuses_gradients=False,
-        ),
+        execution=DEEPSPEED,
+    ),
+    Program(
+        # "fine-grained overlapping": its README runs with --tp-comm-overlap, which is else off
+        pattern=r"megatron[- ]?(?:lm|core)\b.*\b(?:readme|scaling)",
+        execution=replace(MEGATRON, overlap_tp=True),
+        default_stage=1,
+        has_own_fsdp=True,
     ),
     Program(
         pattern=r"megatron|mcore|simumax|transformer[- ]engine|megascale",
         execution=MEGATRON,
         default_stage=1,  # the distributed optimizer, as its own examples have it
+        has_own_fsdp=True,
     ),
     Program(
-        pattern=r"",
-        execution=replace(
-            MEGATRON,
-            attention="flash",
-            unused_gradients=False,
-            saves_quantised=False,
-            gradient_bytes=2,
-            reduce_bytes=2,
-        ),
+        # Loops around models of torch's own operators.
+        pattern=r"hugging ?face|(?<![a-z])hf(?![a-z])|transformers|\baccelerate\b|axolotl"
+        r"|llama[- ]?factory|torchtune|lit-?gpt|lightning",
+        execution=replace(UNKNOWN, fusion="eager"),
     ),
+    Program(pattern=r"", execution=UNKNOWN),
 )
-"""The first whose pattern is found. The last one is the default: Megatron's way of doing things
-with FlashAttention 2 and 16-bit gradients, as in ZeRO's convention of 2 + 2 + 12 bytes."""
+"""The first whose pattern is found. The last one is the default."""
 
 FIRST_FLASH = 2301
 """Papers on arXiv before this month are taken to write attention scores out: FlashAttention
@@ -181,14 +217,25 @@ def find_program(row: dict[str, str]) -> Program:
             break
     else:
         program = next(entry for entry in PROGRAMS if re.search(entry.pattern, source))
-    is_fsdp = "fsdp" in row["zero_or_fsdp"].lower()
-    if program.execution.weight_bytes != SHARDED_STATE["weight_bytes"] and is_fsdp:
+    is_fsdp = says_fsdp(row["zero_or_fsdp"])
+    is_torch = program.execution.weight_bytes == SHARDED_STATE["weight_bytes"]
+    if is_fsdp and not is_torch and not program.has_own_fsdp:
         program = Program(pattern="fsdp", execution=FSDP)
-    written = [int(number) for number in re.findall(r"\b([12]\d{3})\.\d{4,5}\b", source)]
+    written = _written(row)
     is_old = bool(written) and min(written) < FIRST_FLASH and "flash" not in source
     if is_old and is_fsdp:
         old = replace(program.execution, attention="matrix", dropout_masks=True)
         return replace(program, execution=old, is_modern=False)
     if is_old and program.is_modern:
         program = Program(pattern="", execution=MEGATRON_2021, is_modern=False)
+    if written and min(written) >= FIRST_FLASH and not program.is_modern:
+        return replace(program, execution=replace(program.execution, attention="flash"))
     return program
+
+
+def _written(row: dict[str, str]) -> list[int]:
+    """Months of the papers that the row is from: notes may name others."""
+    for column in ("source", "source_url_or_repo_path", "notes"):
+        if found := re.findall(r"\b([12]\d{3})\.\d{4,5}\b", row[column]):
+            return [int(number) for number in found]
+    return []

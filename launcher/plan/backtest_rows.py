@@ -5,16 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from launcher.config.schema import Gpu, Hardware, Model, Network, Node
 from launcher.plan.backtest_batch import read_batch
-from launcher.plan.backtest_cells import BadRow, Unsupported, read_cells, read_integer, read_number
+from launcher.plan.backtest_cells import (
+    ALIASES,
+    BadRow,
+    Unsupported,
+    read_cells,
+    read_integer,
+    read_number,
+)
 from launcher.plan.backtest_facts import (
     find_execution,
-    find_schedule,
     gather_ahead,
     keep_gathered,
-    zero_stage,
 )
 from launcher.plan.backtest_hardware import (
     Devices,
@@ -24,6 +30,14 @@ from launcher.plan.backtest_hardware import (
 )
 from launcher.plan.backtest_model import read_model
 from launcher.plan.backtest_programs import find_program
+from launcher.plan.backtest_words import (
+    YES,
+    find_schedule,
+    named_stage,
+    row_schedule,
+    stated_chunks,
+    zero_stage,
+)
 from launcher.plan.execution import Execution, Job
 from launcher.plan.kernels import peak_flops
 from launcher.plan.records import Layout
@@ -69,13 +83,13 @@ def read_row(row: Mapping[str, str | None], facts: Facts) -> Measured:
     except (BadRow, Unsupported):
         raise
     except ValueError as error:  # a size beyond those of any model
-        raise BadRow(" ".join(str(error).split("\n")[1:3])) from None
+        raise BadRow(_beyond(error)) from None
     hardware_names = find_devices(cells)
     if hardware_names is None or hardware_names.gpu not in facts.gpus:
         raise Unsupported(f"no facts of gpu={cells['gpu']} in conf/hardware/gpu")
     layout = _layout(cells, model, hardware_names.gpus_per_node, assumed)
     hardware = _hardware(cells, layout, facts, hardware_names)
-    execution = find_execution(cells, layout.tp, layout.vpp, model.num_layers, hardware)
+    execution = find_execution(cells, layout, model.num_layers, hardware)
     if execution.weight_bytes == 4 and layout.zero_stage < 3:
         execution = keep_gathered(execution, layout.pp)
     if layout.zero_stage == 3:
@@ -93,6 +107,17 @@ def read_row(row: Mapping[str, str | None], facts: Facts) -> Measured:
         did_not_fit="O" in tags,
         assumed=tuple(assumed),
     )
+
+
+def _beyond(error: ValueError) -> str:
+    """`layers=5000: input should be less than or equal to 1000`, from what the schema found."""
+    found: list[dict[str, Any]] = getattr(error, "errors", list)()
+    if not found or not found[0]["loc"]:
+        return str(error).replace("\n", " ")
+    name = str(found[0]["loc"][-1])
+    columns = {"ffn_hidden_size": "ffn", "max_sequence_length": "seq"}
+    column = columns.get(name) or ALIASES.get(name, name)
+    return f"{column}={found[0]['input']}: {found[0]['msg'].lower()}"
 
 
 MOST_ACTIONS = 2_000_000
@@ -114,7 +139,7 @@ def _layout(cells: Mapping[str, str], model: Model, per_node: int, assumed: list
     if length % cp:
         raise BadRow(f"cp={cp}: does not divide seq={length}")
     _check_experts(model, ep, dp * cp * tp)
-    vpp = read_integer(cells, "vpp", 2 if "interleaved" in cells["id"] else 1) if pp > 1 else 1
+    vpp = _chunks(cells, pp, model.num_layers) if pp > 1 else 1
     if model.num_layers < pp * vpp - (2 if vpp > 1 else 0):  # the ends may have a chunk without any
         raise BadRow(f"pp={pp}, vpp={vpp}: more chunks than layers={model.num_layers}")
     batch = read_batch(cells, dp, pp, length, assumed)
@@ -129,19 +154,36 @@ def _layout(cells: Mapping[str, str], model: Model, per_node: int, assumed: list
         zero_stage=stage,
         micro_batch_size=batch.micro, num_microbatches=count, global_batch_size=batch.samples,
         sequence_length=length,
-        schedule=find_schedule(dict(cells), vpp), recompute=cells["recompute"],
+        schedule=find_schedule(dict(cells), vpp) if pp > 1 else "1f1b",
+        recompute=cells["recompute"],
         order=("tp", "cp", "dp", "pp"),
     )  # fmt: skip
 
 
+def _chunks(cells: Mapping[str, str], pp: int, num_layers: int) -> int:
+    """By the cell, by words, or as the program cuts the stages that it interleaves."""
+    program, schedule = find_program(dict(cells)), row_schedule(dict(cells))
+    default = stated_chunks(dict(cells))
+    if default is None and schedule == INTERLEAVED:
+        each = program.layers_per_chunk
+        default = 2 if each is None else -(-num_layers // (pp * each))
+    return read_integer(cells, "vpp", default or 1)
+
+
+INTERLEAVED = "interleaved_1f1b"
+
+
 def _zero_stage(cells: Mapping[str, str], dp: int, pp: int, assumed: list[str]) -> int:
     """By the cell, or as the program has it where nobody sets it."""
-    if cells["zero_or_fsdp"]:
-        return zero_stage(cells["zero_or_fsdp"].lower(), pp)
+    said = cells["zero_or_fsdp"].lower()
+    if said and said not in YES:
+        return zero_stage(said, pp)
     if dp == 1:
         assumed.append("no dp to shard over")
         return 0
-    stage = find_program(dict(cells)).default_stage
+    named = named_stage(f"{cells['source']} {cells['id']}")
+    stage = find_program(dict(cells)).default_stage if named is None else named
+    stage = max(stage, 1) if said else stage
     if stage == 3 and pp > 1:
         stage = 2
     what = ("nothing", "optimizer state", "gradients and optimizer state", "all state")[stage]
@@ -185,7 +227,8 @@ def _measured_step_s(cells: Mapping[str, str], job: Job) -> float | None:
         return tokens * published_flops_per_token(cells, job) / (rate * 1e12)
     if (share := read_number(cells, "mfu")) is not None:
         assert job.hardware.gpu is not None
-        peak = _stated_peak(cells) or peak_flops(job.hardware.gpu, job.execution.matmul)
+        kind = "bf16" if find_program(dict(cells)).mfu_of_bf16 else job.execution.matmul
+        peak = _stated_peak(cells) or peak_flops(job.hardware.gpu, kind)
         return tokens * published_flops_per_token(cells, job) / (share * peak)
     return None
 
@@ -206,8 +249,12 @@ CAUSAL = re.compile(
 NO_ATTENTION = re.compile(r"(?:without|no|excluding) attention|attention (?:is )?not counted|6nd")
 """Notes of sources that count parameters alone."""
 
-RECOMPUTE_COUNTED = r"narayanan|2104\.04473|bloom|bigscience|mt-nlg|2201\.11990|neox|2304\.11277"
-"""Sources whose TFLOP/s count the recomputed forward of the blocks (SC21, equation 3)."""
+RECOMPUTE_COUNTED = (
+    r"narayanan|2104\.04473|bloom|bigscience|2211\.05100|mt-nlg|turing[- ]nlg|2201\.11990"
+    r"|neox|2304\.11277|megatron[- ]?deepspeed"
+)
+"""Sources whose TFLOP/s count the recomputed forward of the blocks (SC21, equation 3); what
+Megatron-DeepSpeed prints does (four passes instead of three in its `throughput_calculator`)."""
 
 
 def published_flops_per_token(cells: Mapping[str, str], job: Job) -> float:
@@ -218,12 +265,22 @@ def published_flops_per_token(cells: Mapping[str, str], job: Job) -> float:
     if NO_ATTENTION.search(words):
         is_causal, length = False, 1
     total = model_flops_per_token(model, length, causal=is_causal)
-    says_so = re.search(r"(include|count)s? (the )?recompute|hardware flop", words)
-    if job.execution.recompute == "full" and (re.search(RECOMPUTE_COUNTED, words) or says_so):
+    if job.execution.recompute == "full" and _counts_recompute(cells, words):
         total += job.execution.recompute_share * forward_flops_per_token(
             model, length, causal=is_causal, with_head=False
         )
     return total
+
+
+def _counts_recompute(cells: Mapping[str, str], words: str) -> bool:
+    """Where its words say so, or the source does and they do not say that it does not."""
+    counted = r"(?:include|count)(?:s|ing|ed)? (?:the )?recomput"
+    if re.search(rf"(?:not|n't|without) {counted}|no recomput|exclud\w* (?:the )?recomput", words):
+        return False
+    if re.search(rf"{counted}|hardware flop", words):
+        return True
+    source = f"{cells['source']} {cells['source_url_or_repo_path']}".lower()
+    return re.search(RECOMPUTE_COUNTED, source) is not None
 
 
 def for_fit(job: Job) -> Job:

@@ -14,11 +14,12 @@ SHARDINGS = ("zero1", "zero2", "zero3")
 """Tried in this order where sharding is not published; inside a pipeline the first only."""
 
 
-def guesses(row: Mapping[str, str | None], layout: Layout) -> Iterator[dict[str, str]]:
+def guesses(row: Mapping[str, str | None], layout: Layout) -> Iterator[Iterator[dict[str, str]]]:
     """Cells to try in place of empty ones, the likeliest first; the last ones save most memory.
 
-    A program that gathers weights for every forward takes a rank's whole batch at once if it can.
-    Other state is sharded before anything is computed twice.
+    First those that compute nothing twice, then, where the row does not say, those that do: of a
+    program that gathers weights for every forward these are the faster ones if they let it take
+    more of a rank's batch at once. It takes as much as it can.
     """
     cells = read_cells(row)
     micros: list[dict[str, str]] = [{}]
@@ -30,10 +31,14 @@ def guesses(row: Mapping[str, str | None], layout: Layout) -> Iterator[dict[str,
     if not cells["zero_or_fsdp"] and layout.dp > 1 and layout.zero_stage == 0:
         known = SHARDINGS[:1] if layout.pp > 1 else SHARDINGS
         shardings += [{"zero_or_fsdp": name} for name in known]
-    modes: list[dict[str, str]] = [{}]
+    yield _choices({}, shardings, micros)
     if not cells["recompute"]:
-        modes.append({"recompute": "full"})
-    for mode in modes:
-        for sharding in shardings:
-            for micro in micros:
-                yield mode | sharding | micro
+        yield _choices({"recompute": "full"}, shardings, micros)
+
+
+def _choices(
+    mode: dict[str, str], shardings: list[dict[str, str]], micros: list[dict[str, str]]
+) -> Iterator[dict[str, str]]:
+    for sharding in shardings:
+        for micro in micros:
+            yield mode | sharding | micro

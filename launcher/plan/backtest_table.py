@@ -22,15 +22,23 @@ def read_table(text: str, name: str) -> list[dict[str, str | None]]:
     delimiter = max(",;\t", key=header_line.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
-        lines = [line for line in reader if any(cell.strip() for cell in line)]
+        numbered = [(reader.line_num, line) for line in reader if any(map(str.strip, line))]
     except csv.Error as error:
         reason = f"not a CSV table: {error}"
         raise ConfigError([Finding(field=name, rule="bad-table", reason=reason)]) from None
+    lines = [line for _, line in numbered]
     header = [column_name(cell) for cell in lines[0]] if lines else []
     if missing := [column for column in REQUIRED if column not in header]:
         raise ConfigError([_missing(name, column) for column in missing])
     units = [column_unit(cell) for cell in lines[0]]
-    return [_cells(header, units, line, number) for number, line in enumerate(lines[1:], 2)]
+    return [
+        _cells(header, units, line, number) | {LINE: str(at)}
+        for number, (at, line) in enumerate(numbered[1:], 2)
+    ]
+
+
+LINE = "line of the file"
+"""A cell that says where the row ends."""
 
 
 def _missing(name: str, column: str) -> Finding:

@@ -59,9 +59,20 @@ def backward_temporary_bytes(job: Job) -> int:
         # What was gathered along tokens is put in order in a second buffer.
         gradients += size.tokens * model.hidden_size * execution.element_bytes
     if not execution.unused_gradients:
-        # A product's weight gradient, before it is added to the sum.
-        gradients += largest_weight(job) * execution.element_bytes
+        gradients += _new_gradients(job) * execution.element_bytes
     return gradients + recomputed_bytes(job) + _quantised_bytes(job, size) + context
+
+
+def _new_gradients(job: Job) -> int:
+    """Elements of weight gradients that are not in a sum yet: of one product, or, where torch's
+    FSDP takes the gradients of a block together, of a block (`post_backward` of its group).
+    """
+    execution, layout = job.execution, job.layout
+    if layout.engine == "fsdp2":  # counted with the group
+        return largest_weight(job)
+    if execution.torch_pipeline or (execution.weight_bytes == 4 and layout.zero_stage == 3):
+        return count_stage_parameters(job.model, 1, False, False, layout.tp, layout.ep)
+    return largest_weight(job)
 
 
 def recomputed_bytes(job: Job) -> int:

@@ -24,11 +24,13 @@ CONF = ROOT / "conf"
 # released checkpoint's weights, without its attention masks. The papers round them: 124M, 7B.
 PUBLISHED = {
     "deepseek_v2": 235_741_434_880,
+    "deepseek_v2_lite": 15_706_484_224,
     "deepseek_v3": 671_026_404_352,  # the routers' 14,848 correction biases are no weights
     "t5_3b": 2_851_598_336,
     "t5_11b": 11_307_321_344,
     "mixtral_8x7b": 46_702_792_704,
     "mixtral_8x22b": 140_620_634_112,
+    "olmoe_1b_7b": 6_919_161_856 - 16 * 2 * 2048,  # less the norms of queries and keys
     "qwen3_30b_a3b": 30_532_122_624 - 48 * 2 * 128,  # less the norms of queries and keys
     "qwen3_235b_a22b": 235_093_634_560 - 94 * 2 * 128,
     "gpt2_124m": 124_439_808,

@@ -9,12 +9,13 @@ import pytest
 from launcher.config.assets import conf_dir
 from launcher.config.facts import read_gpus, read_models, read_networks, read_nodes
 from launcher.errors import ConfigError
-from launcher.plan.backtest import Answer, backtest, predict_row, sweeps
-from launcher.plan.backtest_facts import find_schedule, read_recompute, zero_stage
+from launcher.plan.backtest import backtest, predict_row
 from launcher.plan.backtest_hardware import find_devices, stated_bandwidth, stated_taper
 from launcher.plan.backtest_report import render_backtest
 from launcher.plan.backtest_rows import Facts, read_row
+from launcher.plan.backtest_sweeps import Answer, sweeps
 from launcher.plan.backtest_table import read_table
+from launcher.plan.backtest_words import find_schedule, read_recompute, zero_stage
 
 FACTS = Facts(
     gpus=read_gpus(conf_dir()), nodes=read_nodes(conf_dir()), networks=read_networks(conf_dir()),

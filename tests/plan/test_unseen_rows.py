@@ -6,8 +6,8 @@ import pytest
 
 from launcher.plan.activations import block_kept_bytes
 from launcher.plan.backtest import predict_row
-from launcher.plan.backtest_facts import zero_stage
 from launcher.plan.backtest_rows import read_row
+from launcher.plan.backtest_words import zero_stage
 from launcher.plan.kernels import Gemm, gemm_s
 from launcher.plan.operators import block_work
 from launcher.plan.stage_time import estimate_parts
