@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import os
@@ -32,6 +33,8 @@ def import_deepspeed(groups: Groups) -> Any:
         # It would compile a shared-memory all-reduce that only inference uses
         # (`TorchBackend.inference_all_reduce`), on every rank, and fail without a compiler.
         deepspeed.ops.__compatible_ops__ = {}
+    # Modules stay: DeepSpeed collects garbage as it starts, and would look through all of them.
+    gc.freeze()
     return deepspeed
 
 
