@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 
 from launcher.config.rule import Rule, divisors
-from launcher.config.rules_context import num_chunks
+from launcher.config.rules_context import sequence_lengths
+from launcher.config.schedule_facts import most_stages
 from launcher.config.schema import Run
 
 AXES = ("tp", "cp", "dp", "pp")
@@ -88,6 +89,19 @@ def _pp_layers(run: Run) -> str | None:
     return None
 
 
+def fewer_stages(run: Run, most: int) -> str:
+    """What to type for as many stages as the devices allow, with the dp that they leave."""
+    degrees, devices = run.parallelism, num_devices(run)
+    if devices is None:
+        return f"parallelism.pp={most}"
+    left = max(1, devices // ((degrees.tp or 1) * degrees.cp))
+    if degrees.dp and not degrees.tp:  # tp takes what this leaves
+        left = max(1, left // degrees.dp)
+    pp = max(divisors(left, limit=most))
+    has_dp = degrees.dp and degrees.tp
+    return f"parallelism.pp={pp}" + (f" parallelism.dp={left // pp}" if has_dp else "")
+
+
 def _mesh_fills_devices(run: Run) -> str | None:
     devices = num_devices(run)
     degrees = {axis: getattr(run.parallelism, axis) for axis in AXES}
@@ -133,8 +147,11 @@ def _tp_broken(run: Run, tp: int) -> bool:
 
 def _dp_candidates(run: Run) -> list[int]:
     devices = num_devices(run) or 1
-    others = math.prod(getattr(run.parallelism, axis) or 1 for axis in AXES if axis != "dp")
-    return [devices // others] if devices % others == 0 else []
+    degrees = run.parallelism
+    left, rest = divmod(devices, (degrees.tp or 1) * degrees.cp * (degrees.pp or 1))
+    if rest:
+        return []
+    return [left] if degrees.tp and degrees.pp else divisors(left)
 
 
 def _sequence_needs_tp(run: Run) -> str | None:
@@ -152,12 +169,6 @@ def _sequence_pieces(run: Run) -> str | None:
         part = " of a cp rank" if run.parallelism.cp > 1 else ""
         return f"parallelism.tp={tp} does not divide the sequence of {length} tokens{part}"
     return None
-
-
-def _sequence_candidates(run: Run) -> list[int]:
-    unit = (run.parallelism.tp or 1) * num_chunks(run)
-    below = (run.train.sequence_length or 1) // unit * unit
-    return [size for size in (below, below + unit) if 0 < size <= run.model.max_sequence_length]
 
 
 def _order_complete(run: Run) -> str | None:
@@ -222,8 +233,9 @@ LAYOUT_RULES = (
         why="A pipeline stage without a block only adds a hop.",
         broken=_pp_layers,
         candidates=lambda run: divisors(
-            num_devices(run) or run.model.num_layers, limit=run.model.num_layers
+            num_devices(run) or run.model.num_layers, limit=most_stages(run)
         ),
+        fix=lambda run: fewer_stages(run, most_stages(run)),
     ),
     Rule(
         id="mesh-fills-devices",
@@ -250,7 +262,7 @@ LAYOUT_RULES = (
         why="Every tp rank holds an equal piece of the sequence: gathers and scatters know no "
         "other.",
         broken=_sequence_pieces,
-        candidates=_sequence_candidates,
+        candidates=sequence_lengths,
     ),
     Rule(
         id="order-complete",

@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 
 from launcher.config.reopen import reopen_values
-from launcher.config.rules_pipeline import SCHEDULE_FACTS
+from launcher.config.schedule_facts import SCHEDULE_FACTS
 from launcher.config.schema import ScheduleName
 from launcher.errors import ConfigError
 from launcher.plan.build import build_plan
