@@ -42,11 +42,15 @@ def _ulysses_kv_heads(run: Run) -> str | None:
     return None
 
 
-def _has_whole_rows(run: Run) -> bool:
-    """Whether ulysses is possible with these degrees."""
-    degrees = run.parallelism.model_copy(update={"cp_mode": "ulysses"})
-    changed = run.model_copy(update={"parallelism": degrees})
+def heads_allow(run: Run, **degrees: object) -> bool:
+    """Whether cp_mode can share out the heads of a tp rank, with these degrees changed."""
+    parallelism = run.parallelism.model_copy(update=degrees)
+    changed = run.model_copy(update={"parallelism": parallelism})
     return not any(broken(changed) for broken in (_ulysses_heads, _ulysses_kv_heads))
+
+
+def _has_whole_rows(run: Run) -> bool:
+    return heads_allow(run, cp_mode="ulysses")
 
 
 def _cp_candidates(run: Run) -> list[int]:

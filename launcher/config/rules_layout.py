@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from launcher.config.rule import Rule, divisors
-from launcher.config.rules_context import sequence_lengths
+from launcher.config.rules_context import heads_allow, sequence_lengths
 from launcher.config.schedule_facts import most_stages
 from launcher.config.schema import Run
 
@@ -130,7 +130,8 @@ def _mesh_fix(run: Run) -> str:
     tp = cp = pp = 1  # What is open stays so.
     if degrees.tp:
         tp = max(size for size in divisors(devices, limit=degrees.tp) if not _tp_broken(run, size))
-    cp = max(divisors(devices // tp, limit=degrees.cp))
+    sizes_of_cp = divisors(devices // tp, limit=degrees.cp)
+    cp = max(size for size in sizes_of_cp if heads_allow(run, tp=tp, cp=size))
     left = devices // tp // cp
     if degrees.pp:
         pp = max(divisors(left, limit=min(degrees.pp, run.model.num_layers)))

@@ -90,6 +90,8 @@ EXAMPLES: dict[str, list[Callable[[], Run]]] = {
         lambda: eight(tp=2, cp=3, pp=2),
         lambda: make_run(hardware=CPU | {"gpus_per_node": 4}),
         lambda: eight(tp=1, dp=3),
+        lambda: eight(tp=1, cp=5, cp_mode="ulysses", dp=3),
+        lambda: eight(tp=2, cp=5, pp=1),
     ],
     "sequence-parallel-needs-tp": [lambda: eight(sequence_parallel=True, tp=1)],
     "sequence-parallel-divides-sequence": [
