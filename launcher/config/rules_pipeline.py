@@ -39,7 +39,7 @@ def _vpp_layers(run: Run) -> str | None:
 
 def _stage_layers_count(run: Run) -> str | None:
     counts, pp, vpp = run.parallelism.layers_per_stage, run.parallelism.pp, run.parallelism.vpp
-    if counts and pp and len(counts) != pp * vpp:
+    if counts is not None and pp and len(counts) != pp * vpp:
         parts = f"{pp} stages" if vpp == 1 else f"{pp} stages x {vpp} chunks"
         return f"{len(counts)} numbers for {parts}"
     return None
@@ -47,7 +47,7 @@ def _stage_layers_count(run: Run) -> str | None:
 
 def _stage_layers_sum(run: Run) -> str | None:
     counts, layers = run.parallelism.layers_per_stage, run.model.num_layers
-    if counts and sum(counts) != layers:
+    if counts is not None and sum(counts) != layers:
         return f"they add up to {sum(counts)}, not to model.num_layers={layers}"
     return None
 

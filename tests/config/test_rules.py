@@ -155,6 +155,7 @@ EXAMPLES: dict[str, list[Callable[[], Run]]] = {
     ],
     "layers-per-stage-counts-stages": [
         lambda: make_run(parallelism={"pp": 2, "layers_per_stage": [1, 2, 1]}),
+        lambda: make_run(parallelism={"pp": 2, "layers_per_stage": []}),
         lambda: make_run(
             parallelism={"pp": 2, "vpp": 2, "schedule": "interleaved_1f1b",
                          "layers_per_stage": [2, 2]}
