@@ -226,7 +226,9 @@ def _file_findings(run: Run) -> Sequence[Finding]:
     """What is wrong in files that the plan reads: said together with everything else."""
     from launcher.plan.schedule_choice import check_schedule_file
 
-    return [*check_schedule_file(run), *_weights_findings(run)]
+    # Without lines the file cannot be read, and is refused for that.
+    has_lines = run.parallelism.schedule_lines is not None
+    return [*(check_schedule_file(run) if has_lines else ()), *_weights_findings(run)]
 
 
 def _weights_findings(run: Run) -> Sequence[Finding]:

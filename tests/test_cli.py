@@ -78,6 +78,9 @@ def test_a_schedule_file_is_judged_together_with_all_other_keys(tmp_path):
     assert code == 2
     assert "[tp-divides-heads]" in err
     assert "[schedule-file-fits]: deadlock: stage 0 waits at B0 for stage 1" in err
+    (tmp_path / "bad.csv").unlink()
+    code, _, err = launch("plan", "model=tiny", *layout)
+    assert (code, err.count("parallelism.schedule=bad.csv [")) == (2, 1)
 
 
 @pytest.mark.parametrize("verb", ["plan", "run"])
