@@ -5,30 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from launcher.config.devices import AXES, fewer_stages, known_dp, num_devices
 from launcher.config.rule import Rule, divisors
 from launcher.config.rules_context import heads_allow, sequence_lengths
 from launcher.config.schedule_facts import most_stages
 from launcher.config.schema import Run
-
-AXES = ("tp", "cp", "dp", "pp")
-
-
-def num_devices(run: Run) -> int | None:
-    """Devices of the job; None while gpus_per_node is open."""
-    per_node = run.hardware.gpus_per_node
-    return None if per_node is None else per_node * run.hardware.num_nodes
-
-
-def known_dp(run: Run) -> int | None:
-    """The given dp, or the one that the other degrees leave; None while it is open."""
-    degrees = run.parallelism
-    if degrees.dp is not None:
-        return degrees.dp
-    devices = num_devices(run)
-    if devices is None or degrees.tp is None or degrees.pp is None:
-        return None
-    rest, remainder = divmod(devices, degrees.tp * degrees.cp * degrees.pp)
-    return None if remainder else rest or None
 
 
 def _shard_size(run: Run) -> str | None:
@@ -89,19 +70,6 @@ def _pp_layers(run: Run) -> str | None:
     return None
 
 
-def fewer_stages(run: Run, most: int) -> str:
-    """What to type for as many stages as the devices allow, with the dp that they leave."""
-    degrees, devices = run.parallelism, num_devices(run)
-    if devices is None:
-        return f"parallelism.pp={most}"
-    left = max(1, devices // ((degrees.tp or 1) * degrees.cp))
-    if degrees.dp and not degrees.tp:  # tp takes what this leaves
-        left = max(1, left // degrees.dp)
-    pp = max(divisors(left, limit=most))
-    has_dp = degrees.dp and degrees.tp
-    return f"parallelism.pp={pp}" + (f" parallelism.dp={left // pp}" if has_dp else "")
-
-
 def _mesh_fills_devices(run: Run) -> str | None:
     devices = num_devices(run)
     degrees = {axis: getattr(run.parallelism, axis) for axis in AXES}
@@ -152,7 +120,15 @@ def _dp_candidates(run: Run) -> list[int]:
     left, rest = divmod(devices, (degrees.tp or 1) * degrees.cp * (degrees.pp or 1))
     if rest:
         return []
-    return [left] if degrees.tp and degrees.pp else divisors(left)
+    return [dp for dp in divisors(left) if _take_all(run, left // dp)]
+
+
+def _take_all(run: Run, devices: int) -> bool:
+    """Whether tp and pp, where they are open, have a use for so many devices together."""
+    degrees, per_node = run.parallelism, run.hardware.gpus_per_node or 1
+    tps = [1] if degrees.tp else [tp for tp in divisors(per_node) if not _tp_broken(run, tp)]
+    most = 1 if degrees.pp else most_stages(run)
+    return any(devices % tp == 0 and devices // tp <= most for tp in tps)
 
 
 def _sequence_needs_tp(run: Run) -> str | None:

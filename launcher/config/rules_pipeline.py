@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from launcher.config.devices import fewer_stages
 from launcher.config.rule import Rule
-from launcher.config.rules_layout import fewer_stages
 from launcher.config.schedule_facts import (
     least_microbatches,
     most_stages,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from launcher.config.devices import known_dp
 from launcher.config.rule import Rule
 from launcher.config.rules_context import sequence_lengths
-from launcher.config.rules_layout import known_dp
 from launcher.config.schema import Run
 
 

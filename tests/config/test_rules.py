@@ -430,6 +430,11 @@ def test_degrees_that_are_open_stay_open_in_the_fix():
     assert finding.fix == "parallelism.pp=2"
 
 
+def test_replicas_leave_open_axes_no_more_than_they_can_take():
+    run = make_run(hardware=h100(num_nodes=64), parallelism={**OPEN, "dp": 3, "pp": 2})
+    assert found(run, "mesh-fills-devices").legal == [64, 128, 256]  # tp at most 4
+
+
 def test_a_full_layout_on_this_machine_is_offered_fewer_processes():
     finding = found(make_run(hardware=CPU | {"gpus_per_node": 4}), "mesh-fills-devices")
     assert finding.fix == "hardware.gpus_per_node=1"
