@@ -200,7 +200,7 @@ def _plan_job(overrides: Sequence[str], request: Request) -> Plan:
     from launcher.config.load import load_run
     from launcher.plan.build import build_plan
 
-    loaded = load_run(overrides, request.config_dirs, also=_weights_findings)
+    loaded = load_run(overrides, request.config_dirs, also=_file_findings)
     run, chosen = loaded.run, loaded.decisions
     if run.parallelism.name == "auto":
         from launcher.plan.search_advice import best_run
@@ -220,6 +220,15 @@ def _plan_job(overrides: Sequence[str], request: Request) -> Plan:
         decisions=(*chosen, *settled.decisions, *answer.decisions),
         warnings=(*answer.warnings, *settled.warnings),
     )
+
+
+def _file_findings(run: Run) -> Sequence[Finding]:
+    """What is wrong in files that the plan reads: said together with everything else."""
+    from launcher.plan.schedule_choice import check_schedule_file
+
+    # Without lines the file cannot be read, and is refused for that.
+    has_lines = run.parallelism.schedule_lines is not None
+    return [*(check_schedule_file(run) if has_lines else ()), *_weights_findings(run)]
 
 
 def _weights_findings(run: Run) -> Sequence[Finding]:

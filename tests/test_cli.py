@@ -71,6 +71,18 @@ def test_2_where_the_configuration_is_wrong_and_nothing_is_printed_on_stdout():
     )
 
 
+def test_a_schedule_file_is_judged_together_with_all_other_keys(tmp_path):
+    (tmp_path / "bad.csv").write_text("F0, B0, F1, B1\nF1, B1, F0, B0\n")
+    layout = ("parallelism.pp=2", "parallelism.tp=3", "parallelism.schedule=bad.csv")
+    code, _, err = launch("plan", "model=tiny", *layout)
+    assert code == 2
+    assert "[tp-divides-heads]" in err
+    assert "[schedule-file-fits]: deadlock: stage 0 waits at B0 for stage 1" in err
+    (tmp_path / "bad.csv").unlink()
+    code, _, err = launch("plan", "model=tiny", *layout)
+    assert (code, err.count("parallelism.schedule=bad.csv [")) == (2, 1)
+
+
 @pytest.mark.parametrize("verb", ["plan", "run"])
 def test_3_where_it_does_not_fit(verb):
     code, _, err = launch(verb, "model=gpt_1t", "hardware=h100x8")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.config.rules import check_run
-from launcher.config.rules_pipeline import SCHEDULE_FACTS
+from launcher.config.schedule_facts import SCHEDULE_FACTS
 from launcher.config.schema import Run
 
 _BASE: dict[str, dict[str, Any]] = {
@@ -40,6 +40,11 @@ def _schedule(name: str) -> Option:
     return Option(label=f"schedule={name}", settings=keys)
 
 
+def _file(label: str, line: str) -> Option:
+    keys = {"parallelism.schedule": "mine.csv", "parallelism.schedule_lines": [line] * 2}
+    return Option(label=label, settings=keys | {"parallelism.pp": 2})
+
+
 def _context(mode: str) -> Option:
     keys = {"parallelism.cp": 2, "parallelism.cp_mode": mode}
     return Option(label=f"cp_mode={mode}", settings=keys)
@@ -53,7 +58,10 @@ def _key(field: str, value: Any, label: str | None = None, **others: Any) -> Opt
 
 CUTS = (
     *(_schedule(name) for name in SCHEDULE_FACTS),
+    _file("schedule=mine.csv", "F0, B0"),
+    _file("schedule=mine.csv, with W", "F0, B0, W0"),
     _key("parallelism.layers_per_stage", [7, 9], pp=2),
+    _key("hardware.speeds", [1.0, 0.5], "hardware.speeds=[1, 0.5]", pp=2),
     _key("parallelism.sequence_parallel", True, tp=2),
     *(_context(mode) for mode in ("ring", "all_gather", "ulysses")),
     _key("parallelism.overlap_tp", True, tp=2),

@@ -19,12 +19,12 @@ def _sequence_chunks(run: Run) -> str | None:
     return None
 
 
-def _chunk_candidates(run: Run) -> list[int]:
-    """Sequence lengths below and above that fit this cp, with sequence parallelism over tp too."""
-    degrees, length = run.parallelism, run.train.sequence_length or 1
+def sequence_lengths(run: Run) -> list[int]:
+    """The nearest below and above that fit cp, sequence parallelism and the model's positions."""
+    degrees, longest = run.parallelism, run.model.max_sequence_length
     unit = num_chunks(run) * ((degrees.tp or 1) if degrees.sequence_parallel else 1)
-    below = length // unit * unit
-    return [size for size in (below, below + unit) if 0 < size <= run.model.max_sequence_length]
+    below = min(run.train.sequence_length or 1, longest) // unit * unit
+    return [size for size in (below, below + unit) if 0 < size <= longest]
 
 
 def _ulysses_heads(run: Run) -> str | None:
@@ -40,6 +40,17 @@ def _ulysses_kv_heads(run: Run) -> str | None:
     if run.parallelism.cp_mode == "ulysses" and heads % cp and cp % heads:
         return f"{cp} neither divides the {heads} key/value heads of a rank nor is a multiple"
     return None
+
+
+def heads_allow(run: Run, **degrees: object) -> bool:
+    """Whether cp_mode can share out the heads of a tp rank, with these degrees changed."""
+    parallelism = run.parallelism.model_copy(update=degrees)
+    changed = run.model_copy(update={"parallelism": parallelism})
+    return not any(broken(changed) for broken in (_ulysses_heads, _ulysses_kv_heads))
+
+
+def _has_whole_rows(run: Run) -> bool:
+    return heads_allow(run, cp_mode="ulysses")
 
 
 def _cp_candidates(run: Run) -> list[int]:
@@ -62,7 +73,7 @@ CONTEXT_RULES = (
         "i times as much as the first: ring and all_gather give each rank one chunk from the front "
         "and one from the back (Llama 3, 2407.21783, sec. 3.3.2).",
         broken=_sequence_chunks,
-        candidates=_chunk_candidates,
+        candidates=sequence_lengths,
     ),
     Rule(
         id="ulysses-divides-heads",
@@ -88,6 +99,7 @@ CONTEXT_RULES = (
         why="ring and all_gather put softmax together from parts, which fused kernels return "
         "without a mask that backward could draw again.",
         broken=_attention_dropout,
-        candidates=lambda run: ("ulysses",),
+        candidates=lambda run: ("ulysses",) * _has_whole_rows(run),
+        fix=lambda run: "" if _has_whole_rows(run) else "model.attention_dropout=0.0",
     ),
 )

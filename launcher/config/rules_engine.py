@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from launcher.config.rule import Rule
-from launcher.config.rules_pipeline import splits_backward
+from launcher.config.schedule_facts import splits_backward
 from launcher.config.schema import Run
 
 
@@ -50,7 +50,7 @@ ENGINE_RULES = (
         id="fsdp2-without-split-backward",
         field="parallelism.engine",
         says="engine=fsdp2 does not take schedules with a split backward (zb_h1 to zb_2p, zb_v, "
-        "dualpipev, files)",
+        "dualpipev, files with W)",
         why="fully_shard reduces a block's gradients and frees its weights at the end of the "
         "block's backward; a W action after it would add to gradients that are gone.",
         broken=_fsdp2_backward,

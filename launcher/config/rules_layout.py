@@ -5,29 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from launcher.config.devices import AXES, fewer_stages, known_dp, num_devices
 from launcher.config.rule import Rule, divisors
-from launcher.config.rules_context import num_chunks
+from launcher.config.rules_context import heads_allow, sequence_lengths
+from launcher.config.schedule_facts import most_stages
 from launcher.config.schema import Run
-
-AXES = ("tp", "cp", "dp", "pp")
-
-
-def num_devices(run: Run) -> int | None:
-    """Devices of the job; None while gpus_per_node is open."""
-    per_node = run.hardware.gpus_per_node
-    return None if per_node is None else per_node * run.hardware.num_nodes
-
-
-def known_dp(run: Run) -> int | None:
-    """The given dp, or the one that the other degrees leave; None while it is open."""
-    degrees = run.parallelism
-    if degrees.dp is not None:
-        return degrees.dp
-    devices = num_devices(run)
-    if devices is None or degrees.tp is None or degrees.pp is None:
-        return None
-    rest, remainder = divmod(devices, degrees.tp * degrees.cp * degrees.pp)
-    return None if remainder else rest or None
 
 
 def _shard_size(run: Run) -> str | None:
@@ -116,7 +98,8 @@ def _mesh_fix(run: Run) -> str:
     tp = cp = pp = 1  # What is open stays so.
     if degrees.tp:
         tp = max(size for size in divisors(devices, limit=degrees.tp) if not _tp_broken(run, size))
-    cp = max(divisors(devices // tp, limit=degrees.cp))
+    sizes_of_cp = divisors(devices // tp, limit=degrees.cp)
+    cp = max(size for size in sizes_of_cp if heads_allow(run, tp=tp, cp=size))
     left = devices // tp // cp
     if degrees.pp:
         pp = max(divisors(left, limit=min(degrees.pp, run.model.num_layers)))
@@ -133,8 +116,19 @@ def _tp_broken(run: Run, tp: int) -> bool:
 
 def _dp_candidates(run: Run) -> list[int]:
     devices = num_devices(run) or 1
-    others = math.prod(getattr(run.parallelism, axis) or 1 for axis in AXES if axis != "dp")
-    return [devices // others] if devices % others == 0 else []
+    degrees = run.parallelism
+    left, rest = divmod(devices, (degrees.tp or 1) * degrees.cp * (degrees.pp or 1))
+    if rest:
+        return []
+    return [dp for dp in divisors(left) if _take_all(run, left // dp)]
+
+
+def _take_all(run: Run, devices: int) -> bool:
+    """Whether tp and pp, where they are open, have a use for so many devices together."""
+    degrees, per_node = run.parallelism, run.hardware.gpus_per_node or 1
+    tps = [1] if degrees.tp else [tp for tp in divisors(per_node) if not _tp_broken(run, tp)]
+    most = 1 if degrees.pp else most_stages(run)
+    return any(devices % tp == 0 and devices // tp <= most for tp in tps)
 
 
 def _sequence_needs_tp(run: Run) -> str | None:
@@ -152,12 +146,6 @@ def _sequence_pieces(run: Run) -> str | None:
         part = " of a cp rank" if run.parallelism.cp > 1 else ""
         return f"parallelism.tp={tp} does not divide the sequence of {length} tokens{part}"
     return None
-
-
-def _sequence_candidates(run: Run) -> list[int]:
-    unit = (run.parallelism.tp or 1) * num_chunks(run)
-    below = (run.train.sequence_length or 1) // unit * unit
-    return [size for size in (below, below + unit) if 0 < size <= run.model.max_sequence_length]
 
 
 def _order_complete(run: Run) -> str | None:
@@ -222,8 +210,9 @@ LAYOUT_RULES = (
         why="A pipeline stage without a block only adds a hop.",
         broken=_pp_layers,
         candidates=lambda run: divisors(
-            num_devices(run) or run.model.num_layers, limit=run.model.num_layers
+            num_devices(run) or run.model.num_layers, limit=most_stages(run)
         ),
+        fix=lambda run: fewer_stages(run, most_stages(run)),
     ),
     Rule(
         id="mesh-fills-devices",
@@ -250,7 +239,7 @@ LAYOUT_RULES = (
         why="Every tp rank holds an equal piece of the sequence: gathers and scatters know no "
         "other.",
         broken=_sequence_pieces,
-        candidates=_sequence_candidates,
+        candidates=sequence_lengths,
     ),
     Rule(
         id="order-complete",

@@ -2,49 +2,19 @@
 
 from __future__ import annotations
 
+from launcher.config.devices import fewer_stages
 from launcher.config.rule import Rule
+from launcher.config.schedule_facts import (
+    least_microbatches,
+    most_stages,
+    schedule_facts,
+    splits_backward,
+)
 from launcher.config.schema import Run
-from launcher.frozen import frozen
-
-
-@frozen
-class ScheduleFacts:
-    """What the rules know about a schedule; a test compares it with plan/schedule.py."""
-
-    chunks: int | None = 1
-    """Model chunks per stage; None: any number."""
-    splits_backward: bool = False
-    microbatches_per_stage: int = 0
-    """At least this many times pp."""
-
-
-SCHEDULE_FACTS = {
-    "naive": ScheduleFacts(),
-    "gpipe": ScheduleFacts(),
-    "1f1b": ScheduleFacts(),
-    "interleaved_1f1b": ScheduleFacts(chunks=None),
-    "zb_h1": ScheduleFacts(chunks=None, splits_backward=True),
-    "zb_h2": ScheduleFacts(splits_backward=True),
-    "zb_1p": ScheduleFacts(splits_backward=True),
-    "zb_2p": ScheduleFacts(splits_backward=True),
-    "zb_v": ScheduleFacts(chunks=2, splits_backward=True),
-    "dualpipev": ScheduleFacts(chunks=2, splits_backward=True, microbatches_per_stage=2),
-}
-"""By name; a schedule from a file is checked by the plan, which reads it."""
-
-
-def _facts(run: Run) -> ScheduleFacts | None:
-    return SCHEDULE_FACTS.get(run.parallelism.schedule)
-
-
-def splits_backward(run: Run) -> bool:
-    """Whether weight gradients may come later than the rest; of a file it is not known here."""
-    facts = _facts(run)
-    return facts is None or facts.splits_backward
 
 
 def _vpp_schedule(run: Run) -> str | None:
-    facts, vpp = _facts(run), run.parallelism.vpp
+    facts, vpp = schedule_facts(run), run.parallelism.vpp
     if facts is None or facts.chunks in (None, vpp):
         return None
     name = run.parallelism.schedule
@@ -54,7 +24,7 @@ def _vpp_schedule(run: Run) -> str | None:
 
 
 def _vpp_candidates(run: Run) -> tuple[int, ...]:
-    facts = _facts(run)
+    facts = schedule_facts(run)
     if facts is not None and facts.chunks is not None:
         return (facts.chunks,)
     return tuple(range(1, run.model.num_layers // (run.parallelism.pp or 1) + 1))
@@ -69,7 +39,7 @@ def _vpp_layers(run: Run) -> str | None:
 
 def _stage_layers_count(run: Run) -> str | None:
     counts, pp, vpp = run.parallelism.layers_per_stage, run.parallelism.pp, run.parallelism.vpp
-    if counts and pp and len(counts) != pp * vpp:
+    if counts is not None and pp and len(counts) != pp * vpp:
         parts = f"{pp} stages" if vpp == 1 else f"{pp} stages x {vpp} chunks"
         return f"{len(counts)} numbers for {parts}"
     return None
@@ -77,7 +47,7 @@ def _stage_layers_count(run: Run) -> str | None:
 
 def _stage_layers_sum(run: Run) -> str | None:
     counts, layers = run.parallelism.layers_per_stage, run.model.num_layers
-    if counts and sum(counts) != layers:
+    if counts is not None and sum(counts) != layers:
         return f"they add up to {sum(counts)}, not to model.num_layers={layers}"
     return None
 
@@ -92,13 +62,8 @@ def _stage_layers_candidates(run: Run) -> tuple[tuple[int, ...] | None, ...]:
     return (tuple(even + (part >= parts - rest) for part in range(parts)), None)
 
 
-def _least_microbatches(run: Run) -> int:
-    facts, pp = _facts(run), run.parallelism.pp
-    return facts.microbatches_per_stage * pp if facts and pp else 0
-
-
 def _microbatches(run: Run) -> str | None:
-    count, least = run.train.num_microbatches, _least_microbatches(run)
+    count, least = run.train.num_microbatches, least_microbatches(run)
     if count and count < least:
         return (
             f"{run.parallelism.schedule} on {run.parallelism.pp} stages needs at least {least} "
@@ -108,9 +73,27 @@ def _microbatches(run: Run) -> str | None:
 
 
 def _needs_pipeline(run: Run) -> str | None:
-    if run.parallelism.pp == 1 and (splits_backward(run) or run.parallelism.vpp > 1):
+    facts = schedule_facts(run)
+    takes_chunks = facts is not None and facts.chunks is None and run.parallelism.vpp > 1
+    if run.parallelism.pp == 1 and (splits_backward(run) or takes_chunks):
         return f"{run.parallelism.schedule} orders the work of several stages, and pp is 1"
     return None
+
+
+def _without_pipeline(run: Run) -> str:
+    """One stage has one chunk, whatever the schedule that is left had."""
+    facts = schedule_facts(run)
+    has_chunks = run.parallelism.vpp > 1 or (facts is not None and facts.chunks not in (None, 1))
+    return "parallelism.schedule=1f1b" + " parallelism.vpp=1" * has_chunks
+
+
+def _room_for_chunks(run: Run) -> str:
+    """Fewer stages, where the schedule leaves no other number of chunks."""
+    facts, degrees = schedule_facts(run), run.parallelism
+    most = most_stages(run)
+    if facts is None or facts.chunks in (None, 1) or not degrees.pp or degrees.pp <= most:
+        return ""
+    return f"{fewer_stages(run, most)} parallelism.vpp={facts.chunks}"
 
 
 def _no_compile(run: Run) -> str | None:
@@ -127,6 +110,7 @@ PIPELINE_RULES = (
         why="1f1b, gpipe, naive and zb_h2 to zb_2p have one chunk a stage, zb_v and dualpipev two.",
         broken=_vpp_schedule,
         candidates=_vpp_candidates,
+        fix=_room_for_chunks,
     ),
     Rule(
         id="layers-per-stage-counts-stages",
@@ -151,6 +135,7 @@ PIPELINE_RULES = (
         why="A chunk without a block only adds a hop.",
         broken=_vpp_layers,
         candidates=_vpp_candidates,
+        fix=_room_for_chunks,
     ),
     Rule(
         id="microbatches-suit-schedule",
@@ -158,7 +143,7 @@ PIPELINE_RULES = (
         says="dualpipev has at least 2 x pp microbatches",
         why="It fills the pipeline from both ends of the V before it drains it.",
         broken=_microbatches,
-        candidates=lambda run: (_least_microbatches(run),),
+        candidates=lambda run: (least_microbatches(run),),
     ),
     Rule(
         id="schedule-needs-pipeline",
@@ -166,12 +151,14 @@ PIPELINE_RULES = (
         says="schedules with chunks or a split backward need pp > 1",
         why="On one stage they only cost: nothing waits.",
         broken=_needs_pipeline,
-        candidates=lambda run: ("1f1b", "gpipe", "naive"),
+        candidates=lambda run: ("1f1b", "gpipe", "naive") if run.parallelism.vpp == 1 else (),
+        fix=_without_pipeline,
     ),
     Rule(
         id="split-backward-without-compile",
         field="train.compile",
-        says="schedules with a split backward (zb_h1 to zb_2p, zb_v, dualpipev) are not compiled",
+        says="schedules with a split backward (zb_h1 to zb_2p, zb_v, dualpipev, files with W) are "
+        "not compiled",
         why="torch.compile makes one graph of a block's backward, both kinds of gradients in it.",
         broken=_no_compile,
         candidates=lambda run: (False,),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from launcher.config.devices import known_dp
 from launcher.config.rule import Rule
-from launcher.config.rules_layout import known_dp
+from launcher.config.rules_context import sequence_lengths
 from launcher.config.schema import Run
 
 
@@ -129,7 +130,7 @@ RUN_RULES = (
         says="sequence_length is at most model.max_sequence_length",
         why="A learned table ends there, and rotary positions were never trained beyond it.",
         broken=_sequence,
-        candidates=lambda run: (run.model.max_sequence_length,),
+        candidates=sequence_lengths,
     ),
     Rule(
         id="batch-triangle",

@@ -32,6 +32,12 @@ BASIC_CHECKS = (
         "It is checked for lost, doubled and misplaced actions and walked once for deadlocks.",
     ),
     (
+        "schedule-lines-from-a-file",
+        "parallelism.schedule_lines",
+        "the lines of a schedule come with the file that parallelism.schedule names",
+        "run.yaml keeps them; beside a name they would run in its place.",
+    ),
+    (
         "yaml-eaten",
         "text keys",
         "text stays text",

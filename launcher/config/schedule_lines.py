@@ -15,9 +15,11 @@ def with_schedule_lines(values: dict[str, Any]) -> tuple[dict[str, Any], list[Fi
     """Composed values with the lines of `parallelism.schedule` where that names a file."""
     parallelism = values.get("parallelism")
     name = parallelism.get("schedule") if isinstance(parallelism, dict) else None
-    if not isinstance(parallelism, dict) or not is_schedule_file(name):
+    if not isinstance(parallelism, dict):
         return values, []
     if parallelism.get("schedule_lines") is not None:
+        return (values, []) if is_schedule_file(name) else _without_file(values, parallelism)
+    if not is_schedule_file(name):
         return values, []
     path = Path(str(name)).expanduser()
     try:
@@ -37,3 +39,16 @@ def with_schedule_lines(values: dict[str, Any]) -> tuple[dict[str, Any], list[Fi
         ]
     lines = [" ".join(line.split()) for line in text.splitlines()]
     return values | {"parallelism": parallelism | {"schedule_lines": lines}}, []
+
+
+def _without_file(
+    values: dict[str, Any], parallelism: dict[str, Any]
+) -> tuple[dict[str, Any], list[Finding]]:
+    """Lines beside a name would run in place of what the name promises."""
+    finding = Finding(
+        field="parallelism.schedule_lines",
+        rule="schedule-lines-from-a-file",
+        reason=f"parallelism.schedule={parallelism.get('schedule')} names no file",
+        fix="parallelism.schedule_lines=null",
+    )
+    return values | {"parallelism": parallelism | {"schedule_lines": None}}, [finding]

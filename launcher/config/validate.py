@@ -157,7 +157,8 @@ def _not_among(location: Location, given: Any) -> Finding:
     annotation = _annotation_at(location)
     legal = choices_at(location)
     field = ".".join(location)
-    near = closest(str(given), [str(choice) for choice in legal])
+    found, near = _field_at(location), closest(str(given), [str(choice) for choice in legal])
+    usual = found.default if found is not None and found.default in legal else legal[0]
     is_list = typing.get_origin(annotation) is tuple
     legal += OPEN_CHOICES.get(field, ())
     return Finding(
@@ -166,7 +167,7 @@ def _not_among(location: Location, given: Any) -> Finding:
         rule="unknown-value",
         reason="no such choice" + did_you_mean(str(given), [str(choice) for choice in legal]),
         legal=legal + (("null",) if type(None) in alternatives(annotation) else ()),
-        fix="" if is_list else f"{field}={near[0] if near else legal[0]}",
+        fix="" if is_list else f"{field}={near[0] if near else usual}",
     )
 
 

@@ -6,6 +6,7 @@ from launcher.config.rules import check_run
 from launcher.config.schema import Run
 from launcher.errors import ConfigError
 from launcher.plan.audit import find_warnings
+from launcher.plan.audit_fix import make_room
 from launcher.plan.costs import count_parameters
 from launcher.plan.estimate import estimate_layout
 from launcher.plan.execution import saved_bytes_per_parameter
@@ -26,7 +27,7 @@ def build_plan(run: Run) -> Plan:
     if findings := check_schedule_file(run):
         raise ConfigError(findings)
     # 1. What the user left open: layout, batch, sequence.
-    filled = fill_run(run)
+    asked, filled = run, fill_run(run)
     run, layout = filled.run, filled.layout
     # 2. The filled run obeys every rule.
     if findings := check_run(run):
@@ -49,7 +50,7 @@ def build_plan(run: Run) -> Plan:
         parameters=parameters,
         checkpoint_bytes=parameters * saved_bytes_per_parameter(run.optimizer),
         simulation=found.step.simulation,
-        warnings=warnings,
+        warnings=make_room(asked, run, warnings),
         decisions=filled.decisions,
     )
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from launcher.config.schema import Hardware, Model, Optimizer, Run
+from launcher.config.schedule_facts import splits_backward
+from launcher.config.schema import Hardware, Model, Optimizer, Run, is_schedule_file
 from launcher.frozen import frozen
 from launcher.plan.records import Layout
 
@@ -86,6 +87,8 @@ class Execution:
     row_chunks: int | None = None
     """Column chunks of a row-parallel product whose sums run beside the chunks behind them, as this
     launcher's workers do it; None: the sequence in pieces, as fused kernels do it."""
+    file_splits_backward: bool = True
+    """Whether the schedule, where that is a file, has weight gradients by themselves."""
     overlap_dp: bool = False
     """Reduction and gathers of dp run beside the computing."""
     reduces_by_all_reduce: bool = False
@@ -180,6 +183,7 @@ def runtime_execution(run: Run, layout: Layout) -> Execution:
         sequence_parallel=layout.sequence_parallel,
         overlap_tp=layout.overlap_tp,
         row_chunks=ROW_CHUNKS,
+        file_splits_backward=is_schedule_file(layout.schedule) and splits_backward(run),
         overlap_p2p=layout.overlap_p2p,
         overlap_dp=layout.zero_stage == 3 or is_fsdp2,
         reduces_by_all_reduce=not is_fsdp2,

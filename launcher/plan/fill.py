@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from launcher.config.rule import divisors
 from launcher.config.rules import check_run, obeys_rules
 from launcher.config.schema import Run
 from launcher.errors import ConfigError, Finding
@@ -180,7 +181,7 @@ def _degrees(run: Run) -> Iterator[tuple[int, int, int, bool]]:
 
 def _stage_counts(run: Run, devices: int) -> list[int]:
     """Fewest stages first; with fill=pp those that fill a node, then more, then fewer."""
-    counts = _divisors(devices, run.model.num_layers)
+    counts = divisors(devices, run.model.num_layers)
     if run.parallelism.fill != "pp":
         return counts
     node = _closed(run.hardware.gpus_per_node) // (run.parallelism.tp or 1)
@@ -196,13 +197,9 @@ def _left(devices: int, tp: int, pp: int, cp: int, dp: int | None) -> int:
 
 def _legal_tps(run: Run) -> list[int]:
     """Divisors of a node's devices by which the model can be cut."""
-    tps = _divisors(_closed(run.hardware.gpus_per_node), run.model.num_heads)
+    tps = divisors(_closed(run.hardware.gpus_per_node), run.model.num_heads)
     ignore_mesh = _update(run, "hardware", gpus_per_node=None)
     return [tp for tp in tps if obeys_rules(_update(ignore_mesh, "parallelism", tp=tp))]
-
-
-def _divisors(number: int, limit: int) -> list[int]:
-    return [value for value in range(1, min(number, limit) + 1) if number % value == 0]
 
 
 def _fill_batch(run: Run) -> Run:
@@ -242,7 +239,10 @@ def _try(run: Run, recompute: str) -> _Tried:
 def _no_layout(run: Run) -> list[Finding]:
     """Nothing legal: what the plainest layout breaks says why."""
     degrees = run.parallelism
-    plain = _update(run, "parallelism", tp=degrees.tp or 1, pp=degrees.pp or 1, dp=degrees.dp or 1)
+    tp, pp = degrees.tp or 1, degrees.pp or 1
+    devices = _closed(run.hardware.gpus_per_node) * run.hardware.num_nodes
+    left = max(1, devices // (tp * degrees.cp * pp))  # Replicas that nobody named are not blamed.
+    plain = _update(run, "parallelism", tp=tp, pp=pp, dp=degrees.dp or left)
     findings = check_run(plain)
     assert findings, "no layout, but no broken rule either"
     return findings

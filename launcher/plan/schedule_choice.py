@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from launcher.config.schema import Run, is_schedule_file
 from launcher.errors import Finding
 from launcher.plan.records import Layout
@@ -77,5 +79,10 @@ def check_schedule_file(run: Run) -> list[Finding]:
 
 def plan_file(run: Run) -> Schedule:
     """The schedule of the run's file."""
-    lines = run.parallelism.schedule_lines or ()
-    return parse_schedule(run.parallelism.schedule, "\n".join(lines))
+    return _parse(run.parallelism.schedule, run.parallelism.schedule_lines or ())
+
+
+@lru_cache(maxsize=1)
+def _parse(name: str, lines: tuple[str, ...]) -> Schedule:
+    """Kept, for check, chain, peaks and simulation of a plan all ask for the same."""
+    return parse_schedule(name, "\n".join(lines))

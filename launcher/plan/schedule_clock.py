@@ -12,6 +12,8 @@ Arrivals = list[float | None]
 Effect = tuple[Arrivals | None, float, Arrivals | None, float]
 """What an action waits for, how long it takes, where its result goes, and how long that takes."""
 NOTHING: Effect = (None, 0.0, None, 0.0)
+MOST_NAMED = 8
+"""Stages of a deadlock that are named."""
 
 
 class Timing(NamedTuple):
@@ -80,12 +82,22 @@ def run_clocks(
         has_moved = sum([clock.position for _, clock, _ in waiting]) > before
         waiting = [entry for entry in waiting if entry[1].position < len(entry[1].actions)]
         if waiting and not has_moved:
-            stage, clock, _ = waiting[0]
-            raise ScheduleError(
-                f"deadlock: stage {stage} waits at {clock.actions[clock.position]} "
-                "for a transfer that is never sent"
-            )
+            raise ScheduleError(_deadlock(chain, {stage: clock for stage, clock, _ in waiting}))
     return clocks
+
+
+def _deadlock(chain: Chain, stuck: dict[int, Clock]) -> str:
+    """The circle of stages that wait for each other, or the way to the one that has ended."""
+    words, stage, named = [], min(stuck), set[int]()
+    while stage in stuck and stage not in named and len(named) < MOST_NAMED:
+        named.add(stage)
+        action = stuck[stage].actions[stuck[stage].position]
+        is_forward = action.kind in ("F", "recv_forward")
+        home = chain.neighbour(stage, action.chunk, -1 if is_forward else 1)
+        assert home is not None, f"{action} of stage {stage} needs nothing"
+        words.append(f"stage {stage} waits at {action} for stage {home[0]}")
+        stage = home[0]
+    return "deadlock: " + ", ".join(words)
 
 
 def _connect(

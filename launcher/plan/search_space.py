@@ -8,7 +8,7 @@ from typing import Any
 
 from launcher.config.rule import divisors
 from launcher.config.rules import obeys_rules
-from launcher.config.rules_pipeline import SCHEDULE_FACTS
+from launcher.config.schedule_facts import SCHEDULE_FACTS
 from launcher.config.schema import Run
 from launcher.frozen import frozen
 from launcher.plan.search_choice import (

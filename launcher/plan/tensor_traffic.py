@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 
-from launcher.config.rules_pipeline import SCHEDULE_FACTS
+from launcher.config.schedule_facts import SCHEDULE_FACTS
 from launcher.config.schema import Model
 from launcher.frozen import frozen
 from launcher.plan.collectives import Links, PassTimes, exposed_s
@@ -20,7 +20,7 @@ from launcher.plan.execution import Job
 from launcher.plan.kernels import Gemm, gemm_s
 from launcher.plan.links import transfer_s
 from launcher.plan.operator_records import size_of
-from launcher.plan.records import Layout, Stage
+from launcher.plan.records import Stage
 
 
 @frozen
@@ -78,7 +78,7 @@ def _shown(job: Job, whole_s: float, sum_s: float) -> tuple[list[float], list[fl
     # Chunk by chunk: the sum of the last chunk has nothing beside it.
     share = 1 - 1 / chunks
     of_rows = [exposed_s(share * sum_s, share * product_s) + sum_s / chunks for product_s in rows]
-    if _splits_backward(job.layout):  # the weights' products come later, their gather with them
+    if _splits_backward(job):  # the weights' products come later, their gather with them
         return of_rows, [whole_s + sum_s] * 2
     # The gather runs beside the input's gradient, the sum beside the weights'.
     return of_rows, [exposed_s(whole_s, p) + exposed_s(sum_s, p) for p in columns]
@@ -93,9 +93,9 @@ def _product_s(job: Job, inputs: int, outputs: int) -> float:
     return gemm_s(gemm, execution.matmul, job.hardware.gpu)
 
 
-def _splits_backward(layout: Layout) -> bool:
-    facts = SCHEDULE_FACTS.get(layout.schedule)
-    return facts is None or facts.splits_backward
+def _splits_backward(job: Job) -> bool:
+    facts = SCHEDULE_FACTS.get(job.layout.schedule)
+    return facts.splits_backward if facts else job.execution.file_splits_backward
 
 
 def partial_gradients(job: Job, stages: Sequence[Stage]) -> tuple[int, int]:

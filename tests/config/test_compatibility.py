@@ -17,6 +17,9 @@ def test_every_way_of_cutting_is_legal_by_itself():
     [
         ("schedule=zb_v", "engine=fsdp2", ("fsdp2-without-split-backward",)),
         ("schedule=1f1b", "engine=fsdp2", ()),
+        ("schedule=mine.csv", "engine=fsdp2", ()),
+        ("schedule=mine.csv", "compile=true", ()),
+        ("schedule=mine.csv, with W", "engine=fsdp2", ("fsdp2-without-split-backward",)),
         ("schedule=dualpipev", "compile=true", ("split-backward-without-compile",)),
         ("schedule=gpipe", "zero_stage=3", ("zero3-without-pipeline",)),
         ("cp_mode=ring", "attention_dropout=0.1", ("attention-dropout-needs-ulysses",)),

@@ -27,6 +27,14 @@ def test_names_are_left_alone(schedule):
     assert with_schedule_lines({}) == ({}, [])
 
 
+def test_lines_without_a_file_are_refused():
+    values, (finding,) = with_schedule_lines(
+        {"parallelism": {"schedule": "1f1b", "schedule_lines": ["F0, B0"]}}
+    )
+    assert finding.rule == "schedule-lines-from-a-file"
+    assert values["parallelism"]["schedule_lines"] is None
+
+
 @pytest.mark.parametrize("kind", ["missing", "folder", "bytes"])
 def test_a_file_that_cannot_be_read_is_a_finding(kind, tmp_path):
     path = tmp_path / "mine.json"
@@ -47,3 +55,4 @@ def test_an_unknown_schedule_is_named_once_with_what_is_legal(given):
     assert run is None
     assert (finding.field, finding.rule) == ("parallelism.schedule", "unknown-value")
     assert "zb_v" in finding.legal
+    assert finding.fix == f"parallelism.schedule={'zb_v' if given == 'zbv' else '1f1b'}"

@@ -175,7 +175,7 @@ def test_unknown_keys_of_an_own_tree_and_of_an_own_recipe_are_refused(tmp_path):
          "rmsnorm. Try model.norm=rmsnorm."),
         ("model.norm", None,
          "[unknown-value]: no such choice. Legal here: layernorm, rmsnorm. Try "
-         "model.norm=layernorm."),
+         "model.norm=rmsnorm."),
         ("parallelism.recompute", "all",
          "[unknown-value]: no such choice. Legal here: none, selective, full, null. Try "
          "parallelism.recompute=none."),
@@ -184,7 +184,7 @@ def test_unknown_keys_of_an_own_tree_and_of_an_own_recipe_are_refused(tmp_path):
         ("parallelism.schedule", "mine.txt",
          "[unknown-value]: no such choice. Legal here: naive, gpipe, 1f1b, interleaved_1f1b, "
          "zb_h1, zb_h2, zb_1p, zb_2p, zb_v, dualpipev, the path of a .csv or .json file. Try "
-         "parallelism.schedule=naive."),
+         "parallelism.schedule=1f1b."),
     ],
 )  # fmt: skip
 def test_a_wrong_value_is_explained(field, value, text):

@@ -134,6 +134,13 @@ def test_a_batch_that_no_layout_can_share_is_a_triangle_error():
     assert finding.fix == "train.global_batch_size=64"
 
 
+def test_replicas_that_nobody_named_are_not_blamed():
+    pins = {"parallelism.sequence_parallel": True, "train.sequence_length": 7}
+    with pytest.raises(ConfigError) as error:
+        fill_run(open_run(GPT2_124M, **pins))
+    assert {finding.rule for finding in error.value.findings} == {"sequence-parallel-needs-tp"}
+
+
 def test_a_batch_that_only_some_layouts_can_share_takes_one_of_those():
     layout = fill_run(open_run(LLAMA3_70B, **{"train.global_batch_size": 6})).layout
     assert layout.global_batch_size == 6

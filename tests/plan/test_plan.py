@@ -113,13 +113,13 @@ def warnings(**overrides):
 
 def test_tp_across_nodes_is_a_warning_with_a_fix():
     found = warnings(model=LLAMA3_70B, hardware=h100(2, 4), parallelism={"tp": 8, "pp": 1, "dp": 1})
-    assert found["tp-crosses-nodes"].fix == "parallelism.tp=4"
+    assert found["tp-crosses-nodes"].fix == "parallelism.tp=4 parallelism.dp=null"
 
 
 def test_uneven_rails_are_mended_by_what_makes_them_even():
     uneven = {"tp": 2, "pp": 2, "dp": 6}
     found = warnings(model=LLAMA3_70B, hardware=h100(3), parallelism=uneven)
-    assert found["uneven-rails"].fix == "hardware.num_nodes=4"
+    assert found["uneven-rails"].fix == "hardware.num_nodes=4 parallelism.dp=null"
     even = warnings(model=LLAMA3_70B, hardware=h100(4), parallelism=uneven | {"dp": 8})
     assert "uneven-rails" not in even
 
@@ -138,6 +138,16 @@ def test_few_microbatches_are_a_warning_with_a_fix():
     assert found["few-microbatches"].fix == "train.num_microbatches=16"
     enough = warnings(parallelism={"pp": 4}, **{"train.num_microbatches": 32})
     assert "few-microbatches" not in enough
+
+
+@pytest.mark.parametrize(
+    "degrees", [{"tp": 1, "pp": 4, "dp": 2}, {"pp": 4, "tp": None, "dp": None}]
+)
+def test_a_fix_opens_what_it_would_contradict(degrees):
+    batch = {"num_microbatches": None, "global_batch_size": 8}
+    found = warnings(hardware=h100(1), parallelism=degrees, train=batch)
+    fix = "train.num_microbatches=16 train.global_batch_size=null"
+    assert found["few-microbatches"].fix == fix
 
 
 def test_gpipe_and_1f1b_take_the_same_time_but_not_the_same_memory():

@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 
 from launcher.config.reopen import reopen_values
-from launcher.config.rules_pipeline import SCHEDULE_FACTS
+from launcher.config.schedule_facts import SCHEDULE_FACTS
 from launcher.config.schema import ScheduleName
 from launcher.errors import ConfigError
 from launcher.plan.build import build_plan
@@ -14,7 +14,7 @@ from launcher.plan.records import stages_from_json
 from launcher.plan.schedule import SCHEDULES, build_schedule
 from launcher.plan.schedule_choice import plan_schedule
 from launcher.plan.schedule_file import write_schedule
-from launcher.plan.shrink import shrink_run
+from launcher.plan.shrink import VERIFY_RATES, shrink_run
 from launcher.plan.simulate import simulate
 from tests.plan.cases import LLAMA3_8B, open_run
 
@@ -109,6 +109,22 @@ def test_a_shrunk_run_keeps_the_schedule_of_its_file():
     small = build_plan(shrink_run(plan.run, plan.layout))
     assert (small.layout.pp, small.layout.num_microbatches) == (4, 16)
     assert small.layout.schedule == "mine.csv"
+
+
+@pytest.mark.parametrize(("stages", "tp"), [(4, 2), (8, 4)])
+def test_many_stages_of_a_file_leave_no_room_for_other_axes(stages, tp):
+    text = write_schedule(build_schedule("1f1b", stages, 16))
+    plan = with_file(text, pp=stages, tp=tp, sequence_parallel=True)
+    small = build_plan(shrink_run(plan.run, plan.layout)).layout
+    assert (small.pp, small.world_size) == (stages, 8)
+    assert small.sequence_parallel == (small.tp > 1)
+
+
+def test_a_shrunk_run_takes_steps_that_leave_rounding_noise_small():
+    plan = planned()
+    fast = plan.run.optimizer.model_copy(update={"learning_rate": 0.05})
+    small = shrink_run(plan.run.model_copy(update={"optimizer": fast}), plan.layout)
+    assert small.optimizer.learning_rate == VERIFY_RATES["adamw"]
 
 
 @pytest.mark.parametrize(("schedule", "vpp"), [("interleaved_1f1b", 4), ("dualpipev", 2)])

@@ -45,7 +45,11 @@ def test_a_v_turns_back_on_the_last_stage():
         ("a.csv", "B0, F0", "stage 0: B0 comes before F0"),
         ("a.csv", "F0, W0, B0", "stage 0: W0 comes before B0"),
         ("a.csv", "F0, B0, W0\nF0, B0", "stage 1: W0 is missing"),
-        ("a.csv", "F0, B0, F1, B1\nF1, B1, F0, B0", "deadlock: stage 0 waits at B0"),
+        (
+            "a.csv",
+            "F0, B0, F1, B1\nF1, B1, F0, B0",
+            "deadlock: stage 0 waits at B0 for stage 1, stage 1 waits at F1 for stage 0",
+        ),
         ("a.csv", "# placement: w\nF0, B0", "placement is loop or v, not 'w'"),
         ("a.json", "{", "not JSON"),
         ("a.json", "[]", 'an object with "stages"'),
