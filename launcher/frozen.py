@@ -19,6 +19,8 @@ else:
         return lambda function: function
 
 
+__all__ = ["dataclass_transform", "frozen"]
+
 T = TypeVar("T")
 
 

@@ -10,11 +10,9 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
-from pydantic import ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
-
 from launcher.config.quoting import hydra_text
+from launcher.config.record import Refused
+from launcher.config.record_fields import Field
 from launcher.config.schema import Record, Run
 from launcher.config.spelling import closest, did_you_mean
 from launcher.config.wanted import alternatives, given_words, type_name, wanted_words
@@ -39,12 +37,12 @@ def validate_run(
     try:
         run = Run.model_validate(dict(values))
         return (None, unclean) if unclean else (run, [])
-    except ValidationError as error:
-        refused = [_finding(details, written) for details in error.errors(include_url=False)]
+    except Refused as error:
+        refused = [_finding(details, written) for details in error.details]
         return None, refused + unclean
 
 
-def _finding(details: ErrorDetails, written: Wrote) -> Finding:
+def _finding(details: Mapping[str, Any], written: Wrote) -> Finding:
     location = tuple(part for part in details["loc"] if isinstance(part, str))
     field, given, kind = ".".join(location), details["input"], details["type"]
     if kind == "extra_forbidden":
@@ -207,7 +205,9 @@ _BOUNDS = {
 }
 
 
-def _out_of_range(field: str, given: Any, details: ErrorDetails, *, is_in_list: bool) -> Finding:
+def _out_of_range(
+    field: str, given: Any, details: Mapping[str, Any], *, is_in_list: bool
+) -> Finding:
     key, words = _BOUNDS[details["type"]]
     limit = details.get("ctx", {}).get(key)
     bound = "" if limit is None else f" {_number(limit)}"
@@ -240,7 +240,7 @@ def _default_at(field: str) -> float | None:
     return default if isinstance(default, (int, float)) else None
 
 
-def _field_at(location: Location) -> FieldInfo | None:
+def _field_at(location: Location) -> Field | None:
     """A key as the schema has it; places in lists do not count."""
     record: type[Record] = Run
     field = None
