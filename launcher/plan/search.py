@@ -75,6 +75,8 @@ class Search:
                     self._push_recomputed(Recomputed(*first, tuple(later)), bound)
             elif isinstance(node, Recomputed):
                 self._expand_recomputed(node, bound)
+            elif isinstance(node, Stages):
+                self._expand_stages(node, bound)
             elif isinstance(node, Roomy):
                 self._expand_roomy(node, bound)
             elif isinstance(node, Scheduled):
@@ -162,18 +164,27 @@ class Search:
         return left
 
     def _push_recomputed(self, node: Recomputed, bound: float) -> None:
-        self._push(max(bound, self.floors.mesh_s(node.mesh)), node)
+        """With a bound of its stages, and of those that only fit with more recomputation: these
+        are not quicker than the same without.
+        """
+        mesh = node.mesh
+        every = [*node.stages, *[one for _, those in node.later for one in those]]
+        stages_s = min([self.floors.stages_s(mesh, *one[1:4]) for one in every])
+        self._push(max(bound, self.floors.mesh_s(mesh), stages_s), node)
 
     def _expand_recomputed(self, node: Recomputed, bound: float) -> None:
         """Stages, and the same with more recomputation, which never is faster."""
         for stages in node.stages:
-            stage_s = max(bound, self.floors.stages_s(node.mesh, stages.pp, stages.dp))
-            roomy = self.rooms.first_stage(stages)
-            if roomy.shardings:
-                self._push(self.floors.least_s(stages, roomy.shardings, stage_s), roomy)
+            self._push(max(bound, self.floors.stages_s(*stages[:4])), stages)
         if node.later:
             (mesh, those), *later = node.later
             self._push_recomputed(Recomputed(mesh, those, tuple(later)), bound)
+
+    def _expand_stages(self, node: Stages, bound: float) -> None:
+        """What may have room on the first stage."""
+        roomy = self.rooms.first_stage(node)
+        if roomy.shardings:
+            self._push(self.floors.least_s(node, roomy.shardings, bound), roomy)
 
     def by_least_bytes(self) -> list[tuple[int, Stages]]:
         """Every layout up to its sharding, whether it fits or not, with a bound of its memory."""

@@ -74,6 +74,7 @@ class Floors:
         self.model = coster.run.model
         experts = self.model.experts
         self._num_dense = min(self.model.num_layers, experts.num_dense_layers) if experts else 0
+        self._alone: dict[Mesh, float] = {}
         self._lightest: dict[object, _Held] = {}
         self._states: dict[object, _Held] = {}
         self._windows: dict[object, _Window] = {}
@@ -111,11 +112,17 @@ class Floors:
         devices = self.coster.devices
         return self._whole_s(mesh) * mesh.tp * mesh.cp / (mesh.micro * devices)
 
-    def stages_s(self, mesh: Mesh, pp: int, dp: int) -> float:
-        """Some stage has the average of the blocks, rounded up; a microbatch passes them all."""
+    def stages_s(self, mesh: Mesh, pp: int, dp: int, count: int) -> float:
+        """Some stage has the average of the blocks, rounded up, and all microbatches pass it; one
+        of them passes all parts there and back, one after the other, whatever the schedule.
+        """
         parts = self.coster.nearest_parts(mesh)
         per_stage = -(-self.model.num_layers // pp)
-        return per_stage * min(_pass_s(parts.block), _pass_s(parts.dense)) / (dp * mesh.micro)
+        stage_s = per_stage * min(_pass_s(parts.block), _pass_s(parts.dense))
+        if mesh not in self._alone:
+            # A split backward leaves weight gradients for later, and hides no less without them.
+            self._alone[mesh] = self._sum_s(parts) - self._weights_s(parts)
+        return max(stage_s, self._alone[mesh] / count) / (dp * mesh.micro)
 
     def _whole_s(self, mesh: Mesh) -> float:
         """Of one microbatch over all parts of the model."""
@@ -127,6 +134,12 @@ class Floors:
         return (
             blocks + dense * _pass_s(parts.dense) + _pass_s(parts.embedding) + _pass_s(parts.head)
         )
+
+    def _weights_s(self, parts: Parts) -> float:
+        """Of `_sum_s`, the weight gradients."""
+        dense = self._num_dense
+        blocks = (self.model.num_layers - dense) * parts.block.weight_s
+        return blocks + dense * parts.dense.weight_s + parts.embedding.weight_s + parts.head.weight_s
 
     def least_s(self, stages: Stages, shardings: Sequence[Sharding], pipeline_s: float) -> float:
         """With the sharding that costs least, behind and in a pipeline that takes so long."""

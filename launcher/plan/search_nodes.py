@@ -140,4 +140,4 @@ class Ordered(NamedTuple):
     """Least seconds per sample, position, order."""
 
 
-Node = Block | Recomputed | Roomy | Scheduled | Pipeline | Ordered | Choice
+Node = Block | Recomputed | Stages | Roomy | Scheduled | Pipeline | Ordered | Choice
