@@ -8,7 +8,7 @@ import shlex
 import typing
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from launcher.config.quoting import hydra_text
 from launcher.config.record import Refused
@@ -16,11 +16,13 @@ from launcher.config.record_fields import Field
 from launcher.config.schema import Record, Run
 from launcher.config.spelling import closest, did_you_mean
 from launcher.config.wanted import alternatives, given_words, type_name, wanted_words
-from launcher.config.written import Written
 from launcher.errors import Finding
 
+if TYPE_CHECKING:
+    from launcher.config.written import Written
+
 Location = tuple[str, ...]
-Wrote = Callable[[str, object], Written | None]
+Wrote = Callable[[str, object], "Written | None"]
 
 
 def validate_run(
@@ -126,6 +128,8 @@ def _texts(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 def _is_clean(text: str) -> bool:
     """No control character, line end or half of a surrogate pair."""
+    if text.isascii():
+        return text.isprintable()
     return not any(unicodedata.category(letter) in _UNCLEAN for letter in text)
 
 
