@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from launcher.plan.collectives import SLOWDOWN
@@ -18,7 +19,7 @@ class MeshFloors:
         self.model = coster.run.model
         experts = self.model.experts
         self._num_dense = min(self.model.num_layers, experts.num_dense_layers) if experts else 0
-        self._alone: dict[Mesh, float] = {}
+        self._passes_s: dict[Mesh, tuple[float, float]] = {}
 
     def block_s(self, mesh: Mesh) -> float:
         """`mesh_s` of a microbatch that others divide: none of them takes less time per sample.
@@ -49,17 +50,28 @@ class MeshFloors:
         devices = self.coster.devices
         return self._whole_s(mesh) * mesh.tp * mesh.cp / (mesh.micro * devices)
 
-    def stages_s(self, mesh: Mesh, pp: int, dp: int, count: int) -> float:
-        """Some stage has the average of the blocks, rounded up, and all microbatches pass it; one
-        of them passes all parts there and back, one after the other, whatever the schedule.
+    def batches_s(self, mesh: Mesh, batches: Iterable[tuple[int, int, int]]) -> float:
+        """`mesh_s`, and of the best of some (pp, dp, number of microbatches): some stage has the
+        average of the blocks, rounded up, and all microbatches pass it; one of them passes all
+        parts there and back, one after the other, whatever the schedule.
         """
-        parts = self.coster.nearest_parts(mesh)
-        per_stage = -(-self.model.num_layers // pp)
-        stage_s = per_stage * min(_pass_s(parts.block), _pass_s(parts.dense))
-        if mesh not in self._alone:
-            # A split backward leaves weight gradients for later, and hides no less without them.
-            self._alone[mesh] = self._sum_s(parts) - self._weights_s(parts)
-        return max(stage_s, self._alone[mesh] / count) / (dp * mesh.micro)
+        layers, (block_s, alone_s) = self.model.num_layers, self._passes(mesh)
+        least_s = min([
+            max(-(-layers // pp) * block_s, alone_s / count) / dp for pp, dp, count in batches
+        ])  # fmt: skip
+        return max(self.mesh_s(mesh), least_s / mesh.micro)
+
+    def _passes(self, mesh: Mesh) -> tuple[float, float]:
+        """Of one microbatch: a block's passes, and those of all parts without weight gradients,
+        which a split backward leaves for later. It hides no less of what is sent without them.
+        """
+        found = self._passes_s.get(mesh)
+        if found is None:
+            parts = self.coster.nearest_parts(mesh)
+            block_s = min(_pass_s(parts.block), _pass_s(parts.dense))
+            found = block_s, self._sum_s(parts) - self._weights_s(parts)
+            self._passes_s[mesh] = found
+        return found
 
     def _whole_s(self, mesh: Mesh) -> float:
         """Of one microbatch over all parts of the model."""
