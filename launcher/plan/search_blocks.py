@@ -21,6 +21,7 @@ class Blocks:
 
     def __init__(self, space: Space, memory: Memory, rules: Legality, counts: Counts) -> None:
         self.space, self.memory, self.rules, self.counts = space, memory, rules, counts
+        self._batches_of: dict[int, list[tuple[int, int]]] = {}
         self._fitting: dict[object, tuple[int, tuple[Sharding, ...]]] = {}
 
     def every(self) -> Iterator[Block]:
@@ -42,7 +43,9 @@ class Blocks:
         for pp in self.space.pps:
             dp, rest = divmod(self.space.devices, tp * cp * pp)
             if not rest and self.space.dp in (None, dp) and dp * cp % ep == 0:
-                for micro, count in self.space.batches(dp):
+                if dp not in self._batches_of:
+                    self._batches_of[dp] = list(self.space.batches(dp))
+                for micro, count in self._batches_of[dp]:
                     found.setdefault(micro, []).append((pp, dp, count))
         return found
 
