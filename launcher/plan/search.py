@@ -1,10 +1,10 @@
 """The fastest layouts that fit, out of all legal ones: best first, nothing lost, always the same.
 
-A layout is decided in steps: degrees and microbatch, recomputation, stages, schedule and chunks,
-sharding, rank order. Memory is judged first: what no later step can make fit is never timed. Of the
-rest a bound says after each step how fast anything below it can be at best. The most promising is
-taken further first, and what is left when enough layouts are known exactly cannot be faster. Only
-what survives is simulated, by the functions that `launch plan` uses.
+A layout is decided in steps: degrees, microbatch, recomputation, stages, schedule and chunks,
+sharding, rank order. After each step a bound says how fast anything below it can be at best. The
+most promising is taken further first: only then its memory is judged, and what no later step can
+make fit is dropped. What is left when enough layouts are known exactly cannot be faster. Only what
+survives is simulated, by the functions that `launch plan` uses.
 """
 
 from __future__ import annotations
