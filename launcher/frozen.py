@@ -19,6 +19,8 @@ else:
         return lambda function: function
 
 
+__all__ = ["dataclass_transform", "frozen"]
+
 T = TypeVar("T")
 
 
@@ -40,6 +42,9 @@ def frozen(kind: type[T]) -> type[T]:
 
 def _init(self: Any, **values: Any) -> None:
     kind = type(self)
+    if values.keys() == kind.__dataclass_fields__.keys():
+        object.__setattr__(self, "__dict__", values)
+        return
     own: dict[str, Any] = self.__dict__
     own.update(kind.__defaults)
     own.update(values)

@@ -1,12 +1,9 @@
 """What a run computes on: devices, nodes and what joins them, as facts with units."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
-from pydantic import Field
-
 from launcher.config.record import Nodes, PerNode, Positive, PositiveFloat, Record
+from launcher.config.record_marks import LISTED, Range
 from launcher.config.resume_class import Numerics, Resharding, Safe
 
 
@@ -24,8 +21,8 @@ class PeakFlops(Record):
 class AttentionRates(Record):
     """Share of the bf16 peak that attention in one kernel reaches on long causal sequences."""
 
-    forward: Safe[Annotated[float, Field(gt=0, le=1)]] = 0.62
-    backward: Safe[Annotated[float, Field(gt=0, le=1)]] = 0.55
+    forward: Safe[Annotated[float, Range(gt=0, le=1)]] = 0.62
+    backward: Safe[Annotated[float, Range(gt=0, le=1)]] = 0.55
 
 
 KernelKind = Literal["matmul", "attention", "memory"]
@@ -61,19 +58,19 @@ class Gpu(Record):
     """Bytes per second."""
     peak_flops: Safe[PeakFlops]
     """FLOP/s per compute type."""
-    max_efficiency: Safe[Annotated[float, Field(gt=0, le=1)]]
+    max_efficiency: Safe[Annotated[float, Range(gt=0, le=1)]]
     """Share of peak that large matrix products reach."""
-    op_overhead_s: Safe[Annotated[float, Field(ge=0)]]
+    op_overhead_s: Safe[Annotated[float, Range(ge=0)]]
     """Seconds that any operator takes however small it is."""
-    context_bytes: Safe[Annotated[int, Field(ge=0)]]
+    context_bytes: Safe[Annotated[int, Range(ge=0)]]
     """Memory that a process takes before its first tensor (context, libraries, communicators)."""
-    step_overhead_s: Safe[Annotated[float, Field(ge=0)]] = 0.0
+    step_overhead_s: Safe[Annotated[float, Range(ge=0)]] = 0.0
     """Seconds per step outside of kernels: data, synchronisation, the update's launches."""
     multiprocessors: Safe[Positive | None] = None
     """Units that matrix kernels spread their tiles over; None: products are not cut into tiles."""
-    memory_efficiency: Safe[Annotated[float, Field(gt=0, le=1)]] = 0.85
+    memory_efficiency: Safe[Annotated[float, Range(gt=0, le=1)]] = 0.85
     """Share of memory_bandwidth that large elementwise kernels reach."""
-    fp8_efficiency: Safe[Annotated[float, Field(gt=0, le=1)] | None] = None
+    fp8_efficiency: Safe[Annotated[float, Range(gt=0, le=1)] | None] = None
     """Share of the fp8 peak that large matrix products reach; None: max_efficiency."""
     flash_attention: Safe[AttentionRates] = AttentionRates()
     """FlashAttention 2 and what copies it."""
@@ -81,7 +78,7 @@ class Gpu(Record):
     """FlashAttention 1 written in Triton; None: as flash_attention."""
     cudnn_attention: Safe[AttentionRates | None] = None
     """cuDNN's and FlashAttention 3's kernels; None: as flash_attention."""
-    kernels: Safe[Annotated[tuple[MeasuredKernel, ...], Field(strict=False)]] = ()
+    kernels: Safe[Annotated[tuple[MeasuredKernel, ...], LISTED]] = ()
     """Measured kernels, read from hardware.kernels; they correct the model near their sizes."""
 
 
@@ -96,7 +93,7 @@ class Node(Record):
     """Seconds per message inside the node."""
     ll128_latency_s: Safe[PositiveFloat | None] = None
     """The same for NCCL's LL128 protocol; None: there is none (gloo)."""
-    efficiency: Safe[Annotated[float, Field(gt=0, le=1)]] = 0.8
+    efficiency: Safe[Annotated[float, Range(gt=0, le=1)]] = 0.8
     """Share of bandwidth that large collectives reach."""
     host_memory_bytes: Safe[Positive]
     """RAM of the node."""
@@ -104,7 +101,7 @@ class Node(Record):
     """Bytes per second between a device and the node's RAM, per direction."""
     host_memory_bandwidth: Safe[PositiveFloat] = 200e9
     """Bytes per second of the node's RAM, which its processes share."""
-    switch_efficiency: Safe[Annotated[float, Field(gt=0, le=1)] | None] = None
+    switch_efficiency: Safe[Annotated[float, Range(gt=0, le=1)] | None] = None
     """What NCCL's own model takes off the bandwidth where the switch adds up (NVLink SHARP, NVLS);
     None: it cannot."""
     domain_gpus: Safe[Positive | None] = None
@@ -122,15 +119,15 @@ class Network(Record):
     """Seconds per message between nodes."""
     ll128_latency_s: Safe[PositiveFloat | None] = None
     """The same for NCCL's LL128 protocol; None: there is none (gloo)."""
-    contention: Safe[Annotated[float, Field(ge=0, le=1)]] = 0.0
+    contention: Safe[Annotated[float, Range(ge=0, le=1)]] = 0.0
     """What a collective loses per doubling of the nodes that it spans: flows that meet in switches.
     Its bandwidth is divided by 1 + contention x log2(nodes)."""
-    oversubscription: Safe[Annotated[float, Field(ge=1)]] = 1.0
+    oversubscription: Safe[Annotated[float, Range(ge=1)]] = 1.0
     """Bandwidth into the leaf switches of a fat tree over that out of them; 1: non-blocking."""
     nodes_per_leaf: Safe[Positive | None] = None
     """Nodes that reach each other through one leaf switch, which oversubscription does not touch;
     None: one."""
-    efficiency: Safe[Annotated[float, Field(gt=0, le=1)]] = 0.8
+    efficiency: Safe[Annotated[float, Range(gt=0, le=1)]] = 0.8
     """Share of bandwidth that large collectives reach."""
 
 
@@ -151,7 +148,7 @@ class Hardware(Record):
     """None (local only): detected."""
     network: Safe[Network | None] = None
     """None: no second node."""
-    speeds: Resharding[Annotated[tuple[PositiveFloat, ...], Field(strict=False)] | None] = None
+    speeds: Resharding[Annotated[tuple[PositiveFloat, ...], LISTED] | None] = None
     """Unequal devices: relative speed of every node, or of every device, where `gpu` describes one
     of speed 1; a stage gets layers by its slowest device. None: all are equal."""
     kernels: Safe[str | None] = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from pathlib import Path
 from typing import Any, get_args
@@ -43,6 +42,8 @@ def with_kernels(values: dict[str, Any]) -> tuple[dict[str, Any], list[Finding]]
 
 
 def _read(path: Path, peak_flops: float) -> list[dict[str, Any]]:
+    import csv  # only where a table is named
+
     with path.open(encoding="utf-8", newline="") as stream:
         reader = csv.DictReader(stream)
         if missing := [column for column in COLUMNS if column not in (reader.fieldnames or ())]:

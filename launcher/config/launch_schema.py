@@ -1,16 +1,14 @@
 """Where and how a job is submitted: the keys of a site, a queue and a container."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
-from pydantic import Field
-
 from launcher.config.record import Positive, PositiveFloat, Record
+from launcher.config.record_fields import made
+from launcher.config.record_marks import LISTED, Range
 from launcher.config.resume_class import Safe
 
-Texts = Annotated[tuple[str, ...], Field(strict=False)]
-Count = Annotated[int, Field(ge=0, le=1_000_000)]
+Texts = Annotated[tuple[str, ...], LISTED]
+Count = Annotated[int, Range(ge=0, le=1_000_000)]
 
 
 class Launch(Record):
@@ -70,7 +68,7 @@ class Launch(Record):
     `python` of the environment that `conda` or `venv` names."""
     container_python: Safe[str] = "python3"
     """Interpreter inside the container; the launcher brings its own code, the image the rest."""
-    env: Safe[dict[str, str]] = Field(default_factory=dict)
+    env: Safe[dict[str, str]] = made(dict)
     """Variables of the workers by name; stand in the run's files, so nothing secret."""
     secrets: Safe[Texts] = ()
     """Names of variables that jobs inherit from the submitting shell; values are never written."""
@@ -96,7 +94,7 @@ class Launch(Record):
     """Requeues at the most; None: as many as make progress."""
     max_failures_without_progress: Safe[Positive] = 3
     """So many failures in a row without a further saved step end the run."""
-    signal_seconds: Safe[Annotated[int, Field(ge=1, le=65535)]] = 120
+    signal_seconds: Safe[Annotated[int, Range(ge=1, le=65535)]] = 120
     """Notice in seconds before the time limit: the workers save and end."""
     max_restarts: Safe[Count] = 1
     """Restarts of the workers by torchrun itself, where all nodes are still there."""

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from launcher.config.choose_model import choose_model
 from launcher.config.data_files import check_data_files, with_absolute_paths
 from launcher.config.kernel_table import with_kernels
 from launcher.config.local_hardware import LocalMachine, cpu_facts, detect_machine, gpu_option
-from launcher.config.partial import check_partial, check_readable, partial_run
 from launcher.config.quick_compose import compose_values
-from launcher.config.reopen import reopen_values
-from launcher.config.resume import find_changes, readable_part, refuse_changes
 from launcher.config.rules import check_run
 from launcher.config.schedule_lines import with_schedule_lines
 from launcher.config.schema import Run
 from launcher.config.tracker_check import check_tracker_here
 from launcher.config.validate import Wrote, validate_run
-from launcher.config.written import find_written
 from launcher.errors import ConfigError, Finding
 from launcher.frozen import frozen
+
+if TYPE_CHECKING:
+    from launcher.config.written import Written
 
 Check = Callable[[Run], Iterable[Finding]]
 
@@ -65,7 +64,7 @@ def load_run(
         values,
         [*composed.findings, *(local.findings if local else ())],
         composed.unknown_groups,
-        lambda field, given: find_written(field, given, overrides, composed.choices, config_dirs),
+        _wrote(overrides, composed.choices, config_dirs),
         also,
     )
     return Loaded(run=run, decisions=tuple(decisions))
@@ -83,9 +82,10 @@ def load_resumed(
     What the overrides make open is open again (`reopen_values`), and of `also_open` the keys that
     no override names. Raises ConfigError likewise, and for forbidden changes.
     """
-    from launcher.config.amend import (
-        amend_values,  # Hydra, which a plain command line can do without
-    )
+    # What only resuming needs; Hydra among it, which a plain command line can do without.
+    from launcher.config.amend import amend_values
+    from launcher.config.reopen import reopen_values
+    from launcher.config.resume import find_changes, readable_part, refuse_changes
 
     before = frozen.model_dump(mode="json")
     amended = amend_values(before, overrides, config_dirs)
@@ -100,9 +100,22 @@ def load_resumed(
             *refuse_changes(find_changes(frozen, readable_part(frozen, values))),
         ],
         amended.unknown_groups,
-        lambda field, given: find_written(field, given, overrides, amended.choices, config_dirs),
+        _wrote(overrides, amended.choices, config_dirs),
     )
     return Loaded(run=run, decisions=(local.decision,) if local else ())
+
+
+def _wrote(
+    overrides: Sequence[str], choices: Mapping[str, str | None], config_dirs: Sequence[Path]
+) -> Wrote:
+    """What a person typed for a key, looked up where a value is refused."""
+
+    def wrote(field: str, given: object) -> Written | None:
+        from launcher.config.written import find_written
+
+        return find_written(field, given, overrides, choices, config_dirs)
+
+    return wrote
 
 
 def _judge(
@@ -122,6 +135,8 @@ def _judge(
     if run is not None and not unknown_groups:
         found += [*check_run(run), *check_data_files(run), *check_tracker_here(run), *also(run)]
     else:
+        from launcher.config.partial import check_partial, check_readable, partial_run
+
         unreadable_keys = {finding.field for finding in refused} | unknown_groups
         part = partial_run(values, unreadable_keys)
         found += check_partial(values, unreadable_keys)

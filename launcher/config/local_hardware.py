@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from pathlib import Path
 from typing import Any
@@ -49,13 +48,15 @@ class LocalMachine:
 
 def detect_machine(proc: Path = Path("/proc")) -> LocalMachine:
     """Look at this machine; what cannot be read is taken at a cautious default."""
+    from launcher.config.nvml import detect_gpus  # ctypes, which no other hardware needs
+
     cpu = _read(proc / "cpuinfo")
     flags = set(_field(cpu, "flags").split())
     clock_mhz = _field(cpu, "cpu MHz")
     kib = _field(_read(proc / "meminfo"), "MemTotal").split()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return LocalMachine(
-        gpus=_detect_gpus(),
+        gpus=detect_gpus(),
         cores=cores or 1,
         clock_hz=float(clock_mhz) * 1e6 if clock_mhz else _DEFAULT_CLOCK_HZ,
         flops_per_cycle=next(
@@ -108,48 +109,6 @@ def gpu_option(name: str) -> str | None:
 
 
 _KNOWN_GPUS = {"H200": "h200_sxm", "H100": "h100_sxm", "B200": "b200_sxm", "A100": "a100_80gb"}
-
-
-def _detect_gpus() -> tuple[LocalGpu, ...]:
-    """All GPUs that NVML sees and CUDA_VISIBLE_DEVICES leaves; none without a driver."""
-    try:
-        nvml = ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError:
-        return ()
-    if nvml.nvmlInit_v2() != 0:
-        return ()
-    try:
-        count = ctypes.c_uint()
-        if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
-            return ()
-        gpus = [_read_gpu(nvml, index) for index in range(count.value)]
-    finally:
-        nvml.nvmlShutdown()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        gpus = gpus[: len([part for part in visible.split(",") if part.strip()])]
-    return tuple(gpu for gpu in gpus if gpu is not None)
-
-
-class _NvmlMemory(ctypes.Structure):
-    """nvmlMemory_t of the NVML reference."""
-
-    _fields_ = (
-        ("total", ctypes.c_ulonglong),
-        ("free", ctypes.c_ulonglong),
-        ("used", ctypes.c_ulonglong),
-    )
-
-
-def _read_gpu(nvml: ctypes.CDLL, index: int) -> LocalGpu | None:
-    handle = ctypes.c_void_p()
-    if nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)) != 0:
-        return None
-    name = ctypes.create_string_buffer(96)
-    nvml.nvmlDeviceGetName(handle, name, 96)
-    memory = _NvmlMemory()
-    nvml.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory))
-    return LocalGpu(name=name.value.decode(errors="replace"), memory_bytes=int(memory.total))
 
 
 def _read(path: Path) -> str:

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
 from launcher.config.compose import compose_run
+from launcher.config.record import Refused
 from launcher.config.schema import Model
 from launcher.config.spelling import closest, did_you_mean
 from launcher.errors import ConfigError, Finding
@@ -30,7 +29,7 @@ def build_model(fields: Mapping[str, Any]) -> tuple[Model | None, tuple[RefusedF
     """The model, or every value that the schema refuses."""
     try:
         return Model.model_validate(dict(fields)), ()
-    except ValidationError as error:
+    except Refused as error:
         return None, tuple(
             RefusedField(
                 location=tuple(str(part) for part in details["loc"]),
@@ -38,7 +37,7 @@ def build_model(fields: Mapping[str, Any]) -> tuple[Model | None, tuple[RefusedF
                 reason=details["msg"][:1].lower() + details["msg"][1:],
                 is_unknown=details["type"] == "extra_forbidden",
             )
-            for details in error.errors(include_url=False)
+            for details in error.details
         )
 
 

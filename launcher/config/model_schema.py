@@ -1,12 +1,9 @@
 """What a model is made of, as facts."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
-from pydantic import Field
-
 from launcher.config.record import Fraction, Layers, Positive, PositiveFloat, Record, Width
+from launcher.config.record_marks import Range
 from launcher.config.resume_class import Forbidden, Numerics, Safe
 
 
@@ -32,9 +29,9 @@ class Experts(Record):
     """Routed experts that each token visits."""
     ffn_hidden_size: Forbidden[Positive]
     """Inner width of one routed expert."""
-    num_shared: Forbidden[Annotated[int, Field(ge=0)]] = 0
+    num_shared: Forbidden[Annotated[int, Range(ge=0)]] = 0
     """Experts that every token visits, each as wide as a routed one."""
-    num_dense_layers: Forbidden[Annotated[int, Field(ge=0)]] = 0
+    num_dense_layers: Forbidden[Annotated[int, Range(ge=0)]] = 0
     """First blocks that keep the plain MLP."""
 
 
@@ -62,7 +59,7 @@ class Encoder(Record):
     """Encoder blocks; the model's num_layers counts those of the decoder."""
     decoder_length: Forbidden[Width | None] = None
     """Target tokens per sample, where train.sequence_length is the input's; None: as many."""
-    relative_buckets: Forbidden[Annotated[int, Field(ge=0)]] = 0
+    relative_buckets: Forbidden[Annotated[int, Range(ge=0)]] = 0
     """Learned biases of relative positions per head, one table for each side; 0: none."""
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from launcher.config.assets import conf_dir
+from launcher.config.option_text import DEFAULT_RECIPE, option_text
 from launcher.config.override_findings import (
     not_a_tree,
     not_movable,
@@ -23,7 +23,6 @@ from launcher.config.quoting import hydra_text
 from launcher.config.spelling import closest
 from launcher.errors import Finding
 
-DEFAULT_RECIPE = "quickstart"
 FORCE = "++"
 """In front of a line that sets a key, whether or not it exists."""
 
@@ -129,11 +128,6 @@ def _prepare_option(prepared: Prepared, override: ParsedOverride, options: list[
     if not override.is_delete():
         package = "" if override.package is None else f"@{override.package}"
         prepared.groups[group + package] = line
-
-
-def option_text(option: str) -> str:
-    """As Hydra takes it whole: it would take an option called 7 for a number."""
-    return option if re.fullmatch(r"[A-Za-z_][\w.-]*", option) else hydra_text(option)
 
 
 def _choice_key(key: str) -> str:

@@ -17,8 +17,8 @@ from typing import Any
 
 from launcher.config.assets import conf_dir
 from launcher.config.composed import Composed
+from launcher.config.option_text import DEFAULT_RECIPE, option_text
 from launcher.config.plain_yaml import NotPlain, read_plain
-from launcher.config.prepare import DEFAULT_RECIPE, option_text
 
 _KEY = re.compile(r"[a-z]\w*(?:\.[a-z]\w*)+", re.ASCII)
 _OPTION = re.compile(r"[0-9]?[A-Za-z][\w.]*", re.ASCII)

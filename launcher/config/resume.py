@@ -6,8 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
+from launcher.config.record import Refused
 from launcher.config.resume_class import ClassName, ResumeClass
 from launcher.config.schema import Record, Run
 from launcher.config.validate import record_in
@@ -74,7 +73,7 @@ def readable_part(frozen: Run, values: Mapping[str, Any]) -> Run:
     groups: dict[str, Any] = {}
     for name, record in frozen:
         if isinstance(record, Record) and name in values:
-            with contextlib.suppress(ValidationError):
+            with contextlib.suppress(Refused):
                 groups[name] = type(record).model_validate(values[name])
     return frozen.model_copy(update=groups)
 

@@ -4,17 +4,13 @@ A value of None means "open": the plan fills it (`plan/fill.py`). After `build_p
 the workers read is open any more.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Literal, get_args
-
-from pydantic import BeforeValidator, Field
-from pydantic_core import PydanticCustomError
 
 from launcher.config.hardware_schema import Gpu, Hardware, Network, Node
 from launcher.config.launch_schema import Launch
 from launcher.config.model_schema import Experts, LatentAttention, Model, RopeScaling
 from launcher.config.record import Batch, Fraction, Positive, PositiveFloat, Record
+from launcher.config.record_marks import LISTED, Named, Range
 from launcher.config.resume_class import Forbidden, Numerics, Resharding, Safe
 
 __all__ = [
@@ -61,10 +57,11 @@ def is_schedule_file(value: object) -> bool:
     return isinstance(value, str) and value.endswith((".csv", ".json"))
 
 
-def _known_schedule(value: object) -> object:
-    if value in get_args(ScheduleName) or is_schedule_file(value):
-        return value
-    raise PydanticCustomError("literal_error", "no such schedule")
+def _is_schedule(value: object) -> bool:
+    return value in get_args(ScheduleName) or is_schedule_file(value)
+
+
+Schedule = Annotated[ScheduleName | str, Named(_is_schedule, "no such schedule")]
 
 
 class Parallelism(Record):
@@ -82,7 +79,7 @@ class Parallelism(Record):
     """Pipeline stages. None: filled."""
     vpp: Resharding[Positive] = 1
     """Model chunks per pipeline stage."""
-    layers_per_stage: Resharding[Annotated[tuple[Positive, ...], Field(strict=False)] | None] = None
+    layers_per_stage: Resharding[Annotated[tuple[Positive, ...], LISTED] | None] = None
     """Blocks of every stage, or of every chunk (pp x vpp of them), in the order of the model. None:
     split by cost, embedding and head included."""
     dp: Resharding[Positive | None] = None
@@ -90,16 +87,16 @@ class Parallelism(Record):
     fill: Safe[Literal["fit", "tp", "pp"]] = "fit"
     """Which open axis takes devices first. fit: tp, then pp, until the model fits; tp: tp fills the
     node; pp: stages fill the node. dp takes the rest."""
-    zero_stage: Resharding[Annotated[int, Field(ge=0, le=3)]] = 1
+    zero_stage: Resharding[Annotated[int, Range(ge=0, le=3)]] = 1
     """ZeRO: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters sharded over dp."""
     shard_size: Resharding[Positive | None] = None
     """Ranks of dp x cp that share what zero_stage shards; groups of so many are replicas of each
     other (HSDP). None: all of them. Given: planned, not yet run."""
     engine: Resharding[Literal["deepspeed", "fsdp2"]] = "deepspeed"
     """What shards over dp: DeepSpeed's ZeRO or PyTorch's fully_shard. Stage 0 needs neither."""
-    schedule: Resharding[Annotated[ScheduleName | str, BeforeValidator(_known_schedule)]] = "1f1b"
+    schedule: Resharding[Schedule] = "1f1b"
     """Order of the microbatches in the pipeline: a name, or a .csv or .json file that has it."""
-    schedule_lines: Resharding[Annotated[tuple[str, ...], Field(strict=False)] | None] = None
+    schedule_lines: Resharding[Annotated[tuple[str, ...], LISTED] | None] = None
     """What stands in that file, line by line; read when the run is composed."""
     recompute: Safe[Literal["none", "selective", "full"] | None] = "none"
     """Activations computed again in backward: none, attention only, whole blocks. None: filled."""
@@ -116,7 +113,7 @@ class Parallelism(Record):
     """Stages compute while activations travel; false: each waits while its input travels."""
     cp_mode: Resharding[Literal["ring", "all_gather", "ulysses"]] = "ring"
     """How context-parallel ranks exchange keys and values."""
-    order: Resharding[Annotated[tuple[Axis, ...], Field(strict=False)]] = ("tp", "cp", "dp", "pp")
+    order: Resharding[Annotated[tuple[Axis, ...], LISTED]] = ("tp", "cp", "dp", "pp")
     """Axes from the fastest-varying rank digit to the slowest."""
 
 
@@ -127,13 +124,13 @@ class Optimizer(Record):
     """Update rule."""
     learning_rate: Numerics[PositiveFloat]
     """Peak learning rate."""
-    min_learning_rate: Numerics[Annotated[float, Field(ge=0)]] = 0.0
+    min_learning_rate: Numerics[Annotated[float, Range(ge=0)]] = 0.0
     """Where a decaying schedule ends."""
     schedule: Numerics[Literal["constant", "cosine", "linear"]] = "constant"
     """Decay after the warm-up, over train.steps."""
-    warmup_steps: Numerics[Annotated[int, Field(ge=0)]] = 0
+    warmup_steps: Numerics[Annotated[int, Range(ge=0)]] = 0
     """Steps of linear warm-up."""
-    weight_decay: Numerics[Annotated[float, Field(ge=0)]] = 0.0
+    weight_decay: Numerics[Annotated[float, Range(ge=0)]] = 0.0
     """Decoupled for adamw, L2 for sgd; on matrices only, not on norms and biases."""
     beta1: Numerics[Fraction] = 0.9
     """adamw: decay of the first moment."""
@@ -175,7 +172,7 @@ class Data(Record):
     """store: the folder; megatron: the files without .bin and .idx; tokens: the file."""
     dtype: Numerics[TokenDtype] = "uint16"
     """tokens: type of one id, little-endian."""
-    sources: Numerics[Annotated[tuple[Source, ...], Field(strict=False)]] = ()
+    sources: Numerics[Annotated[tuple[Source, ...], LISTED]] = ()
     """mixture: what is mixed."""
     packing: Numerics[Literal["concatenate", "documents"]] = "concatenate"
     """What fills a sample. concatenate: the text as it comes; documents: the same, but no token
@@ -197,13 +194,13 @@ class Train(Record):
     """Samples per forward. None: solved."""
     num_microbatches: Resharding[Batch | None] = None
     """Forwards per step and replica. None: solved."""
-    seed: Numerics[Annotated[int, Field(ge=0)]] = 1234
+    seed: Numerics[Annotated[int, Range(ge=0)]] = 1234
     """Of weights, data order and dropout."""
     init_from: Forbidden[str | None] = None
     """Folder with the first weights: Hugging Face's, a checkpoint or a run. None: random ones."""
     validate_every: Safe[Positive | None] = None
     """Steps between validations; None: only at the end."""
-    validation_batches: Safe[Annotated[int, Field(ge=0)]] = 8
+    validation_batches: Safe[Annotated[int, Range(ge=0)]] = 8
     """Global batches per validation; 0: no validation."""
     log_every: Safe[Positive] = 1
     """Steps between lines of metrics.jsonl."""

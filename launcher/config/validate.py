@@ -8,21 +8,21 @@ import shlex
 import typing
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
-
-from pydantic import ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
+from typing import TYPE_CHECKING, Any, Literal
 
 from launcher.config.quoting import hydra_text
+from launcher.config.record import Refused
+from launcher.config.record_fields import Field
 from launcher.config.schema import Record, Run
 from launcher.config.spelling import closest, did_you_mean
 from launcher.config.wanted import alternatives, given_words, type_name, wanted_words
-from launcher.config.written import Written
 from launcher.errors import Finding
 
+if TYPE_CHECKING:
+    from launcher.config.written import Written
+
 Location = tuple[str, ...]
-Wrote = Callable[[str, object], Written | None]
+Wrote = Callable[[str, object], "Written | None"]
 
 
 def validate_run(
@@ -39,12 +39,12 @@ def validate_run(
     try:
         run = Run.model_validate(dict(values))
         return (None, unclean) if unclean else (run, [])
-    except ValidationError as error:
-        refused = [_finding(details, written) for details in error.errors(include_url=False)]
+    except Refused as error:
+        refused = [_finding(details, written) for details in error.details]
         return None, refused + unclean
 
 
-def _finding(details: ErrorDetails, written: Wrote) -> Finding:
+def _finding(details: Mapping[str, Any], written: Wrote) -> Finding:
     location = tuple(part for part in details["loc"] if isinstance(part, str))
     field, given, kind = ".".join(location), details["input"], details["type"]
     if kind == "extra_forbidden":
@@ -128,6 +128,8 @@ def _texts(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 def _is_clean(text: str) -> bool:
     """No control character, line end or half of a surrogate pair."""
+    if text.isascii():
+        return text.isprintable()
     return not any(unicodedata.category(letter) in _UNCLEAN for letter in text)
 
 
@@ -208,7 +210,9 @@ _BOUNDS = {
 }
 
 
-def _out_of_range(field: str, given: Any, details: ErrorDetails, *, is_in_list: bool) -> Finding:
+def _out_of_range(
+    field: str, given: Any, details: Mapping[str, Any], *, is_in_list: bool
+) -> Finding:
     key, words = _BOUNDS[details["type"]]
     limit = details.get("ctx", {}).get(key)
     bound = "" if limit is None else f" {_number(limit)}"
@@ -241,7 +245,7 @@ def _default_at(field: str) -> float | None:
     return default if isinstance(default, (int, float)) else None
 
 
-def _field_at(location: Location) -> FieldInfo | None:
+def _field_at(location: Location) -> Field | None:
     """A key as the schema has it; places in lists do not count."""
     record: type[Record] = Run
     field = None

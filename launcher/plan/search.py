@@ -1,10 +1,10 @@
 """The fastest layouts that fit, out of all legal ones: best first, nothing lost, always the same.
 
-A layout is decided in steps: degrees and microbatch, recomputation, stages, schedule and chunks,
-sharding, rank order. Memory is judged first: what no later step can make fit is never timed. Of the
-rest a bound says after each step how fast anything below it can be at best. The most promising is
-taken further first, and what is left when enough layouts are known exactly cannot be faster. Only
-what survives is simulated, by the functions that `launch plan` uses.
+A layout is decided in steps: degrees, microbatch, recomputation, stages, schedule and chunks,
+sharding, rank order. After each step a bound says how fast anything below it can be at best. The
+most promising is taken further first: only then its memory is judged, and what no later step can
+make fit is dropped. What is left when enough layouts are known exactly cannot be faster. Only what
+survives is simulated, by the functions that `launch plan` uses.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from heapq import heappop, heappush
-from math import lcm
 
 from launcher.plan.collectives import Links
+from launcher.plan.search_blocks import Blocks
 from launcher.plan.search_choice import Choice
-from launcher.plan.search_cost import Coster, Mesh, has_late_weights
+from launcher.plan.search_cost import Coster, has_late_weights
 from launcher.plan.search_floors import Floors
 from launcher.plan.search_legality import Legality
-from launcher.plan.search_memory import NO_LIMIT, Memory, Sharding
+from launcher.plan.search_memory import NO_LIMIT, Memory
 from launcher.plan.search_nodes import (
     Block,
     Bounded,
@@ -33,6 +33,7 @@ from launcher.plan.search_nodes import (
     Recomputed,
     Roomy,
     Scheduled,
+    Sized,
 )
 from launcher.plan.search_rooms import Rooms
 from launcher.plan.search_space import Space
@@ -57,6 +58,7 @@ class Search:
         self.memory, self.floors = Memory(coster, space.sharding), Floors(coster)
         self.counts = Counts()
         self.rules = Legality(space.run, self.counts)
+        self.blocks = Blocks(space, self.memory, self.rules, self.counts)
         self.rooms = Rooms(space, self.memory, self.rules, self.counts)
         self._queue: list[tuple[float, bool, tuple[object, ...], int, Node]] = []
         self._num_pushed = 0
@@ -64,17 +66,22 @@ class Search:
 
     def rank(self, limit: int) -> Ranking:
         """Take the most promising further until enough are known exactly."""
-        for block in self._blocks():
+        for block in self.blocks.every():
             self._push(self.floors.block_s(block.mesh), block)
         best: list[Ranked] = []
         kinds: set[object] = set()
         while self._queue and len(best) < limit:
             bound, is_known, _, _, node = heappop(self._queue)
             if isinstance(node, Block):
-                for first, *later in self._fitting(node):
-                    self._push_recomputed(Recomputed(*first, tuple(later)), bound)
+                for sized in self.blocks.sizes(node):
+                    self._push(max(bound, self.floors.batches_s(sized.mesh, sized.batches)), sized)
+            elif isinstance(node, Sized):
+                if ways := self.blocks.ways(node):
+                    self._push_recomputed(Recomputed(*ways[0], tuple(ways[1:])), bound)
             elif isinstance(node, Recomputed):
                 self._expand_recomputed(node, bound)
+            elif isinstance(node, Stages):
+                self._expand_stages(node, bound)
             elif isinstance(node, Roomy):
                 self._expand_roomy(node, bound)
             elif isinstance(node, Scheduled):
@@ -101,86 +108,35 @@ class Search:
         self._num_pushed += 1
         heappush(self._queue, (bound, known, tie, self._num_pushed, node))
 
-    # 1. Degrees of a block, microbatch and recomputation, as far as memory allows.
-    def _blocks(self) -> Iterator[Block]:
-        """Degrees that cut a block, as far as rules allow them."""
-        space = self.space
-        for tp in space.tps:
-            for cp in space.cps:
-                for ep in space.eps:
-                    batches = self._batches(tp, cp, ep)
-                    all_sizes = lcm(*batches)
-                    for split in space.sequence_parallels if batches else ():
-                        if self.rules.allow(tp=tp, cp=cp, ep=ep, sequence_parallel=split):
-                            mesh = Mesh(tp, cp, ep, split, all_sizes, space.recomputes[0])
-                            yield Block(mesh, batches)
-
-    def _batches(self, tp: int, cp: int, ep: int) -> dict[int, list[tuple[int, int, int]]]:
-        """Of every microbatch (pp, dp, number of microbatches) that use all devices."""
-        found: dict[int, list[tuple[int, int, int]]] = {}
-        for pp in self.space.pps:
-            dp, rest = divmod(self.space.devices, tp * cp * pp)
-            if not rest and self.space.dp in (None, dp) and dp * cp % ep == 0:
-                for micro, count in self.space.batches(dp):
-                    found.setdefault(micro, []).append((pp, dp, count))
-        return found
-
-    def _fitting(self, block: Block) -> Iterator[list[tuple[Mesh, tuple[Stages, ...]]]]:
-        """Of every microbatch the ways to recompute, quickest first, with what may fit.
-
-        Larger microbatches and less recomputation only take more: what is over stays out.
-        """
-        (mesh, batches), modes = block, self.space.recomputes
-        fitting: dict[tuple[int, str], tuple[Sharding, ...]] = {}
-        states: dict[tuple[int, int], dict[Sharding, int]] = {}
-        for micro in sorted(batches):
-            ways = []
-            for mode in modes:
-                one = mesh._replace(micro=micro, recompute=mode)
-                found = []
-                for pp, dp, count in batches[micro]:
-                    before = fitting.get((pp, mode), self.space.sharding)
-                    if not before:
-                        continue
-                    if (pp, dp) not in states:
-                        states[pp, dp] = self.memory.states(one, pp, dp)
-                    left = self._may_fit(states[pp, dp], self.memory.room(one, pp), before)
-                    fitting[pp, mode] = left
-                    if left:
-                        found.append(Stages(one, pp, dp, count, left))
-                if found:
-                    ways.append((one, tuple(found)))
-            if ways:
-                yield ways
-
-    def _may_fit(
-        self, states: dict[Sharding, int], room: int, shardings: tuple[Sharding, ...]
-    ) -> tuple[Sharding, ...]:
-        left = tuple([one for one in shardings if states[one] <= room])
-        self.counts.examined += len(shardings)
-        self.counts.over_memory += len(shardings) - len(left)
-        return left
-
+    # 1. Microbatch and recomputation, as far as memory allows.
     def _push_recomputed(self, node: Recomputed, bound: float) -> None:
-        self._push(max(bound, self.floors.mesh_s(node.mesh)), node)
+        """With a bound of its stages, and of those that only fit with more recomputation: these
+        are not quicker than the same without.
+        """
+        every = [*node.stages, *[one for _, those in node.later for one in those]]
+        batches = {one[1:4] for one in every}
+        self._push(max(bound, self.floors.batches_s(node.mesh, batches)), node)
 
     def _expand_recomputed(self, node: Recomputed, bound: float) -> None:
         """Stages, and the same with more recomputation, which never is faster."""
         for stages in node.stages:
-            stage_s = max(bound, self.floors.stages_s(node.mesh, stages.pp, stages.dp))
-            roomy = self.rooms.first_stage(stages)
-            if roomy.shardings:
-                self._push(self.floors.least_s(stages, roomy.shardings, stage_s), roomy)
+            self._push(max(bound, self.floors.batches_s(node.mesh, [stages[1:4]])), stages)
         if node.later:
             (mesh, those), *later = node.later
             self._push_recomputed(Recomputed(mesh, those, tuple(later)), bound)
+
+    def _expand_stages(self, node: Stages, bound: float) -> None:
+        """What may have room on the first stage."""
+        roomy = self.rooms.first_stage(node)
+        if roomy.shardings:
+            self._push(self.floors.least_s(node, roomy.shardings, bound), roomy)
 
     def by_least_bytes(self) -> list[tuple[int, Stages]]:
         """Every layout up to its sharding, whether it fits or not, with a bound of its memory."""
         self.memory.usable_bytes = NO_LIMIT
         found = []
-        ways = [way for block in self._blocks() for way in self._fitting(block)]
-        for mesh, those in (pair for way in ways for pair in way):
+        sizes = [sized for block in self.blocks.every() for sized in self.blocks.sizes(block)]
+        for mesh, those in [way for sized in sizes for way in self.blocks.ways(sized)]:
             for stages in those:
                 for one in stages.shardings:
                     least = self.memory.least_bytes(mesh, stages.pp, stages.dp, one)

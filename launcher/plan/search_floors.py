@@ -7,11 +7,10 @@ with every layout tried.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from math import inf
 from typing import NamedTuple
 
-from launcher.plan.collectives import SLOWDOWN, Links, StateTraffic, hop_s
+from launcher.plan.collectives import Links, StateTraffic, hop_s
 from launcher.plan.execution import Execution
 from launcher.plan.records import Stage
 from launcher.plan.schedule import SCHEDULES
@@ -20,16 +19,14 @@ from launcher.plan.search_choice import ORDER, ORDERS
 from launcher.plan.search_cost import Coster, Mesh
 from launcher.plan.search_cuts import Cut
 from launcher.plan.search_memory import Sharding
+from launcher.plan.search_mesh_floors import MeshFloors
 from launcher.plan.search_stages import Stages, choice_in
 from launcher.plan.stage_state import copies_s_of, sharded_waits
 from launcher.plan.stage_time import (
     BlockTimes,
-    Parts,
-    estimate_parts,
     unit_costs,
 )
 from launcher.plan.step_time import update_s
-from launcher.plan.tensor_traffic import runtime_tp_times
 
 
 class Floor(NamedTuple):
@@ -66,14 +63,11 @@ class _Window(NamedTuple):
     backward_range: tuple[float, float]
 
 
-class Floors:
+class Floors(MeshFloors):
     """Bounds of one run's layouts."""
 
     def __init__(self, coster: Coster) -> None:
-        self.coster = coster
-        self.model = coster.run.model
-        experts = self.model.experts
-        self._num_dense = min(self.model.num_layers, experts.num_dense_layers) if experts else 0
+        super().__init__(coster)
         self._lightest: dict[object, _Held] = {}
         self._states: dict[object, _Held] = {}
         self._windows: dict[object, _Window] = {}
@@ -81,52 +75,6 @@ class Floors:
         self._units: dict[object, UnitTimes] = {}
         self._rows: dict[object, list[Row]] = {}
         self._p2p: dict[object, float] = {}
-
-    def block_s(self, mesh: Mesh) -> float:
-        """`mesh_s` of a microbatch that others divide: none of them takes less time per sample.
-
-        A kernel or a collective of twice the size takes at most twice as long: none of their
-        models starts below zero. What of tp hides beside products does not grow so.
-        """
-        run, layers = self.coster.run, self.model.num_layers
-        if (run.hardware.gpu and run.hardware.gpu.kernels) or self.model.encoder:
-            return 0.0
-        if not run.parallelism.overlap_tp or mesh.tp == 1:
-            return self.mesh_s(mesh)
-        coster, nearest = self.coster, self.coster.nearest(mesh)
-        job = coster.mesh_job(mesh, False)
-        alone = replace(job, execution=replace(job.execution, overlap_tp=False))
-        sent = runtime_tp_times(alone, nearest, 1, 0, 1.0 if mesh.recompute == "full" else 0.0)
-        # A collective beside a product costs most of all less where SLOWDOWN has used all of it.
-        hidden_s = (sent.forward_s + sent.backward_s) / (1 + SLOWDOWN)
-        if self.model.experts is None:  # and no more than three times the products of a pass
-            smallest = coster.kernels(mesh._replace(micro=1)).block
-            hidden_s = min(hidden_s, 3 * mesh.micro * smallest.times.forward_s)
-        parts = estimate_parts(alone, nearest, coster.kernels(mesh))
-        whole_s = max(0.0, self._sum_s(parts) - layers * hidden_s)
-        return whole_s * mesh.tp * mesh.cp / (mesh.micro * coster.devices)
-
-    def mesh_s(self, mesh: Mesh) -> float:
-        """All work of a sample, shared out evenly: no pipeline, no wait for it, no tail."""
-        devices = self.coster.devices
-        return self._whole_s(mesh) * mesh.tp * mesh.cp / (mesh.micro * devices)
-
-    def stages_s(self, mesh: Mesh, pp: int, dp: int) -> float:
-        """Some stage has the average of the blocks, rounded up; a microbatch passes them all."""
-        parts = self.coster.nearest_parts(mesh)
-        per_stage = -(-self.model.num_layers // pp)
-        return per_stage * min(_pass_s(parts.block), _pass_s(parts.dense)) / (dp * mesh.micro)
-
-    def _whole_s(self, mesh: Mesh) -> float:
-        """Of one microbatch over all parts of the model."""
-        return self._sum_s(self.coster.nearest_parts(mesh))
-
-    def _sum_s(self, parts: Parts) -> float:
-        dense = self._num_dense
-        blocks = (self.model.num_layers - dense) * _pass_s(parts.block)
-        return (
-            blocks + dense * _pass_s(parts.dense) + _pass_s(parts.embedding) + _pass_s(parts.head)
-        )
 
     def least_s(self, stages: Stages, shardings: Sequence[Sharding], pipeline_s: float) -> float:
         """With the sharding that costs least, behind and in a pipeline that takes so long."""
@@ -311,7 +259,3 @@ def _added(one: Quad, other: Quad) -> Quad:
 
 def _backward_s(times: BlockTimes) -> float:
     return times.input_s + times.weight_s
-
-
-def _pass_s(times: BlockTimes) -> float:
-    return times.total_s + times.wait_forward_s + times.wait_backward_s

@@ -57,8 +57,17 @@ class Block(NamedTuple):
     """Of every microbatch (pp, dp, number of microbatches)."""
 
 
+class Sized(NamedTuple):
+    """First step: a block with one of its microbatches, before memory is looked at."""
+
+    block: Block
+    mesh: Mesh
+    """In the quickest way to recompute."""
+    batches: list[tuple[int, int, int]]
+
+
 class Recomputed(NamedTuple):
-    """First step: the layouts of one way to recompute, and the ways that recompute more."""
+    """Then: the layouts of one way to recompute, and the ways that recompute more."""
 
     mesh: Mesh
     stages: tuple[Stages, ...]
@@ -140,4 +149,4 @@ class Ordered(NamedTuple):
     """Least seconds per sample, position, order."""
 
 
-Node = Block | Recomputed | Roomy | Scheduled | Pipeline | Ordered | Choice
+Node = Block | Sized | Recomputed | Stages | Roomy | Scheduled | Pipeline | Ordered | Choice

@@ -82,6 +82,7 @@ def _make_stage(model: Model, chain: Chain, stage: int, bounds: Sequence[tuple[i
     )
 
 
+@lru_cache(maxsize=4096)
 def count_stage_parameters(
     model: Model, num_layers: int, is_first: bool, is_last: bool, tp: int = 1, ep: int = 1
 ) -> int:

@@ -133,4 +133,4 @@ def run_id_of(files: RunFiles) -> str:
 
 def _facts(run: Run) -> dict[str, Any]:
     """The run's own keys; what is about the site stays here."""
-    return run.model_dump(mode="json", exclude={"launch"})
+    return {key: value for key, value in run.model_dump(mode="json").items() if key != "launch"}

@@ -7,9 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from pydantic import BaseModel
 
-from launcher.config.schema import Run
+from launcher.config.schema import Record, Run
 from launcher.errors import ConfigError
 from launcher.failure.causes import CAUSES, find_cause, telling_line
 from launcher.failure.diagnosis import diagnose
@@ -131,7 +130,7 @@ def test_every_remedy_names_a_key_and_every_override_can_be_typed(kind, name):
                 pytest.fail(f"{remedy.override}: {error}")
 
 
-def _field(model: type[BaseModel], path: list[str]) -> bool:
+def _field(model: type[Record], path: list[str]) -> bool:
     first, *rest = path
     field = model.model_fields.get(first)
     return field is not None and (not rest or _field(field.annotation, rest))
