@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
+from launcher.config.record import Refused
 from launcher.config.schema import Gpu, Hardware, Model, Network, Node
 from launcher.plan.backtest_batch import read_batch
 from launcher.plan.backtest_cells import (
@@ -80,9 +80,7 @@ def read_row(row: Mapping[str, str | None], facts: Facts) -> Measured:
     assumed: list[str] = []
     try:
         model = read_model(cells, facts.models, assumed)
-    except (BadRow, Unsupported):
-        raise
-    except ValueError as error:  # a size beyond those of any model
+    except Refused as error:  # a size beyond those of any model
         raise BadRow(_beyond(error)) from None
     hardware_names = find_devices(cells)
     if hardware_names is None or hardware_names.gpu not in facts.gpus:
@@ -109,15 +107,13 @@ def read_row(row: Mapping[str, str | None], facts: Facts) -> Measured:
     )
 
 
-def _beyond(error: ValueError) -> str:
+def _beyond(error: Refused) -> str:
     """`layers=5000: input should be less than or equal to 1000`, from what the schema found."""
-    found: list[dict[str, Any]] = getattr(error, "errors", list)()
-    if not found or not found[0]["loc"]:
-        return str(error).replace("\n", " ")
-    name = str(found[0]["loc"][-1])
+    first = error.details[0]
+    name = str(first["loc"][-1])
     columns = {"ffn_hidden_size": "ffn", "max_sequence_length": "seq"}
     column = columns.get(name) or ALIASES.get(name, name)
-    return f"{column}={found[0]['input']}: {found[0]['msg'].lower()}"
+    return f"{column}={first['input']}: {first['msg'].lower()}"
 
 
 MOST_ACTIONS = 2_000_000
