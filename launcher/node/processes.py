@@ -21,13 +21,12 @@ def end_tree(process: subprocess.Popen[bytes], patience_s: float = 1.5) -> None:
     family = [process.pid, *descendants(process.pid)]
     for pid in family:
         _signal(pid, signal.SIGTERM)
-    deadline = time.monotonic() + patience_s
-    while time.monotonic() < deadline and _alive(process, family):
-        time.sleep(0.05)
-    for pid in {*family, *descendants(process.pid)}:
+    _wait(process, family, patience_s)
+    family = list({*family, *descendants(process.pid)})
+    for pid in family:
         _signal(pid, signal.SIGKILL)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=2.0)
+    # A killed process takes a while to give its memory back.
+    _wait(process, family, 2.0)
 
 
 def descendants(pid: int) -> list[int]:
@@ -64,9 +63,13 @@ def workers_of(torchrun: int, module: str) -> list[int]:
     return found
 
 
-def _alive(process: subprocess.Popen[bytes], family: list[int]) -> bool:
-    process.poll()
-    return any(is_running(pid) for pid in family)
+def _wait(process: subprocess.Popen[bytes], family: list[int], patience_s: float) -> None:
+    """Until none of the family is left, `process` reaped, or patience ends."""
+    deadline = time.monotonic() + patience_s
+    while process.poll() is None or any(is_running(pid) for pid in family):
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.05)
 
 
 def is_running(pid: int) -> bool:
