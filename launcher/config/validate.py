@@ -218,7 +218,10 @@ def _out_of_range(
     bound = "" if limit is None else f" {_number(limit)}"
     # A bound that is not itself legal says nothing to try; the key's default does.
     sound = limit if key in ("ge", "le") else _default_at(field)
-    fix = "" if sound is None or is_in_list else f"{field}={_number(sound)}"
+    if is_in_list and key == "gt":
+        sound = limit + 1  # numbers of a list have no default
+    good = "" if sound is None else _number(sound)
+    fix = good and (f"{good} in its place" if is_in_list else f"{field}={good}")
     reason = f"{'each number' if is_in_list else 'it'} must be {words}{bound}"
     return Finding(field=field, value=given, rule="out-of-range", reason=reason, fix=fix)
 

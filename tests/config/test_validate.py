@@ -197,7 +197,8 @@ def test_a_wrong_value_is_explained(field, value, text):
 def test_a_number_of_a_list_is_named_by_its_place():
     (finding,) = changed("parallelism.layers_per_stage", [3, 0])
     place = "parallelism.layers_per_stage.1=0"
-    assert str(finding) == f"{place} [out-of-range]: each number must be at least 1."
+    advice = "each number must be at least 1. Try 1 in its place."
+    assert str(finding) == f"{place} [out-of-range]: {advice}"
 
 
 @pytest.mark.parametrize("field", ["train.steps", "optimizer.name", "model", "launch.name"])
