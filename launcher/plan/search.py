@@ -67,7 +67,8 @@ class Search:
     def rank(self, limit: int) -> Ranking:
         """Take the most promising further until enough are known exactly."""
         for block in self.blocks.every():
-            self._push(self.floors.block_s(block.mesh), block)
+            end_s = min([self.floors.end_s(*sizes) for sizes in block.batches.items()])
+            self._push(self.floors.block_s(block.mesh) + end_s, block)
         best: list[Ranked] = []
         kinds: set[object] = set()
         while self._queue and len(best) < limit:
@@ -129,7 +130,9 @@ class Search:
         """What may have room on the first stage."""
         roomy = self.rooms.first_stage(node)
         if roomy.shardings:
-            self._push(self.floors.least_s(node, roomy.shardings, bound), roomy)
+            # So far the bound is of the passes and of what any step ends with.
+            passes_s = bound - self.floors.end_s(node.mesh.micro, [node[1:4]])
+            self._push(max(bound, self.floors.least_s(node, roomy.shardings, passes_s)), roomy)
 
     def by_least_bytes(self) -> list[tuple[int, Stages]]:
         """Every layout up to its sharding, whether it fits or not, with a bound of its memory."""

@@ -48,6 +48,7 @@ class _Held(NamedTuple):
     execution: Execution
     traffic: StateTraffic
     update_s: float
+    """With what every step ends with."""
     copies_s: float
 
 
@@ -161,7 +162,8 @@ class Floors(MeshFloors):
             job = self.coster.job(choice_in(stages, sharding, "1f1b", 1))
             state = self.coster.state(job, self._average_stage(pp), links)
             found = self._states[key] = _Held(
-                execution=job.execution, traffic=state.traffic, update_s=update_s(job, state),
+                execution=job.execution, traffic=state.traffic,
+                update_s=update_s(job, state) + self.overhead_s,
                 copies_s=copies_s_of(job, state.parameters),
             )  # fmt: skip
         return found
