@@ -79,7 +79,8 @@ class Memory:
         """
         is_first = bool(layers) or pp == 1
         layers = layers or -(-self.coster.run.model.num_layers // pp)
-        key = (mesh.tp, mesh.cp, mesh.ep, pp, dp, layers, is_first)
+        # Of dp and cp only the product counts: together they are the replicas.
+        key = (mesh.tp, mesh.ep, pp, dp * mesh.cp, layers, is_first)
         if key not in self._states:
             # A stage that has the model's dense blocks has fewer with experts.
             blocks = layers if pp == 1 else max(0, layers - self._num_dense)
@@ -129,7 +130,7 @@ class Memory:
 
     def _job(self, mesh: Mesh, pp: int, dp: int, sharding: Sharding) -> Job:
         """Of these degrees: state knows nothing of microbatches."""
-        key = (mesh.tp, mesh.cp, mesh.ep, pp, dp, sharding)
+        key = (mesh.tp, mesh.ep, pp, dp * mesh.cp, sharding)
         if key not in self._jobs:
             engine, zero_stage, offload = sharding
             choice = Choice(
