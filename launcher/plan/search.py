@@ -19,7 +19,7 @@ from launcher.plan.search_choice import Choice
 from launcher.plan.search_cost import Coster, has_late_weights
 from launcher.plan.search_floors import Floors
 from launcher.plan.search_legality import Legality
-from launcher.plan.search_memory import NO_LIMIT, Memory
+from launcher.plan.search_memory import Memory
 from launcher.plan.search_nodes import (
     Block,
     Bounded,
@@ -133,28 +133,6 @@ class Search:
             # So far the bound is of the passes and of what any step ends with.
             passes_s = bound - self.floors.end_s(node.mesh.micro, [node[1:4]])
             self._push(max(bound, self.floors.least_s(node, roomy.shardings, passes_s)), roomy)
-
-    def by_least_bytes(self) -> list[tuple[int, Stages]]:
-        """Every layout up to its sharding, whether it fits or not, with a bound of its memory."""
-        self.memory.usable_bytes = NO_LIMIT
-        found = []
-        sizes = [sized for block in self.blocks.every() for sized in self.blocks.sizes(block)]
-        for mesh, those in [way for sized in sizes for way in self.blocks.ways(sized)]:
-            for stages in those:
-                for one in stages.shardings:
-                    least = self.memory.least_bytes(mesh, stages.pp, stages.dp, one)
-                    found.append((least, stages._replace(shardings=(one,))))
-        return sorted(found, key=lambda entry: entry[0])
-
-    def whole(self, stages: Stages) -> Iterator[Choice]:
-        """Legal layouts of one sharding, in one order of ranks: no other changes their memory."""
-        (engine, stage, offload), *_ = stages.shardings
-        for name, vpp in self.space.pipelines(stages.pp, stages.num_microbatches):
-            choice = choice_in(stages, (engine, stage, offload), name, vpp)
-            if self.space.order is not None:
-                choice = replace(choice, order=self.space.order)
-            if self.rules.allow_pipeline(choice) and self.rules.allow_whole(choice):
-                yield choice
 
     # 2. Schedule and chunks, whatever the sharding.
     def _expand_roomy(self, node: Roomy, bound: float) -> None:

@@ -69,6 +69,16 @@ class Memory:
         """
         return self.states(mesh, pp, dp)[sharding] + self._context + self._alive(mesh, pp)
 
+    def least_state(self, mesh: Mesh, batches: Sequence[tuple[int, int, int]]) -> int:
+        """Of these (pp, dp, number of microbatches) and all shardings; activations aside."""
+        degrees = dict.fromkeys((pp, dp) for pp, dp, _ in batches)
+        return self._context + min([min(self.states(mesh, *one).values()) for one in degrees])
+
+    @property
+    def most_state_bytes(self) -> int:
+        """Weights, gradients and optimizer state beside which nothing else is."""
+        return self.usable_bytes - self._context
+
     def room(self, mesh: Mesh, pp: int) -> int:
         """What `least_bytes` leaves to a rank's weights, gradients and optimizer state."""
         return self.usable_bytes - self._context - self._alive(mesh, pp)
