@@ -9,7 +9,7 @@ survives is simulated, by the functions that `launch plan` uses.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from heapq import heappop, heappush
 
@@ -19,7 +19,7 @@ from launcher.plan.search_choice import Choice
 from launcher.plan.search_cost import Coster, has_late_weights
 from launcher.plan.search_floors import Floors
 from launcher.plan.search_legality import Legality
-from launcher.plan.search_memory import Memory
+from launcher.plan.search_memory import Memory, Sharding
 from launcher.plan.search_nodes import (
     Block,
     Bounded,
@@ -83,8 +83,6 @@ class Search:
                 self._expand_recomputed(node, bound)
             elif isinstance(node, Stages):
                 self._expand_stages(node, bound)
-            elif isinstance(node, Roomy):
-                self._expand_roomy(node, bound)
             elif isinstance(node, Scheduled):
                 self._expand_scheduled(node, bound)
             elif isinstance(node, Pipeline):
@@ -121,7 +119,7 @@ class Search:
     def _expand_recomputed(self, node: Recomputed, bound: float) -> None:
         """Stages, and the same with more recomputation, which never is faster."""
         for stages in node.stages:
-            self._push(max(bound, self.floors.batches_s(node.mesh, [stages[1:4]])), stages)
+            self._push(max(bound, self._least_s(stages, stages.shardings)), stages)
         if node.later:
             (mesh, those), *later = node.later
             self._push_recomputed(Recomputed(mesh, those, tuple(later)), bound)
@@ -130,9 +128,13 @@ class Search:
         """What may have room on the first stage."""
         roomy = self.rooms.first_stage(node)
         if roomy.shardings:
-            # So far the bound is of the passes and of what any step ends with.
-            passes_s = bound - self.floors.end_s(node.mesh.micro, [node[1:4]])
-            self._push(max(bound, self.floors.least_s(node, roomy.shardings, passes_s)), roomy)
+            self._expand_roomy(roomy, bound)
+
+    def _least_s(self, stages: Stages, shardings: Sequence[Sharding]) -> float:
+        """With the passes of all microbatches and the sharding that costs least."""
+        whole_s = self.floors.batches_s(stages.mesh, [stages[1:4]])
+        passes_s = whole_s - self.floors.end_s(stages.mesh.micro, [stages[1:4]])
+        return max(whole_s, self.floors.least_s(stages, shardings, passes_s))
 
     # 2. Schedule and chunks, whatever the sharding.
     def _expand_roomy(self, node: Roomy, bound: float) -> None:
