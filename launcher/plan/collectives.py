@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from launcher.config.schema import Model
@@ -151,6 +152,7 @@ def _state_traffic(job: Job, links: Links, parameters: float, units: int) -> Sta
     return StateTraffic(reduce_s=reduce_s, gather_s=gather_s, per_microbatch=stage == 3)
 
 
+@lru_cache(maxsize=1024)
 def count_tensors(model: Model, blocks: int) -> int:
     """Weights and biases of so many blocks and of both ends."""
     ends = len(embedding_parameters(model)) + len(head_parameters(model))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import lru_cache
 
 from launcher.config.schema import Experts, Model
 from launcher.frozen import frozen
@@ -76,6 +77,12 @@ def sum_sizes(specs: tuple[ParameterSpec, ...], tp: int = 1) -> int:
     return sum(spec.local_size(tp) for spec in specs)
 
 
+@lru_cache(maxsize=1024)
+def first_block_size(model: Model, tp: int) -> int:
+    """Elements of the first block on one of tp ranks."""
+    return sum_sizes(block_parameters(model, 0), tp)
+
+
 def embedding_parameters(model: Model) -> tuple[ParameterSpec, ...]:
     """Token table and, where positions are learned, their table."""
     specs: tuple[ParameterSpec, ...] = (_vocabulary("embedding.tokens.weight", model),)
@@ -85,8 +92,11 @@ def embedding_parameters(model: Model) -> tuple[ParameterSpec, ...]:
     return specs
 
 
+@lru_cache(maxsize=16)
 def block_parameters(model: Model, layer: int) -> tuple[ParameterSpec, ...]:
-    """Norms, attention and MLP (or experts) of one block."""
+    """Norms, attention and MLP (or experts) of one block; of hundreds of experts that takes long,
+    and a search asks for the first and the last block again and again.
+    """
     at = f"layers.{layer}"
     specs = _norm(f"{at}.attention_norm", model)
     specs += _latent(at, model) if model.latent else _attention(at, model)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from launcher.config.schema import Model
 from launcher.plan.costs import (
-    block_parameters,
     embedding_parameters,
     encoder_parameters,
+    first_block_size,
     head_parameters,
     sum_sizes,
     tied_copy,
@@ -39,7 +39,7 @@ def gathered_per_microbatch(model: Model, stage: Stage, tp: int) -> int:
 
     A lookup's backward reads no weight, and the head's begins where its forward ends.
     """
-    blocks = stage.num_layers * sum_sizes(block_parameters(model, 0), tp)
+    blocks = stage.num_layers * first_block_size(model, tp)
     if stage.is_first:
         blocks += sum_sizes(encoder_parameters(model), tp)
     return 2 * blocks + sum(outer_groups(model, stage, tp))
@@ -59,7 +59,7 @@ def group_buffers_bytes(
     `block_bytes` and `head_bytes` are the temporaries of a block and of the head; `shards`
     ranks share a sum.
     """
-    block = sum_sizes(block_parameters(model, 0), layout.tp)
+    block = first_block_size(model, layout.tp)
     outer = outer_groups(model, stage, layout.tp)
     # Gathered: the group at hand and the next one. At lower stages both are among the parameters.
     gathered = element_bytes if layout.zero_stage == 3 else 0

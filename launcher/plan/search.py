@@ -9,7 +9,7 @@ survives is simulated, by the functions that `launch plan` uses.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from heapq import heappop, heappush
 
@@ -19,7 +19,7 @@ from launcher.plan.search_choice import Choice
 from launcher.plan.search_cost import Coster, has_late_weights
 from launcher.plan.search_floors import Floors
 from launcher.plan.search_legality import Legality
-from launcher.plan.search_memory import NO_LIMIT, Memory
+from launcher.plan.search_memory import Memory, Sharding
 from launcher.plan.search_nodes import (
     Block,
     Bounded,
@@ -67,7 +67,8 @@ class Search:
     def rank(self, limit: int) -> Ranking:
         """Take the most promising further until enough are known exactly."""
         for block in self.blocks.every():
-            self._push(self.floors.block_s(block.mesh), block)
+            end_s = min([self.floors.end_s(*sizes) for sizes in block.batches.items()])
+            self._push(self.floors.block_s(block.mesh) + end_s, block)
         best: list[Ranked] = []
         kinds: set[object] = set()
         while self._queue and len(best) < limit:
@@ -82,8 +83,6 @@ class Search:
                 self._expand_recomputed(node, bound)
             elif isinstance(node, Stages):
                 self._expand_stages(node, bound)
-            elif isinstance(node, Roomy):
-                self._expand_roomy(node, bound)
             elif isinstance(node, Scheduled):
                 self._expand_scheduled(node, bound)
             elif isinstance(node, Pipeline):
@@ -120,7 +119,7 @@ class Search:
     def _expand_recomputed(self, node: Recomputed, bound: float) -> None:
         """Stages, and the same with more recomputation, which never is faster."""
         for stages in node.stages:
-            self._push(max(bound, self.floors.batches_s(node.mesh, [stages[1:4]])), stages)
+            self._push(max(bound, self._least_s(stages, stages.shardings)), stages)
         if node.later:
             (mesh, those), *later = node.later
             self._push_recomputed(Recomputed(mesh, those, tuple(later)), bound)
@@ -129,29 +128,13 @@ class Search:
         """What may have room on the first stage."""
         roomy = self.rooms.first_stage(node)
         if roomy.shardings:
-            self._push(self.floors.least_s(node, roomy.shardings, bound), roomy)
+            self._expand_roomy(roomy, bound)
 
-    def by_least_bytes(self) -> list[tuple[int, Stages]]:
-        """Every layout up to its sharding, whether it fits or not, with a bound of its memory."""
-        self.memory.usable_bytes = NO_LIMIT
-        found = []
-        sizes = [sized for block in self.blocks.every() for sized in self.blocks.sizes(block)]
-        for mesh, those in [way for sized in sizes for way in self.blocks.ways(sized)]:
-            for stages in those:
-                for one in stages.shardings:
-                    least = self.memory.least_bytes(mesh, stages.pp, stages.dp, one)
-                    found.append((least, stages._replace(shardings=(one,))))
-        return sorted(found, key=lambda entry: entry[0])
-
-    def whole(self, stages: Stages) -> Iterator[Choice]:
-        """Legal layouts of one sharding, in one order of ranks: no other changes their memory."""
-        (engine, stage, offload), *_ = stages.shardings
-        for name, vpp in self.space.pipelines(stages.pp, stages.num_microbatches):
-            choice = choice_in(stages, (engine, stage, offload), name, vpp)
-            if self.space.order is not None:
-                choice = replace(choice, order=self.space.order)
-            if self.rules.allow_pipeline(choice) and self.rules.allow_whole(choice):
-                yield choice
+    def _least_s(self, stages: Stages, shardings: Sequence[Sharding]) -> float:
+        """With the passes of all microbatches and the sharding that costs least."""
+        whole_s = self.floors.batches_s(stages.mesh, [stages[1:4]])
+        passes_s = whole_s - self.floors.end_s(stages.mesh.micro, [stages[1:4]])
+        return max(whole_s, self.floors.least_s(stages, shardings, passes_s))
 
     # 2. Schedule and chunks, whatever the sharding.
     def _expand_roomy(self, node: Roomy, bound: float) -> None:

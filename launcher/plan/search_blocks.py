@@ -42,12 +42,24 @@ class Blocks:
         found: dict[int, list[tuple[int, int, int]]] = {}
         for pp in self.space.pps:
             dp, rest = divmod(self.space.devices, tp * cp * pp)
-            if not rest and self.space.dp in (None, dp) and dp * cp % ep == 0:
+            if rest or self.space.dp not in (None, dp) or dp * cp % ep:
+                continue
+            if self._has_room(Mesh(tp, cp, ep, False, 1, self.space.recomputes[0]), pp, dp):
                 if dp not in self._batches_of:
                     self._batches_of[dp] = list(self.space.batches(dp))
                 for micro, count in self._batches_of[dp]:
                     found.setdefault(micro, []).append((pp, dp, count))
         return found
+
+    def _has_room(self, mesh: Mesh, pp: int, dp: int) -> bool:
+        """For state alone: whatever the microbatch and its recomputation add, it is not less."""
+        shardings = self.space.sharding
+        states, most = self.memory.states(mesh, pp, dp), self.memory.most_state_bytes
+        if any(states[one] <= most for one in shardings):
+            return True
+        self.counts.examined += len(shardings)
+        self.counts.over_memory += len(shardings)
+        return False
 
     def sizes(self, block: Block) -> Iterator[Sized]:
         """Its microbatches."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from launcher.config.schema import Run, is_schedule_file
-from launcher.plan.collectives import Links
+from launcher.plan.collectives import Links, PassTimes
 from launcher.plan.execution import Execution, Job, runtime_execution, runtime_job
 from launcher.plan.links import Link, stride_link, transfer_s
 from launcher.plan.operator_records import size_of
@@ -66,6 +66,7 @@ class Coster:
         self._kernels: dict[object, Kernels] = {}
         self._alike: dict[object, Kernels] = {}
         self._parts: dict[object, Parts] = {}
+        self._sent: dict[object, PassTimes] = {}
         self._nearest_parts: dict[Mesh, Parts] = {}
         self._executions: dict[object, Execution] = {}
         self._cuts: dict[object, Cut] = {}
@@ -119,7 +120,7 @@ class Coster:
         key = (mesh, splits, links.tp, links.cp, links.ep)
         if key not in self._parts:
             job = self.mesh_job(mesh, splits)
-            self._parts[key] = estimate_parts(job, links, self.kernels(mesh))
+            self._parts[key] = estimate_parts(job, links, self.kernels(mesh), self._sent)
         return self._parts[key]
 
     def kernels(self, mesh: Mesh) -> Kernels:

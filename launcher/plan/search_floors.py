@@ -48,6 +48,7 @@ class _Held(NamedTuple):
     execution: Execution
     traffic: StateTraffic
     update_s: float
+    """With what every step ends with."""
     copies_s: float
 
 
@@ -70,6 +71,7 @@ class Floors(MeshFloors):
         super().__init__(coster)
         self._lightest: dict[object, _Held] = {}
         self._states: dict[object, _Held] = {}
+        self._placed: dict[object, list[Links]] = {}
         self._windows: dict[object, _Window] = {}
         self._averages: dict[int, Stage] = {}
         self._units: dict[object, UnitTimes] = {}
@@ -155,13 +157,16 @@ class Floors(MeshFloors):
 
     def _held(self, stages: Stages, sharding: Sharding, links: Links) -> _Held:
         mesh, pp, dp, _, _ = stages
-        key = (mesh.tp, mesh.cp, mesh.ep, pp, dp, sharding, links.shard, links.replica)
+        # Of dp and cp only the product counts: together they are the replicas.
+        state_links = links.shard, links.replica, links.dp
+        key = (mesh.tp, mesh.ep, pp, dp * mesh.cp, sharding, state_links)
         found = self._states.get(key)
         if found is None:
             job = self.coster.job(choice_in(stages, sharding, "1f1b", 1))
             state = self.coster.state(job, self._average_stage(pp), links)
             found = self._states[key] = _Held(
-                execution=job.execution, traffic=state.traffic, update_s=update_s(job, state),
+                execution=job.execution, traffic=state.traffic,
+                update_s=update_s(job, state) + self.overhead_s,
                 copies_s=copies_s_of(job, state.parameters),
             )  # fmt: skip
         return found
@@ -169,6 +174,14 @@ class Floors(MeshFloors):
     def _placings(self, stages: Stages) -> list[Links]:
         """Of every place that an order of ranks gives to dp x cp, one."""
         mesh, pp, dp, _, _ = stages
+        degrees = (mesh.tp, mesh.cp, mesh.ep, dp, pp)
+        placings = self._placed.get(degrees)
+        if placings is None:
+            orders = self._far_orders(mesh, pp)
+            placings = self._placed[degrees] = [self.coster.place(degrees, one) for one in orders]
+        return placings
+
+    def _far_orders(self, mesh: Mesh, pp: int) -> list[tuple[str, ...]]:
         sizes, per_node = {"tp": mesh.tp, "pp": pp}, self.coster.run.hardware.gpus_per_node or 1
         found: dict[int, tuple[str, ...]] = {}
         for order in ORDERS:
@@ -178,8 +191,7 @@ class Floors(MeshFloors):
                     break
                 stride *= sizes.get(axis, 1)
             found.setdefault(per_node // stride, order)
-        degrees = (mesh.tp, mesh.cp, mesh.ep, dp, pp)
-        return [self.coster.place(degrees, order) for order in found.values()]
+        return list(found.values())
 
     def placed_s(self, stages: Stages, sharding: Sharding, links: Links) -> Floor:
         """As `sharding_s`, on the links of one order of ranks."""

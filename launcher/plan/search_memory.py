@@ -69,6 +69,16 @@ class Memory:
         """
         return self.states(mesh, pp, dp)[sharding] + self._context + self._alive(mesh, pp)
 
+    def least_state(self, mesh: Mesh, batches: Sequence[tuple[int, int, int]]) -> int:
+        """Of these (pp, dp, number of microbatches) and all shardings; activations aside."""
+        degrees = dict.fromkeys((pp, dp) for pp, dp, _ in batches)
+        return self._context + min([min(self.states(mesh, *one).values()) for one in degrees])
+
+    @property
+    def most_state_bytes(self) -> int:
+        """Weights, gradients and optimizer state beside which nothing else is."""
+        return self.usable_bytes - self._context
+
     def room(self, mesh: Mesh, pp: int) -> int:
         """What `least_bytes` leaves to a rank's weights, gradients and optimizer state."""
         return self.usable_bytes - self._context - self._alive(mesh, pp)
@@ -79,7 +89,8 @@ class Memory:
         """
         is_first = bool(layers) or pp == 1
         layers = layers or -(-self.coster.run.model.num_layers // pp)
-        key = (mesh.tp, mesh.cp, mesh.ep, pp, dp, layers, is_first)
+        # Of dp and cp only the product counts: together they are the replicas.
+        key = (mesh.tp, mesh.ep, pp, dp * mesh.cp, layers, is_first)
         if key not in self._states:
             # A stage that has the model's dense blocks has fewer with experts.
             blocks = layers if pp == 1 else max(0, layers - self._num_dense)
@@ -129,7 +140,7 @@ class Memory:
 
     def _job(self, mesh: Mesh, pp: int, dp: int, sharding: Sharding) -> Job:
         """Of these degrees: state knows nothing of microbatches."""
-        key = (mesh.tp, mesh.cp, mesh.ep, pp, dp, sharding)
+        key = (mesh.tp, mesh.ep, pp, dp * mesh.cp, sharding)
         if key not in self._jobs:
             engine, zero_stage, offload = sharding
             choice = Choice(

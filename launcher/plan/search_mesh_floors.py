@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import replace
 
 from launcher.plan.collectives import SLOWDOWN
@@ -20,6 +20,8 @@ class MeshFloors:
         experts = self.model.experts
         self._num_dense = min(self.model.num_layers, experts.num_dense_layers) if experts else 0
         self._passes_s: dict[Mesh, tuple[float, float]] = {}
+        gpu = coster.run.hardware.gpu
+        self.overhead_s = gpu.step_overhead_s if gpu else 0.0
 
     def block_s(self, mesh: Mesh) -> float:
         """`mesh_s` of a microbatch that others divide: none of them takes less time per sample.
@@ -50,7 +52,7 @@ class MeshFloors:
         devices = self.coster.devices
         return self._whole_s(mesh) * mesh.tp * mesh.cp / (mesh.micro * devices)
 
-    def batches_s(self, mesh: Mesh, batches: Iterable[tuple[int, int, int]]) -> float:
+    def batches_s(self, mesh: Mesh, batches: Collection[tuple[int, int, int]]) -> float:
         """`mesh_s`, and of the best of some (pp, dp, number of microbatches): some stage has the
         average of the blocks, rounded up, and all microbatches pass it; one of them passes all
         parts there and back, one after the other, whatever the schedule.
@@ -59,7 +61,11 @@ class MeshFloors:
         least_s = min([
             max(-(-layers // pp) * block_s, alone_s / count) / dp for pp, dp, count in batches
         ])  # fmt: skip
-        return max(self.mesh_s(mesh), least_s / mesh.micro)
+        return max(self.mesh_s(mesh), least_s / mesh.micro) + self.end_s(mesh.micro, batches)
+
+    def end_s(self, micro: int, batches: Collection[tuple[int, int, int]]) -> float:
+        """What a step ends with, whatever its layout, shared out over the most samples of one."""
+        return self.overhead_s / (micro * max([dp * count for _, dp, count in batches]))
 
     def _passes(self, mesh: Mesh) -> tuple[float, float]:
         """Of one microbatch: a block's passes, and those of all parts without weight gradients,

@@ -149,4 +149,4 @@ class Ordered(NamedTuple):
     """Least seconds per sample, position, order."""
 
 
-Node = Block | Sized | Recomputed | Stages | Roomy | Scheduled | Pipeline | Ordered | Choice
+Node = Block | Sized | Recomputed | Stages | Scheduled | Pipeline | Ordered | Choice

@@ -8,11 +8,11 @@ from itertools import islice
 from launcher.config.rules import check_run
 from launcher.config.schema import Run
 from launcher.frozen import frozen
-from launcher.plan.search import Search, rank_layouts
-from launcher.plan.search_choice import CHOICE_KEYS, Choice, changed, dotted
-from launcher.plan.search_cost import Coster
+from launcher.plan.search import rank_layouts
+from launcher.plan.search_choice import CHOICE_KEYS, changed, dotted
+from launcher.plan.search_leanest import leanest_of
 from launcher.plan.search_predict import Predicted, predict
-from launcher.plan.search_space import Space, build_space
+from launcher.plan.search_space import build_space
 
 NUM_NEAREST = 3
 MOST_DOUBLINGS = 6
@@ -31,22 +31,8 @@ class Remedy:
 
 def find_leanest(run: Run, fixed: frozenset[str], has_planned: bool) -> Predicted | None:
     """The layout that takes least memory of all; None where none is legal."""
-    choice = _leanest(build_space(run, fixed, has_planned))
+    choice = leanest_of(build_space(run, fixed, has_planned))
     return None if choice is None else predict(run, choice)
-
-
-def _leanest(space: Space) -> Choice | None:
-    """By least bytes first: what is left cannot take less than the best that is known."""
-    search = Search(space, Coster(space.run, space.devices))
-    memory, best = search.memory, None
-    for least, partial in search.by_least_bytes():
-        if best is not None and least > best[0]:
-            break
-        for choice in search.whole(partial):
-            found = (memory.peak_bytes(choice), choice.tie, choice)
-            if best is None or found[:2] < best[:2]:
-                best = found
-    return best[2] if best else None
 
 
 def find_nearest(run: Run, fixed: frozenset[str], has_planned: bool) -> tuple[Remedy, ...]:

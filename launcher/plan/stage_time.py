@@ -128,21 +128,28 @@ def list_kernels(job: Job) -> Kernels:
     )
 
 
-def estimate_parts(job: Job, links: Links | None = None, kernels: Kernels | None = None) -> Parts:
+def estimate_parts(
+    job: Job,
+    links: Links | None = None,
+    kernels: Kernels | None = None,
+    sent: dict[object, PassTimes] | None = None,
+) -> Parts:
     """Times of blocks, embedding and head; without links, communication is left out.
 
-    Who asks for the same kernels over several links has listed them before.
+    Who asks for the same kernels over several links has listed them before. `sent` keeps what
+    blocks wait for of tp and cp, for one who asks for many degrees of one run.
     """
     kernels = kernels or list_kernels(job)
-    block = _block_times(job, links, kernels.block)
+    sent = {} if sent is None else sent
+    block = _block_times(job, links, kernels.block, sent)
     has_dense = kernels.dense is not kernels.block
     embedding = kernels.embedding
     if kernels.encoder:
         side = encoder_job(job)
-        embedding += _block_times(side, links, kernels.encoder).times(side.model.num_layers)
+        embedding += _block_times(side, links, kernels.encoder, {}).times(side.model.num_layers)
     return Parts(
         block=block,
-        dense=_block_times(job, links, kernels.dense) if has_dense else block,
+        dense=_block_times(job, links, kernels.dense, sent) if has_dense else block,
         embedding=embedding,
         head=kernels.head,
     )
@@ -156,21 +163,25 @@ def _end_times(times: WorkTimes) -> BlockTimes:
     )
 
 
-def _block_times(job: Job, links: Links | None, timed: Timed) -> BlockTimes:
+def _block_times(
+    job: Job, links: Links | None, timed: Timed, sent: dict[object, PassTimes]
+) -> BlockTimes:
     """The mean of blocks that recompute and blocks that do not: each stage has both alike."""
     mode, again = job.execution.recompute, job.execution.recompute_share
     kinds = ((again, mode), (1 - again, "none"))
     found = [
-        _recomputed(job, links, timed, recompute).times(share)
+        _recomputed(job, links, timed, recompute, sent).times(share)
         for share, recompute in kinds
         if share > 0
     ]
     return found[0] if len(found) == 1 else found[0] + found[1]
 
 
-def _recomputed(job: Job, links: Links | None, timed: Timed, recompute: str) -> BlockTimes:
+def _recomputed(
+    job: Job, links: Links | None, timed: Timed, recompute: str, sent: dict[object, PassTimes]
+) -> BlockTimes:
     times = timed.times
-    waits = _waits(job, links, timed, recompute) if links else PassTimes()
+    waits = _waits(job, links, timed, recompute, sent) if links else PassTimes()
     return BlockTimes(
         forward_s=times.forward_s,
         input_s=times.input_gradient_s + times.again_s(recompute),
@@ -186,20 +197,37 @@ def _tp_times(job: Job, links: Links, blocks: int, ends: int, again: float) -> P
     return times(job, links, blocks, ends, again)
 
 
-def _waits(job: Job, links: Links, timed: Timed, recompute: str) -> PassTimes:
-    repeats = 1.0 if recompute == "full" else 0.0
-    tp, cp = _tp_times(job, links, 1, 0, repeats), PassTimes()
+def _waits(
+    job: Job, links: Links, timed: Timed, recompute: str, sent: dict[object, PassTimes]
+) -> PassTimes:
+    layout, repeats = job.layout, 1.0 if recompute == "full" else 0.0
+    # Neither tp nor cp knows of experts or of what else a layout has.
+    key = (
+        layout.tp, layout.cp, layout.micro_batch_size, layout.sequence_parallel, layout.schedule,
+        recompute, links.tp, links.cp, timed.times.core_s, timed.times.core_gradient_s,
+    )  # fmt: skip
+    both = sent.get(key)
+    if both is None:
+        both = sent[key] = _attention_waits(job, links, timed, recompute)
+    ep = ep_times(timed.work, job, links)
+    again = repeats * ep.forward_s
+    return PassTimes(
+        forward_s=both.forward_s + ep.forward_s,
+        backward_s=both.backward_s + ep.backward_s + again,
+    )
+
+
+def _attention_waits(job: Job, links: Links, timed: Timed, recompute: str) -> PassTimes:
+    """For tp and cp."""
+    tp, cp = _tp_times(job, links, 1, 0, 1.0 if recompute == "full" else 0.0), PassTimes()
     if job.layout.cp > 1:  # what hides it
         times = timed.times
         attention = PassTimes(forward_s=times.core_s, backward_s=times.core_gradient_s)
         cp = cp_times(job, links.cp, attention, recompute)
-    ep = ep_times(timed.work, job, links)
-    again = repeats * ep.forward_s
     if job.model.encoder:  # three branches of a decoder's block are summed, not two
         tp = PassTimes(forward_s=1.5 * tp.forward_s, backward_s=1.5 * tp.backward_s)
     return PassTimes(
-        forward_s=tp.forward_s + cp.forward_s + ep.forward_s,
-        backward_s=tp.backward_s + cp.backward_s + ep.backward_s + again,
+        forward_s=tp.forward_s + cp.forward_s, backward_s=tp.backward_s + cp.backward_s
     )
 
 
