@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from launcher.config.written import Written
 
 Check = Callable[[Run], Iterable[Finding]]
+Usual = Callable[[frozenset[str]], Mapping[str, Any]]
 
 
 @frozen
@@ -65,6 +66,7 @@ def load_run(
         [*composed.findings, *(local.findings if local else ())],
         composed.unknown_groups,
         _wrote(overrides, composed.choices, config_dirs),
+        _usual(overrides, config_dirs),
         also,
     )
     return Loaded(run=run, decisions=tuple(decisions))
@@ -101,6 +103,7 @@ def load_resumed(
         ],
         amended.unknown_groups,
         _wrote(overrides, amended.choices, config_dirs),
+        lambda keys: before,
     )
     return Loaded(run=run, decisions=(local.decision,) if local else ())
 
@@ -118,11 +121,23 @@ def _wrote(
     return wrote
 
 
+def _usual(overrides: Sequence[str], config_dirs: Sequence[Path]) -> Usual:
+    """What a key has without its override, looked up where a value is refused."""
+
+    def usual(keys: frozenset[str]) -> Mapping[str, Any]:
+        from launcher.config.usual import values_without
+
+        return values_without(keys, overrides, config_dirs)
+
+    return usual
+
+
 def _judge(
     values: dict[str, Any],
     findings: Sequence[Finding],
     unknown_groups: Set[str],
     written: Wrote,
+    usual: Usual,
     also: Check = lambda run: (),
 ) -> Run:
     """The schema, the rules and the files; ConfigError with all of it and what was there."""
@@ -142,7 +157,9 @@ def _judge(
         found += check_partial(values, unreadable_keys)
         found += check_readable(check_data_files, part) + check_readable(also, part)
     if found or run is None:
-        raise ConfigError(found)
+        from launcher.config.usual import with_usual_values
+
+        raise ConfigError(with_usual_values(found, usual))
     return run
 
 
