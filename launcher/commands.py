@@ -25,6 +25,7 @@ from launcher.jobs import (
     too_large,
 )
 from launcher.plan.records import Plan
+from launcher.plan.run_files import RunFiles
 
 
 @frozen
@@ -195,6 +196,20 @@ def _jobs(request: Request) -> list[list[str]]:
 
 def _plan_job(overrides: Sequence[str], request: Request) -> Plan:
     """Compose, check and plan one job; nothing is written."""
+    answer = _predict_job(overrides, request)
+    run_dir = Path(request.run_dir).expanduser() if request.run_dir else Path("runs", "any")
+    table = RunFiles(root=run_dir).table
+    if not table.is_file():
+        return answer
+    from dataclasses import replace
+
+    from launcher.plan.learned import learn
+
+    return replace(answer, learned=learn(answer, table))
+
+
+def _predict_job(overrides: Sequence[str], request: Request) -> Plan:
+    """The plan, by the model alone."""
     from dataclasses import replace
 
     from launcher.config.load import load_run

@@ -155,7 +155,6 @@ def start_job(bundle, answer: Plan, first_step: int = 0) -> None:  # type: ignor
     """
     from launcher.submit.hosts import close_plain_job, how_to_start, is_plain, record_plain_job
     from launcher.submit.local import run_bundle
-    from launcher.submit.own_runs import append_run
     from launcher.submit.summary import render_summary, write_failure
 
     launch, files = answer.run.launch, bundle.files
@@ -177,6 +176,6 @@ def start_job(bundle, answer: Plan, first_step: int = 0) -> None:  # type: ignor
         print(f"run directory  {files.root}", file=sys.stderr)
         raise
     print(render_summary(files))
-    if table := append_run(files, answer):
-        print(f"measured runs  {table}")
+    if files.table.is_file():
+        print(f"measured runs  {files.table}")
     print(f"run directory  {files.root}")

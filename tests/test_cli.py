@@ -19,7 +19,11 @@ from hypothesis import strategies as st
 from launcher import cli, commands
 from launcher.config.local_hardware import LocalGpu, LocalMachine
 from launcher.config.rules import RULES
+from launcher.config.schema import Run
 from launcher.errors import RunFailed, SubmissionRefused
+from launcher.plan.own_table import append_run
+from launcher.plan.records import layout_from_json
+from launcher.plan.run_files import RunFiles
 from tests.config.trees import write_tree
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +45,30 @@ def launch(*words: str) -> tuple[int, str, str]:
         except SystemExit as end:  # --help and --version
             code = int(end.code or 0)
     return code, out.getvalue(), err.getvalue()
+
+
+# What finished runs say
+
+
+@pytest.mark.parametrize(
+    ("folder", "flags"), [("runs", ()), ("elsewhere", ("--run-dir", "elsewhere/next"))]
+)
+def test_a_plan_learns_from_the_runs_beside_its_own(tmp_path, folder, flags):
+    dry = ("run", "--dry-run", *flags, "recipe=quickstart")
+    assert "learned" not in launch(*dry)[2]
+    document = json.loads(launch("plan", "--json", "recipe=quickstart")[1])
+    assert document["learned"] is None
+    (tmp_path / folder).mkdir()
+    append_run(
+        RunFiles(root=tmp_path / folder / "first"),
+        Run.model_validate(document["run"]),
+        layout_from_json(document),
+        document,
+        {"step_s": 2 * document["time"]["step_s"], "peak_bytes": [2**20]},
+    )
+    assert "1 earlier run of this very layout took 2.00 times" in launch(*dry)[2]
+    learned = json.loads(launch("plan", "--json", "recipe=quickstart")[1])["learned"]
+    assert (learned is not None) == (folder == "runs")
 
 
 # Exit codes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -98,6 +99,8 @@ def test_the_run_directory_holds_what_the_contract_names(finished):
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["outcome"]["status"] == "done"
     assert len(summary["measured"]["peak_bytes"]) == 4
+    (row,) = csv.DictReader((finished.parent / "measured_runs.csv").open())
+    assert (row["id"], float(row["step_time_s"])) == ("run", summary["measured"]["step_s"])
     run = yaml.safe_load((finished / "run.yaml").read_text())
     plan = json.loads((finished / "plan.json").read_text())
     assert run == plan["run"]

@@ -188,6 +188,28 @@ class Warning:
 
 
 @frozen
+class Learned:
+    """A plan's prediction, corrected by what earlier runs measured."""
+
+    table: str
+    """Where their rows are."""
+    runs: int
+    alike: str
+    """What they have in common with this one."""
+    step_ratio: float
+    """Median of measured over predicted step time."""
+    step_ratio_range: tuple[float, float]
+    """The smallest and the largest."""
+    memory_ratio: float
+    """The largest of measured over predicted peak memory."""
+    step_s: float
+    """Predicted times the ratio."""
+    tokens_per_s: float
+    peak_bytes: int
+    """Predicted times the ratio."""
+
+
+@frozen
 class Plan:
     """The answer of `launch plan`."""
 
@@ -207,6 +229,8 @@ class Plan:
     warnings: tuple[Warning, ...] = ()
     decisions: tuple[str, ...] = field(default=())
     """What was left open and how it was filled, a line each."""
+    learned: Learned | None = None
+    """What finished runs on this hardware say about it; None: there are none."""
 
     def to_json(self) -> dict[str, Any]:
         """The document of `plan --json` and `plan.json`."""
@@ -225,6 +249,7 @@ class Plan:
             "checkpoint_bytes": self.checkpoint_bytes,
             "warnings": [asdict(warning) for warning in self.warnings],
             "decisions": list(self.decisions),
+            "learned": asdict(self.learned) if self.learned else None,
         }
 
 

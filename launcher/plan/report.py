@@ -167,12 +167,30 @@ def _time(plan: Plan) -> Iterator[str]:
         f"{time.tokens_per_s:,.0f} tokens/s, {time.tokens_per_s_per_gpu:,.0f} per "
         f"device; {number(time.tflops_per_gpu)} TFLOP/s, MFU {time.mfu:.1%}",
     )
+    yield from _learned(plan)
     steps = plan.run.train.steps
     yield from _labelled(
         "run",
         f"{steps:,} {plural('step', steps)} take {duration(steps * time.step_s)}, "
         f"{number(time.gpu_hours)} device hours{_cost(time)}; a checkpoint takes "
         f"{size(plan.checkpoint_bytes)}",
+    )
+
+
+def _learned(plan: Plan) -> Iterator[str]:
+    """What finished runs on this hardware let expect."""
+    learned = plan.learned
+    if learned is None:
+        return
+    low, high = learned.step_ratio_range
+    spread = f" ({low:.2f} to {high:.2f})" if learned.runs > 1 else ""
+    yield from _labelled(
+        "learned",
+        f"{learned.runs} earlier {plural('run', learned.runs)} {learned.alike} took "
+        f"{learned.step_ratio:.2f}{spread} times the "
+        f"predicted step and at most {learned.memory_ratio:.2f} of the memory: expect "
+        f"{seconds(learned.step_s)}, {learned.tokens_per_s:,.0f} tokens/s, "
+        f"{size(learned.peak_bytes)} on the fullest rank",
     )
 
 

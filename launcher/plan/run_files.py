@@ -9,10 +9,15 @@ from launcher.frozen import frozen
 
 @frozen
 class RunFiles:
-    """Paths inside one run directory."""
+    """Paths of one run directory."""
 
     root: Path
     """The run directory itself."""
+
+    @property
+    def table(self) -> Path:
+        """Beside the run directory: what every run that ended well there measured, a row each."""
+        return self.root.parent / "measured_runs.csv"
 
     @property
     def run(self) -> Path:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from launcher.plan.mesh import build_mesh
+from launcher.plan.own_table import append_run
 from launcher.plan.records import Layout
 from launcher.plan.run_files import RunFiles
 from launcher.runtime.build import Trainer
@@ -118,6 +119,7 @@ def keep_before(path: Path, step: int) -> list[dict[str, Any]]:
 def write_summary(files: RunFiles, trainer: Trainer, log: MetricsLog, num_steps: int) -> None:
     """Predicted beside measured; every rank must call it, rank 0 writes.
 
+    A finished run also goes into the table beside its directory, from which later plans learn.
     `num_steps` were done when the run ended; fewer than were wanted mean that it was stopped.
     """
     peaks = _gather_peaks(trainer)
@@ -129,7 +131,7 @@ def write_summary(files: RunFiles, trainer: Trainer, log: MetricsLog, num_steps:
     times = log.step_times[len(log.step_times) // 10 :]
     mesh = build_mesh(layout)
     totals = [stage["total_bytes"] for stage in plan["memory"]["per_stage"]]
-    document = {
+    document: dict[str, Any] = {
         "outcome": {
             "status": "done" if num_steps >= trainer.frozen.run.train.steps else "stopped",
             "steps": num_steps,
@@ -147,9 +149,14 @@ def write_summary(files: RunFiles, trainer: Trainer, log: MetricsLog, num_steps:
             "peak_bytes": peaks,
         },
     }
+    if plan.get("learned"):
+        document["predicted"]["learned_step_s"] = plan["learned"]["step_s"]
     partial = files.summary.with_suffix(".partial")
     partial.write_text(json.dumps(document, indent=1) + "\n")
     partial.replace(files.summary)
+    measured = document["measured"]
+    if document["outcome"]["status"] == "done" and measured["step_s"] is not None:
+        append_run(files, trainer.frozen.run, layout, plan, measured)
 
 
 def _speed(layout: Layout, predicted: dict[str, Any], step_s: float | None) -> dict[str, Any]:

@@ -32,6 +32,7 @@ def render_summary(files: RunFiles) -> str:
     predicted, measured = document["predicted"], document["measured"]
     rows = [
         _row("step time", predicted["step_s"], measured["step_s"], lambda s: f"{s * 1e3:,.1f} ms"),
+        *_learned(predicted, measured),
         _row(
             "tokens/s", predicted["tokens_per_s"], measured["tokens_per_s"], lambda n: f"{n:,.0f}"
         ),
@@ -47,6 +48,14 @@ def render_summary(files: RunFiles) -> str:
     if outcome.get("validation_loss") is not None:
         table[-1] += f", validation loss {outcome['validation_loss']:.4f} nats per token"
     return "\n" + "\n".join(table)
+
+
+def _learned(predicted: dict[str, Any], measured: dict[str, Any]) -> list[str]:
+    """What earlier runs on this hardware let expect."""
+    expected = predicted.get("learned_step_s")
+    if expected is None:
+        return []
+    return [_row("  as earlier runs", expected, measured["step_s"], lambda s: f"{s * 1e3:,.1f} ms")]
 
 
 def _row(name: str, predicted: float, measured: float | None, show: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shlex
 import sys
@@ -45,6 +46,8 @@ def test_a_sweep_is_one_array_with_a_limit_and_its_tasks_share_a_node_without_a_
     assert [job.ends for job in jobs] == [["done: finished"]] * 3
     assert [job.num_steps for job in jobs] == [5] * 3
     assert len({job.losses[0] for job in jobs}) == 3  # seeds of their own
+    rows = csv.DictReader((tmp_path / "sweep" / "measured_runs.csv").open())
+    assert sorted(row["id"] for row in rows) == ["0", "1", "2"]
     spans = [(job.starts[0].nodes["started_at"], job.starts[0].end["ended_at"]) for job in jobs]
     assert most_at_once(spans) == 2
     assert {job.starts[0].nodes["nodes"][0] for job in jobs} == {"n1"}

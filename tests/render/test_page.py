@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from launcher.plan.build import build_plan
-from launcher.plan.records import Warning
+from launcher.plan.records import Learned, Warning
 from launcher.render.page import render_page
 from launcher.render.page.markup import chosen
 from launcher.render.page.style import CHUNK_SHADES, DARK, FILLS, LIGHT, USES, towards_white
@@ -31,6 +31,11 @@ PLANS = {
     "too big": lambda: make_run(model=LLAMA3_405B, hardware=h100(1), parallelism={"tp": 8}),
     "hostile": lambda: make_run(model=TINY | {"name": HOSTILE}),
 }  # fmt: skip
+LEARNED = Learned(
+    table="runs/measured_runs.csv", runs=12, alike="on this hardware over the same axes",
+    step_ratio=1.31, step_ratio_range=(1.2, 1.4), memory_ratio=1.02, step_s=123.456,
+    tokens_per_s=1.0, peak_bytes=1,
+)  # fmt: skip
 SECTIONS = ["warnings", "step", "pipeline", "memory", "ranks", "communication", "decisions"]
 
 
@@ -42,6 +47,7 @@ def plans():
             build_plan(run()),
             warnings=(Warning(id="odd", message=f"a {HOSTILE}", fix="parallelism.tp=4"),),
             decisions=("dp=2: the other devices", HOSTILE),
+            learned=LEARNED if name in ("tiny", "405b") else None,
         )
         for name, run in PLANS.items()
     }
@@ -110,6 +116,12 @@ def test_every_action_is_drawn_where_there_is_room(plans, pages, name):
     kinds = 3 if layout.schedule == "dualpipev" else 2
     drawn = re.findall(r"<title>[FBW]\d+", page)
     assert len(drawn) == layout.pp * layout.num_microbatches * layout.vpp * kinds
+
+
+def test_a_page_shows_what_earlier_runs_let_expect(pages):
+    assert "<dt>as measured</dt><dd>123.46 s</dd>" in pages["tiny"].read_text()
+    assert "1.31, 12 runs on this hardware over the same axes" in pages["tiny"].read_text()
+    assert "as measured" not in pages["70b"].read_text()
 
 
 def test_rows_are_left_out_in_the_middle_only():

@@ -22,6 +22,7 @@ def render_head(plan: Plan) -> str:
     )
     figures = (
         ("step", seconds(time.step_s), f"{_tokens(plan):,} tokens"),
+        *_learned(plan),
         ("tokens/s", _short(time.tokens_per_s), f"{time.tokens_per_s_per_gpu:,.0f} per device"),
         ("MFU", f"{time.mfu:.1%}", f"{number(time.tflops_per_gpu)} TFLOP/s per device"),
         ("bubble", f"{time.bubble_fraction:.1%}", f"{seconds(time.bubble_s)} of the pipeline"),
@@ -143,6 +144,13 @@ def render_decisions(plan: Plan) -> Iterator[str]:
         value, colon, why = line.partition(": ")
         yield f"<dt><code>{text(value)}</code></dt><dd>{text(why) if colon else ''}</dd>"
     yield "</dl>"
+
+
+def _learned(plan: Plan) -> Iterator[tuple[str, str, str]]:
+    """What finished runs on this hardware let expect."""
+    if learned := plan.learned:
+        runs = f"{learned.runs} {plural('run', learned.runs)} {text(learned.alike)}"
+        yield "as measured", seconds(learned.step_s), f"&times; {learned.step_ratio:.2f}, {runs}"
 
 
 def _price(plan: Plan) -> str:
