@@ -112,9 +112,9 @@ font:13px/1.4 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",mono
 .chips li{padding:2px 9px;border:1px solid var(--line);border-radius:6px;background:var(--panel);
 color:var(--muted)}
 .chips b{color:var(--text);font-weight:600}
-.tiles{display:grid;grid-template-columns:repeat(6,1fr);gap:1px;border:1px solid var(--line);
+.tiles{display:flex;flex-wrap:wrap;gap:1px;border:1px solid var(--line);
 border-radius:10px;overflow:hidden;background:var(--line)}
-.tiles div{padding:13px 16px;background:var(--panel)}
+.tiles div{flex:1 1 13%;padding:13px 16px;background:var(--panel)}
 .tiles dt{color:var(--muted);font-size:13px}
 .tiles dd{font-size:22px;font-weight:600;line-height:1.35}
 .tiles .note{font-size:13px;font-weight:400;line-height:1.4}
@@ -191,13 +191,12 @@ gap:14px 24px;margin-bottom:18px}
 margin-top:12px;font-size:14px}
 footer{margin-top:18px;color:var(--muted);font-size:13px}
 :focus-visible{outline:2px solid #5a8fe6;outline-offset:2px}
-@media (max-width:1000px){.tiles{grid-template-columns:repeat(3,1fr)}}
+@media (max-width:1000px){.tiles div{flex-basis:30%}}
 @media (max-width:700px){
 body{padding:16px 12px 28px}
 h1{font-size:24px}
 section{padding:16px 14px}
-.tiles{grid-template-columns:repeat(2,1fr)}
-.tiles div{padding:10px 12px}.tiles dd{font-size:19px}
+.tiles div{flex-basis:40%;padding:10px 12px}.tiles dd{font-size:19px}
 .bars .row{grid-template-columns:minmax(0,1fr) auto;gap:2px 8px;margin-bottom:10px}
 .bars .row .bar,.bars .row .lines{grid-column:1/-1;grid-row:2}
 .row .name .note{display:inline;margin-left:6px}
