@@ -22,6 +22,9 @@ from launcher.runtime.checkpoint.restore import Start
 from launcher.runtime.checkpoint.say import say
 from launcher.runtime.tracker import GuardedTracker, open_tracker
 
+_ENOUGH_STEPS = 10
+"""Logged steps of which a median is worth having."""
+
 
 class MetricsLog:
     """Appends one JSON object per logged step; only rank 0 writes and remembers.
@@ -35,8 +38,8 @@ class MetricsLog:
         self._tokens_per_step = layout.global_batch_size * layout.sequence_length
         self._path = path if trainer.groups.rank == 0 else None
         self._unwritten: list[str] = []
-        self.step_times: list[float] = []
-        """Seconds of every logged step of the whole run."""
+        self._step_times: list[float] = []
+        self._num_earlier = 0
         self.last: dict[str, Any] = {}
         self.validation_loss: float | None = None
         self._tracker: GuardedTracker | None = None
@@ -44,6 +47,7 @@ class MetricsLog:
             self._tracker = open_tracker(trainer.frozen.run, files, start.progress.step)
             for entry in keep_before(self._path, start.progress.step):
                 self._remember(entry)
+            self._num_earlier = len(self._step_times)
             if start.name is not None:
                 self.add_event({"step": start.progress.step - 1, "resumed_from": start.name})
 
@@ -72,6 +76,14 @@ class MetricsLog:
             return
         self._unwritten = []
 
+    @property
+    def step_times(self) -> list[float]:
+        """Seconds of the logged steps that say how fast this layout is.
+
+        Earlier starts may have had another one: they count where this one is too short.
+        """
+        return typical_times(self._step_times[self._num_earlier :], self._step_times)
+
     def close(self) -> None:
         """Nothing more will be logged."""
         if self._tracker is not None:
@@ -79,10 +91,19 @@ class MetricsLog:
 
     def _remember(self, entry: dict[str, Any]) -> None:
         if "loss" in entry:
-            self.step_times.append(entry["step_s"])
+            self._step_times.append(entry["step_s"])
             self.last = entry
         if "validation_loss" in entry:
             self.validation_loss = entry["validation_loss"]
+
+
+def typical_times(own: Sequence[float], whole: Sequence[float]) -> list[float]:
+    """Of a start's own steps if they are enough, else of the whole run, without the first ones.
+
+    Those pay for compilation, memory and caches.
+    """
+    times = own if len(own) >= _ENOUGH_STEPS else whole
+    return list(times[len(times) // 10 :])
 
 
 def append_lines(path: Path, lines: Sequence[str]) -> None:
@@ -127,8 +148,7 @@ def write_summary(files: RunFiles, trainer: Trainer, log: MetricsLog, num_steps:
         return
     plan, layout = trainer.frozen.plan, trainer.frozen.layout
     predicted = plan["time"]
-    # The first steps pay for compilation, memory and caches; the median ignores the rest.
-    times = log.step_times[len(log.step_times) // 10 :]
+    times = log.step_times
     mesh = build_mesh(layout)
     totals = [stage["total_bytes"] for stage in plan["memory"]["per_stage"]]
     document: dict[str, Any] = {

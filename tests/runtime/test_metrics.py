@@ -7,7 +7,7 @@ import resource
 
 import pytest
 
-from launcher.runtime.metrics import append_lines, keep_before
+from launcher.runtime.metrics import append_lines, keep_before, typical_times
 
 
 def lines(*steps: int) -> list[str]:
@@ -47,3 +47,10 @@ def test_lines_that_do_not_fit_on_the_disk_leave_no_half_of_them(tmp_path):
     assert path.read_bytes() == before
     append_lines(path, lines(1, 2))
     assert [entry["step"] for entry in keep_before(path, 9)] == [0, 1, 2]
+
+
+def test_a_step_is_timed_in_the_layout_that_ran_last_where_that_is_long_enough():
+    earlier, own = [5.0] * 30, [2.0] * 10
+    assert typical_times(own, earlier + own) == [2.0] * 9
+    assert set(typical_times(own[:9], earlier + own[:9])) == {5.0, 2.0}
+    assert typical_times([], []) == []
