@@ -41,7 +41,8 @@ class _Row(NamedTuple):
 
 def learn(plan: Plan, table: Path) -> Learned | None:
     """What the rows of a table say about a plan; None where none is of this hardware."""
-    found = [row for cells in read_last_rows(table) if (row := _row(plan, cells)) is not None]
+    mine = plan.run.model_dump(mode="json")
+    found = [row for cells in read_last_rows(table) if (row := _row(mine, cells)) is not None]
     if not found:
         return None
     rank = max(row.rank for row in found)
@@ -61,13 +62,12 @@ def learn(plan: Plan, table: Path) -> Learned | None:
     )
 
 
-def _row(plan: Plan, cells: Mapping[str, str]) -> _Row | None:
+def _row(mine: Mapping[str, Any], cells: Mapping[str, str]) -> _Row | None:
     """None for a row of other hardware, of another program, and for one that cannot be read."""
     try:
         earlier = json.loads(cells[RUN_COLUMN])
         step = _ratio(cells["step_time_s"], cells["predicted_step_s"])
         memory = _ratio(cells["mem_gib"], cells["predicted_mem_gib"])
-        mine = plan.run.model_dump(mode="json")
         if _hardware(earlier) != _hardware(mine):
             return None
         return _Row(_rank(earlier, mine), step, memory)
