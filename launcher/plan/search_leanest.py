@@ -5,30 +5,55 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from heapq import heappop, heappush
+from typing import NamedTuple
 
 from launcher.plan.search import Search
 from launcher.plan.search_choice import Choice
 from launcher.plan.search_cost import Coster, Mesh
-from launcher.plan.search_memory import NO_LIMIT
-from launcher.plan.search_nodes import Sized
+from launcher.plan.search_memory import NO_LIMIT, Sharding
+from launcher.plan.search_nodes import Counts, Sized
 from launcher.plan.search_space import Space
 from launcher.plan.search_stages import Stages, choice_in
 
 
-def leanest_of(space: Space) -> Choice | None:
-    """By least bytes first: what is left cannot take less than the best that is known."""
-    search, best = Search(space, Coster(space.run, space.devices)), None
-    search.memory.usable_bytes = NO_LIMIT
-    for least, partial in _Leanest(search).in_order():
-        if best is not None and least > best[0]:
+class Leanest(NamedTuple):
+    """The layout that takes least, or the first one found that takes little enough."""
+
+    choice: Choice | None
+    """None where none is legal, or where none takes at most what was asked for."""
+    peak_bytes: int
+    state_bytes: int
+    """No layout takes less than this, however few its tokens."""
+    counts: Counts
+
+
+def leanest_of(space: Space, enough: int = 0, most: int = NO_LIMIT) -> Leanest:
+    """By least bytes first: what is left cannot take less than the best that is known.
+
+    The first that takes no more than `enough` bytes will do; one that takes more than `most` is
+    none.
+    """
+    search = Search(space, Coster(space.run, space.devices))
+    best: tuple[int, tuple[object, ...], Choice] | None = None
+    search.memory.usable_bytes = most
+    partials = _Partials(search)
+    for least, partial in partials.in_order():
+        if least > (best[0] if best else most):
             break
         for choice in _whole(search, partial):
             found = (search.memory.peak_bytes(choice), choice.tie, choice)
-            if best is not None and best[:2] <= found[:2]:
+            if found[0] > most or (best is not None and best[:2] <= found[:2]):
                 continue
             if search.rules.allow_whole(choice):
                 best = found
-    return best[2] if best else None
+        if best is not None and best[0] <= enough:
+            break
+    return Leanest(
+        choice=best[2] if best else None,
+        peak_bytes=best[0] if best else most,
+        state_bytes=partials.state_bytes,
+        counts=search.counts,
+    )
 
 
 def _whole(search: Search, stages: Stages) -> Iterator[Choice]:
@@ -42,28 +67,49 @@ def _whole(search: Search, stages: Stages) -> Iterator[Choice]:
             yield choice
 
 
-class _Leanest:
+class _Row(NamedTuple):
+    """Layouts up to their stages, with one sharding after the other, the least state first."""
+
+    stages: Stages
+    shardings: Sequence[Sharding]
+    rank: int
+    """Of the sharding at hand."""
+
+
+class _Partials:
     """Layouts up to their sharding, each with a bound of its memory, least first."""
 
     def __init__(self, search: Search) -> None:
-        self._blocks, self._memory = search.blocks, search.memory
-        self._queue: list[tuple[int, int, Sized | Stages]] = []
+        self._space, self._blocks, self._memory = search.space, search.blocks, search.memory
+        self._counts = search.counts
+        self._queue: list[tuple[int, int, Sized | _Row]] = []
         self._num_pushed = 0
         self._larger: dict[Mesh, list[Sized]] = {}
+        self._in_order: dict[int, Sequence[Sharding]] = {}
+        self.state_bytes = NO_LIMIT
 
     def in_order(self) -> Iterator[tuple[int, Stages]]:
         """Every one, unless nobody asks for more."""
         for block in self._blocks.every():
             for sized in self._smallest(list(self._blocks.sizes(block))):
-                self._push(self._memory.least_state(sized.mesh, sized.batches), sized)
+                state = self._memory.least_state(sized.mesh, sized.batches)
+                self.state_bytes = min(self.state_bytes, state)
+                self._push(state, sized)
         while self._queue:
             least, _, node = heappop(self._queue)
-            if isinstance(node, Stages):
-                yield least, node
-            else:
+            if isinstance(node, Sized):
                 self._expand(node)
+                continue
+            yield least, node.stages._replace(shardings=(node.shardings[node.rank],))
+            if node.rank + 1 < len(node.shardings):
+                self._push_row(node._replace(rank=node.rank + 1))
 
-    def _push(self, least: int, node: Sized | Stages) -> None:
+    def _push(self, least: int, node: Sized | _Row) -> None:
+        """If it may fit."""
+        self._counts.examined += 1
+        if least > self._memory.usable_bytes:
+            self._counts.over_memory += 1
+            return
         self._num_pushed += 1
         heappush(self._queue, (least, self._num_pushed, node))
 
@@ -82,14 +128,26 @@ class _Leanest:
                 yield sized
 
     def _expand(self, sized: Sized) -> None:
-        """With every way to recompute and every sharding by itself; then larger microbatches."""
-        found = [
-            (self._memory.least_bytes(mesh, stages.pp, stages.dp, one), stages, one)
-            for mesh, those in self._blocks.ways(sized)
-            for stages in those
-            for one in stages.shardings
-        ]
-        for least, stages, one in found:
-            self._push(least, stages._replace(shardings=(one,)))
+        """With every way to recompute and all stages; then larger microbatches."""
+        found = []
+        for mode in self._space.recomputes:
+            mesh = sized.mesh._replace(recompute=mode)
+            for pp, dp, count in sized.batches:
+                shardings = self._by_state(mesh, pp, dp)
+                row = _Row(Stages(mesh, pp, dp, count, ()), shardings, 0)
+                found.append(self._push_row(row))
         for larger in self._larger.pop(sized.mesh, ()):
-            self._push(min([least for least, _, _ in found]), larger)
+            self._push(min(found), larger)
+
+    def _push_row(self, row: _Row) -> int:
+        mesh, pp, dp, _, _ = row.stages
+        least = self._memory.least_bytes(mesh, pp, dp, row.shardings[row.rank])
+        self._push(least, row)
+        return least
+
+    def _by_state(self, mesh: Mesh, pp: int, dp: int) -> Sequence[Sharding]:
+        states = self._memory.states(mesh, pp, dp)
+        found = self._in_order.get(id(states))  # states are kept: a number is one table's alone
+        if found is None:
+            found = self._in_order[id(states)] = sorted(states, key=lambda one: states[one])
+        return found

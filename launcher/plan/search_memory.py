@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from launcher.config.schema import is_schedule_file
@@ -58,6 +59,7 @@ class Memory:
         self._kept: dict[Mesh, Kept] = {}
         self._whole: dict[Mesh, int] = {}
         self._states: dict[object, dict[Sharding, int]] = {}
+        self._gathered: dict[object, int] = {}
         self._jobs: dict[object, Job] = {}
         self._held: dict[object, Held] = {}
         self._activations: dict[object, int] = {}
@@ -84,22 +86,41 @@ class Memory:
         return self.usable_bytes - self._context - self._alive(mesh, pp)
 
     def states(self, mesh: Mesh, pp: int, dp: int, layers: int = 0) -> dict[Sharding, int]:
-        """Least bytes of weights, gradients and optimizer state, by sharding; of a first stage of
-        so many blocks, or of the average of all stages.
+        """Least bytes of weights, gradients and optimizer state and of what a pass gathers of them,
+        by sharding; of a first stage of so many blocks, or of the average of all stages.
         """
-        is_first = bool(layers) or pp == 1
-        layers = layers or -(-self.coster.run.model.num_layers // pp)
         # Of dp and cp only the product counts: together they are the replicas.
-        key = (mesh.tp, mesh.ep, pp, dp * mesh.cp, layers, is_first)
-        if key not in self._states:
-            # A stage that has the model's dense blocks has fewer with experts.
-            blocks = layers if pp == 1 else max(0, layers - self._num_dense)
-            stage = _stage(blocks, is_first, pp == 1)
-            self._states[key] = {
-                sharding: held_bytes(self._job(mesh, pp, dp, sharding), stage).state
-                for sharding in self._shardings
-            }
-        return self._states[key]
+        key = (mesh.tp, mesh.ep, pp, dp * mesh.cp, layers)
+        states = self._states.get(key)
+        if states is None:
+            is_first = bool(layers) or pp == 1
+            stage = _stage(layers or self._average(pp), is_first, pp == 1)
+            states = self._states[key] = {}
+            for sharding in self._shardings:
+                job = self._job(mesh, pp, dp, sharding)
+                states[sharding] = held_bytes(job, stage).state + self._gathered_bytes(job)
+        return states
+
+    def _gathered_bytes(self, job: Job) -> int:
+        """Of weights, for a pass. On a stage without an end what tokens and masks take is added to
+        that; other stages take no less.
+        """
+        layout = job.layout
+        replicas = layout.dp if layout.engine == "fsdp2" else 1
+        key = (layout.tp, layout.ep, layout.engine, layout.zero_stage == 3, replicas)
+        gathered = self._gathered.get(key)
+        if gathered is None:
+            job = replace(job, execution=replace(job.execution, window_masks=False))
+            passing = pass_buffers(job, _stage(1, False, False)) - backward_temporary_bytes(job)
+            gathered = self._gathered[key] = passing + int(self._reserve * passing)
+        return gathered
+
+    def _average(self, pp: int) -> int:
+        """Blocks that some stage has at least: where some have no experts, blocks with experts, so
+        that its state is known too.
+        """
+        dense = self._num_dense if pp > 1 else 0
+        return -(-max(0, self.coster.run.model.num_layers - dense) // pp)
 
     def first_peak(self, name: str, pp: int, vpp: int, count: int) -> int | None:
         """Chunks of microbatches that the first stage keeps; None where no bound counts them."""
@@ -112,13 +133,15 @@ class Memory:
         return self.usable_bytes - self._context - alive - int(self._reserve * alive)
 
     def _alive(self, mesh: Mesh, pp: int) -> int:
-        block, passing = self.kept(mesh)
-        layers = -(-self.coster.run.model.num_layers // pp)
-        if pp == 1:
-            alive = self._whole_bytes(mesh, layers) + passing
-        else:
-            alive = (1 if self._is_file else layers) * block + passing
+        alive = self._kept_bytes(mesh, pp) + self.kept(mesh).passing
         return alive + int(self._reserve * alive)
+
+    def _kept_bytes(self, mesh: Mesh, pp: int) -> int:
+        """Of one microbatch, on a rank with the average of the blocks."""
+        layers = self._average(pp)
+        if pp == 1:
+            return self._whole_bytes(mesh, layers)
+        return (1 if self._is_file else layers) * self.kept(mesh).block
 
     def kept(self, mesh: Mesh) -> Kept:
         """Per block and microbatch."""
@@ -139,29 +162,26 @@ class Memory:
         return self._whole[mesh]
 
     def _job(self, mesh: Mesh, pp: int, dp: int, sharding: Sharding) -> Job:
-        """Of these degrees: state knows nothing of microbatches."""
+        """Of these degrees: state knows nothing of microbatches, nor which replicas are of cp."""
         key = (mesh.tp, mesh.ep, pp, dp * mesh.cp, sharding)
         if key not in self._jobs:
-            engine, zero_stage, offload = sharding
-            choice = Choice(
-                tp=mesh.tp, cp=mesh.cp, ep=mesh.ep, pp=pp, vpp=1, schedule="1f1b",
-                recompute=mesh.recompute, engine=engine, zero_stage=zero_stage, offload=offload,
-                sequence_parallel=mesh.split, order=ORDER, micro_batch_size=mesh.micro,
-                num_microbatches=1, dp=dp,
-            )  # fmt: skip
+            choice = _choice(mesh._replace(cp=1), pp, dp * mesh.cp, sharding)
             self._jobs[key] = self.coster.job(choice)
         return self._jobs[key]
 
     def peak_bytes(self, choice: Choice) -> int:
         """Of the fullest rank, as `estimate_layout` says."""
-        coster = self.coster
-        cut = coster.cut(mesh_of(choice), coster.chain_of(choice))
+        coster, mesh, peaks = self.coster, mesh_of(choice), self._peaks(choice)
+        job = coster.job(choice)
+        if choice.pp == choice.vpp == 1:  # there is nothing to cut
+            whole = _stage(coster.run.model.num_layers, True, True)
+            return self._rank_bytes(mesh, job, (whole.num_layers, True, True), whole, peaks[0])
+        cut = coster.cut(mesh, coster.chain_of(choice))
         # Of the stages of each kind, the one that keeps most.
         fullest: dict[object, tuple[int, int]] = {}
-        for stage, (size, peak) in enumerate(zip(cut.sizes, self._peaks(choice), strict=True)):
+        for stage, (size, peak) in enumerate(zip(cut.sizes, peaks, strict=True)):
             if size not in fullest or fullest[size][0] < peak:
                 fullest[size] = peak, stage
-        mesh, job = mesh_of(choice), coster.job(choice)
         return max([
             self._rank_bytes(mesh, job, kind, cut.stages[stage], peak)
             for kind, (peak, stage) in fullest.items()
@@ -206,3 +226,14 @@ def _stage(layers: int, is_first: bool, is_last: bool) -> Stage:
     return Stage(
         stage=0, first_layer=0, end_layer=layers, parameters=0, is_first=is_first, is_last=is_last
     )
+
+
+def _choice(mesh: Mesh, pp: int, dp: int, sharding: Sharding) -> Choice:
+    """In the plainest schedule, with one microbatch."""
+    engine, zero_stage, offload = sharding
+    return Choice(
+        tp=mesh.tp, cp=mesh.cp, ep=mesh.ep, pp=pp, vpp=1, schedule="1f1b",
+        recompute=mesh.recompute, engine=engine, zero_stage=zero_stage, offload=offload,
+        sequence_parallel=mesh.split, order=ORDER, micro_batch_size=mesh.micro,
+        num_microbatches=1, dp=dp,
+    )  # fmt: skip

@@ -54,6 +54,16 @@ def rule_of_thumb(run: Run, fixed: frozenset[str]) -> Predicted:
     return fsdp_instead(run, fixed, thumb)
 
 
+def close_batch(run: Run, fixed: frozenset[str]) -> tuple[Run, Predicted]:
+    """The run with the rule of thumb's batch, where it has none, and the rule of thumb's layout."""
+    thumb = rule_of_thumb(run, fixed)
+    if run.train.global_batch_size is None and not set(TRAIN_KEYS) <= fixed:
+        whole = thumb.run.train.global_batch_size
+        run = changed(run, train={"global_batch_size": whole})
+        thumb = fsdp_instead(run, fixed, thumb)
+    return run, thumb
+
+
 def fsdp_instead(run: Run, fixed: frozenset[str], thumb: Predicted) -> Predicted:
     """FSDP on the same tp, where that is free to choose and better."""
     if fixed & {"engine", "zero_stage", "pp", "schedule", "vpp", "dp"}:
