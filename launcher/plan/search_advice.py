@@ -7,17 +7,21 @@ from launcher.errors import ConfigError
 from launcher.frozen import frozen
 from launcher.plan.fill import close_shared
 from launcher.plan.search import rank_layouts
-from launcher.plan.search_choice import CHOICE_KEYS, TRAIN_KEYS, Choice, changed, dotted
+from launcher.plan.search_choice import CHOICE_KEYS, Choice, changed, dotted
 from launcher.plan.search_cost import Coster
 from launcher.plan.search_leanest import Leanest, leanest_of
 from launcher.plan.search_nodes import Counts, Ranked, Ranking
 from launcher.plan.search_predict import (
     Predicted,
+    Weighed,
     close_batch,
     predict,
     predict_filled,
     rule_of_thumb,
     speed,
+    weigh,
+    weigh_thumb,
+    with_batch,
 )
 from launcher.plan.search_remedy import Misfit, Remedy, find_nearest
 from launcher.plan.search_space import build_space
@@ -52,7 +56,7 @@ class Found:
     own: Predicted | None
     """The user's own layout, where some of it was given."""
     best_change: Change | None
-    leanest: Predicted | None
+    leanest: Weighed | None
     """Where nothing fits: the layout that takes least."""
     nearest: tuple[Remedy, ...] = ()
     """Where nothing fits: what would."""
@@ -84,7 +88,7 @@ def search_layouts(
         rule_of_thumb=thumb,
         own=own,
         best_change=_best_change(own, has_planned) if own else None,
-        leanest=predict(closed, leanest.choice) if leanest and leanest.choice else None,
+        leanest=weigh(closed, leanest.choice) if leanest and leanest.choice else None,
         nearest=nearest,
     )
 
@@ -108,9 +112,8 @@ def best_run(run: Run, fixed: frozenset[str]) -> tuple[Run, tuple[str, ...]]:
     nothing fits, so that the plan can say what is missing.
     """
     closed = close_shared(run)
-    if run.train.global_batch_size is None and not set(TRAIN_KEYS) <= fixed:
-        whole = rule_of_thumb(closed, fixed).run.train.global_batch_size
-        closed = changed(closed, train={"global_batch_size": whole})
+    if run.train.global_batch_size is None:
+        closed = with_batch(closed, fixed, weigh_thumb(closed, fixed).run)
     ranking = rank_layouts(build_space(closed, fixed), 1)
     if not ranking.best:
         return rule_of_thumb(closed, fixed).run, (

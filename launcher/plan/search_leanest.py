@@ -10,7 +10,7 @@ from typing import NamedTuple
 from launcher.plan.search import Search
 from launcher.plan.search_choice import Choice
 from launcher.plan.search_cost import Coster, Mesh
-from launcher.plan.search_memory import NO_LIMIT, Sharding
+from launcher.plan.search_memory import NO_LIMIT, Memory, Sharding
 from launcher.plan.search_nodes import Counts, Sized
 from launcher.plan.search_space import Space
 from launcher.plan.search_stages import Stages, choice_in
@@ -36,11 +36,11 @@ def leanest_of(space: Space, enough: int = 0, most: int = NO_LIMIT) -> Leanest:
     search = Search(space, Coster(space.run, space.devices))
     best: tuple[int, tuple[object, ...], Choice] | None = None
     search.memory.usable_bytes = most
-    partials = _Partials(search)
+    partials = _Partials(search, enough)
     for least, partial in partials.in_order():
         if least > (best[0] if best else most):
             break
-        for choice in _whole(search, partial):
+        for choice in _whole(search, partial, best[0] if best else most):
             found = (search.memory.peak_bytes(choice), choice.tie, choice)
             if found[0] > most or (best is not None and best[:2] <= found[:2]):
                 continue
@@ -56,11 +56,23 @@ def leanest_of(space: Space, enough: int = 0, most: int = NO_LIMIT) -> Leanest:
     )
 
 
-def _whole(search: Search, stages: Stages) -> Iterator[Choice]:
-    """Layouts of one sharding, in one order of ranks: no other changes their memory."""
-    (engine, stage, offload), *_ = stages.shardings
-    for name, vpp in search.space.pipelines(stages.pp, stages.num_microbatches):
-        choice = choice_in(stages, (engine, stage, offload), name, vpp)
+def may_fit(space: Space) -> bool:
+    """Whether the devices together have room for the model's state."""
+    memory = Memory(Coster(space.run, space.devices), space.sharding)
+    return memory.average_bytes() <= memory.usable_bytes
+
+
+def _whole(search: Search, stages: Stages, most: int) -> Iterator[Choice]:
+    """Layouts of one sharding, in one order of ranks: no other changes their memory. Those whose
+    state alone is more than `most` are left out.
+    """
+    (mesh, pp, dp, count, (sharding,)), memory = stages, search.memory
+    for name, vpp in search.space.pipelines(pp, count):
+        if pp > 1:
+            cut = search.coster.cut(mesh, search.coster.chain(name, pp, vpp))
+            if memory.split_bytes(mesh, pp, dp, sharding, cut) > most:
+                continue
+        choice = choice_in(stages, sharding, name, vpp)
         if search.space.order is not None:
             choice = replace(choice, order=search.space.order)
         if search.rules.allow_pipeline(choice):
@@ -77,15 +89,19 @@ class _Row(NamedTuple):
 
 
 class _Partials:
-    """Layouts up to their sharding, each with a bound of its memory, least first."""
+    """Layouts up to their sharding, each with a bound of its memory, least first; but before all
+    others, as they are found, those that may take no more than `enough`.
+    """
 
-    def __init__(self, search: Search) -> None:
+    def __init__(self, search: Search, enough: int) -> None:
+        self._enough = enough
         self._space, self._blocks, self._memory = search.space, search.blocks, search.memory
         self._counts = search.counts
-        self._queue: list[tuple[int, int, Sized | _Row]] = []
+        self._queue: list[tuple[bool, int, int, Sized | _Row]] = []
         self._num_pushed = 0
         self._larger: dict[Mesh, list[Sized]] = {}
         self._in_order: dict[int, Sequence[Sharding]] = {}
+        self._chunks: dict[tuple[int, int], int] = {}
         self.state_bytes = NO_LIMIT
 
     def in_order(self) -> Iterator[tuple[int, Stages]]:
@@ -96,7 +112,7 @@ class _Partials:
                 self.state_bytes = min(self.state_bytes, state)
                 self._push(state, sized)
         while self._queue:
-            least, _, node = heappop(self._queue)
+            _, least, _, node = heappop(self._queue)
             if isinstance(node, Sized):
                 self._expand(node)
                 continue
@@ -111,7 +127,8 @@ class _Partials:
             self._counts.over_memory += 1
             return
         self._num_pushed += 1
-        heappush(self._queue, (least, self._num_pushed, node))
+        is_late = isinstance(node, Sized) or least > self._enough
+        heappush(self._queue, (is_late, least, self._num_pushed, node))
 
     def _smallest(self, sizes: Sequence[Sized]) -> Iterator[Sized]:
         """Those that wait for no smaller one: with the same degrees a multiple of a microbatch
@@ -140,10 +157,29 @@ class _Partials:
             self._push(min(found), larger)
 
     def _push_row(self, row: _Row) -> int:
-        mesh, pp, dp, _, _ = row.stages
-        least = self._memory.least_bytes(mesh, pp, dp, row.shardings[row.rank])
+        mesh, pp, dp, count, _ = row.stages
+        sharding = row.shardings[row.rank]
+        least = self._memory.least_bytes(mesh, pp, dp, sharding)
+        if chunks := self._first_chunks(pp, count):
+            least = max(least, self._memory.first_bytes(mesh, pp, dp, sharding, chunks))
         self._push(least, row)
         return least
+
+    def _first_chunks(self, pp: int, count: int) -> int:
+        """Chunks of microbatches, each of a block at least, that the first of several stages keeps
+        in every schedule; 0: not known.
+        """
+        key = (pp, count)
+        if key not in self._chunks:
+            degrees, model = self._space.run.parallelism, self._space.run.model
+            # Every part has a block where there are enough of them and nobody deals them out.
+            is_known = degrees.layers_per_stage is None and 1 < pp <= model.num_layers
+            peaks = [
+                self._memory.first_peak(name, pp, vpp, count) or 0
+                for name, vpp in (self._space.pipelines(pp, count) if is_known else ())
+            ]
+            self._chunks[key] = min(peaks, default=0)
+        return self._chunks[key]
 
     def _by_state(self, mesh: Mesh, pp: int, dp: int) -> Sequence[Sharding]:
         states = self._memory.states(mesh, pp, dp)

@@ -24,10 +24,14 @@ from launcher.plan.schedule_choice import plan_peaks
 from launcher.plan.schedule_peaks import peaks_of
 from launcher.plan.search_choice import ORDER, Choice
 from launcher.plan.search_cost import Coster, Mesh, mesh_of
+from launcher.plan.search_cuts import Cut
 from launcher.plan.temporaries import backward_temporary_bytes
 
 Sharding = tuple[str, int, str]
 """engine, zero_stage, offload"""
+
+ROUNDING_BYTES = 2**20
+"""More than what a rank's whole numbers of elements can be short of their exact share."""
 
 NO_LIMIT = 2**80
 """Bytes that everything fits into."""
@@ -60,6 +64,7 @@ class Memory:
         self._whole: dict[Mesh, int] = {}
         self._states: dict[object, dict[Sharding, int]] = {}
         self._gathered: dict[object, int] = {}
+        self._split: dict[object, int] = {}
         self._jobs: dict[object, Job] = {}
         self._held: dict[object, Held] = {}
         self._activations: dict[object, int] = {}
@@ -71,10 +76,36 @@ class Memory:
         """
         return self.states(mesh, pp, dp)[sharding] + self._context + self._alive(mesh, pp)
 
+    def first_bytes(self, mesh: Mesh, pp: int, dp: int, sharding: Sharding, chunks: int) -> int:
+        """The same of the first of several stages, which keeps so many chunks of microbatches, each
+        of a block at least.
+        """
+        block, passing = self.kept(mesh)
+        alive = chunks * block + passing
+        state = self.states(mesh, pp, dp, 1)[sharding]
+        return state + self._context + alive + int(self._reserve * alive)
+
     def least_state(self, mesh: Mesh, batches: Sequence[tuple[int, int, int]]) -> int:
         """Of these (pp, dp, number of microbatches) and all shardings; activations aside."""
         degrees = dict.fromkeys((pp, dp) for pp, dp, _ in batches)
         return self._context + min([min(self.states(mesh, *one).values()) for one in degrees])
+
+    def average_bytes(self) -> int:
+        """Of state, where all devices share it: some rank has no less, whatever the layout."""
+        mesh, model = Mesh(1, 1, 1, False, 1, "none"), self.coster.run.model
+        whole = _stage(model.num_layers, True, True)
+        states = [held_bytes(self._job(mesh, 1, 1, one), whole).state for one in self._shardings]
+        return self._context + min(states) // self.coster.devices - ROUNDING_BYTES
+
+    def split_bytes(self, mesh: Mesh, pp: int, dp: int, sharding: Sharding, cut: Cut) -> int:
+        """Of the fullest stage's state, activations aside."""
+        key = (mesh.tp, mesh.ep, pp, dp * mesh.cp, sharding, cut.sizes)
+        state = self._split.get(key)
+        if state is None:
+            job = self._job(mesh, pp, dp, sharding)
+            states = [held_bytes(job, _stage(*size)).state for size in set(cut.sizes)]
+            state = self._split[key] = max(states) + self._gathered_bytes(job)
+        return self._context + state
 
     @property
     def most_state_bytes(self) -> int:

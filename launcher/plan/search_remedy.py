@@ -11,10 +11,11 @@ from launcher.errors import ConfigError
 from launcher.frozen import frozen
 from launcher.plan.memory import USABLE_SHARE, usable_bytes
 from launcher.plan.search import rank_layouts
-from launcher.plan.search_choice import CHOICE_KEYS, changed, dotted
-from launcher.plan.search_leanest import Leanest, leanest_of
-from launcher.plan.search_predict import Predicted, close_batch, predict
+from launcher.plan.search_choice import CHOICE_KEYS, TRAIN_KEYS, changed, dotted
+from launcher.plan.search_leanest import Leanest, leanest_of, may_fit
+from launcher.plan.search_predict import Weighed, weigh, weigh_thumb, with_batch
 from launcher.plan.search_space import build_space
+from launcher.plan.search_words import typed_value
 
 NUM_NEAREST = 3
 MOST_DOUBLINGS = 6
@@ -28,7 +29,7 @@ class Remedy:
 
     override: str
     reason: str
-    after: Predicted
+    after: Weighed
     """A layout that fits then; a search finds the fastest."""
 
 
@@ -63,36 +64,41 @@ def _remedies(misfit: Misfit) -> Iterator[Remedy]:
 
 def _freed(misfit: Misfit) -> Iterator[Remedy]:
     """Fixed keys given up, one at a time, for the value of the fastest layout that fits then."""
-    run = misfit.run
+    run, usable = misfit.run, _usable(misfit.run)
     for key in CHOICE_KEYS:
         if key not in misfit.fixed:
             continue
         space = build_space(run, misfit.fixed - {key}, misfit.has_planned)
-        usable = _usable(run)
         if leanest_of(space, enough=usable, most=usable).choice is None:
             continue
         for ranked in rank_layouts(space, 1).best:
-            override = f"{dotted(key)}={getattr(ranked.choice, key)}"
-            reason = f"{dotted(key)} no longer fixed"
-            yield Remedy(override=override, reason=reason, after=predict(run, ranked.choice))
+            value = getattr(ranked.choice, key)
+            section = "train" if key in TRAIN_KEYS else "parallelism"
+            if _try(misfit, changed(misfit.asked, **{section: {key: value}})) is not None:
+                yield Remedy(
+                    override=f"{dotted(key)}={typed_value(value)}",
+                    reason=f"{dotted(key)} no longer fixed",
+                    after=weigh(run, ranked.choice),
+                )
 
 
-def _try(misfit: Misfit, other: Run) -> Predicted | None:
+def _try(misfit: Misfit, other: Run) -> Weighed | None:
     """A layout of this run that fits: the rule of thumb's, or else the first lean one."""
-    if check_run(other):
+    if check_run(other) or not may_fit(build_space(other, misfit.fixed, misfit.has_planned)):
         return None
     try:
-        run, thumb = close_batch(other, misfit.fixed)
+        thumb = weigh_thumb(other, misfit.fixed)
     except ConfigError:
         return None
-    if thumb.estimate.memory.fits:
+    if thumb.memory.fits:
         return thumb
+    run = with_batch(other, misfit.fixed, thumb.run)
     usable, known = _usable(run), misfit.leanest
     if known.choice is not None and known.peak_bytes <= usable and _is_larger(misfit.run, run):
-        return predict(run, known.choice)
+        return weigh(run, known.choice)
     space = build_space(run, misfit.fixed, misfit.has_planned)
     found = leanest_of(space, enough=usable, most=usable).choice
-    return None if found is None else predict(run, found)
+    return None if found is None else weigh(run, found)
 
 
 def _is_larger(run: Run, other: Run) -> bool:
