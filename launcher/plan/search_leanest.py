@@ -23,7 +23,7 @@ class Leanest(NamedTuple):
     """None where none is legal, or where none takes at most what was asked for."""
     peak_bytes: int
     state_bytes: int
-    """No layout takes less than this, however few its tokens."""
+    """No layout takes less than this, however few its tokens; where none took little enough."""
     counts: Counts
 
 
@@ -111,7 +111,11 @@ class _Partials:
                 state = self._memory.least_state(sized.mesh, sized.batches)
                 self.state_bytes = min(self.state_bytes, state)
                 self._push(state, sized)
-        while self._queue:
+            yield from self._taken(has_late=False)
+        yield from self._taken(has_late=True)
+
+    def _taken(self, has_late: bool) -> Iterator[tuple[int, Stages]]:
+        while self._queue and (has_late or not self._queue[0][0]):
             _, least, _, node = heappop(self._queue)
             if isinstance(node, Sized):
                 self._expand(node)
@@ -127,8 +131,7 @@ class _Partials:
             self._counts.over_memory += 1
             return
         self._num_pushed += 1
-        is_late = isinstance(node, Sized) or least > self._enough
-        heappush(self._queue, (is_late, least, self._num_pushed, node))
+        heappush(self._queue, (least > self._enough, least, self._num_pushed, node))
 
     def _smallest(self, sizes: Sequence[Sized]) -> Iterator[Sized]:
         """Those that wait for no smaller one: with the same degrees a multiple of a microbatch
