@@ -58,12 +58,19 @@ def _memory(run: Run, layout: Layout, memory: Memory) -> Warning | None:
     else:
         times = 2 ** math.ceil(math.log2(memory.peak_bytes / memory.usable_bytes))
         fix = f"hardware.num_nodes={times * layout.nodes}"
+        if run.hardware.network is None:  # one node is all there is
+            fix = _fewer_layers(run, times)
     return Warning(
         id="does-not-fit",
         message=f"stage {fullest.stage} needs {_gib(fullest.total_bytes)} GiB of "
         f"{_gib(memory.usable_bytes)} GiB usable ({_gib(memory.capacity_bytes)} GiB in all)",
         fix=fix,
     )
+
+
+def _fewer_layers(run: Run, times: int) -> str:
+    """For a trial: what is left to give up on a machine of one's own."""
+    return f"model.num_layers={max(1, run.model.num_layers // times)}"
 
 
 def _may_shard_weights(layout: Layout) -> bool:
@@ -76,11 +83,12 @@ def _host_memory(run: Run, layout: Layout, memory: Memory) -> Warning | None:
     have = run.hardware.node.host_memory_bytes
     if memory.host_bytes_per_node <= have:
         return None
+    count = layout.gpus_per_node
     return Warning(
         id="host-memory",
-        message=f"{layout.gpus_per_node} processes take {_gib(memory.host_bytes_per_node)} GiB of "
-        f"the node's {_gib(have)} GiB of RAM",
-        fix=f"hardware.gpus_per_node={max(1, layout.gpus_per_node // 2)}",
+        message=f"{count} {'processes take' if count > 1 else 'process takes'} "
+        f"{_gib(memory.host_bytes_per_node)} GiB of the node's {_gib(have)} GiB of RAM",
+        fix=f"hardware.gpus_per_node={count // 2}" if count > 1 else _fewer_layers(run, 2),
     )
 
 

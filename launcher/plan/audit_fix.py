@@ -9,11 +9,15 @@ from typing import Any
 
 from launcher.config.rules import get_value, obeys_rules, with_value
 from launcher.config.schema import Run
+from launcher.errors import ConfigError
+from launcher.plan.fill import fill_run
 from launcher.plan.records import Warning
 
 FOLLOWS = ("train.global_batch_size", "train.num_microbatches", "parallelism.dp", "parallelism.pp")
 """Keys that are solved from the others where they are open."""
 AXES = ("parallelism.tp", "parallelism.pp", "parallelism.dp")
+DEGREES = ("parallelism.tp", *FOLLOWS)
+"""What is opened where opening those that follow is not enough."""
 
 
 def make_room(asked: Run, filled: Run, warnings: Sequence[Warning]) -> tuple[Warning, ...]:
@@ -25,7 +29,10 @@ def make_room(asked: Run, filled: Run, warnings: Sequence[Warning]) -> tuple[War
 
 
 def _with_room(asked: Run, filled: Run, fix: str) -> str:
-    """The fix with the fewest keys opened that makes it legal; as it is where none does."""
+    """The fix with the fewest keys opened that makes it legal; as it is where none does.
+
+    First those that follow from others are opened; then any degree, and a layout is looked for.
+    """
     words = [word.partition("=") for word in fix.split()]
     if not all("." in field for field, _, _ in words):
         return fix  # A group, or words: not a matter of keys.
@@ -37,7 +44,20 @@ def _with_room(asked: Run, filled: Run, fix: str) -> str:
         for keys in combinations(given, count):
             if obeys_rules(_close(_open(changed, keys), filled)):
                 return " ".join([fix, *(f"{key}=null" for key in keys)])
+    given = [key for key in DEGREES if key not in named and get_value(asked, key) is not None]
+    for count in range(len(given) + 1):
+        for keys in combinations(given, count):
+            if _can_be_filled(_open(changed, keys)):
+                return " ".join([fix, *(f"{key}=null" for key in keys)])
     return fix
+
+
+def _can_be_filled(run: Run) -> bool:
+    try:
+        fill_run(run)
+    except ConfigError:
+        return False
+    return True
 
 
 def _open(run: Run, keys: Sequence[str]) -> Run:

@@ -7,18 +7,23 @@ from launcher.errors import ConfigError
 from launcher.frozen import frozen
 from launcher.plan.fill import close_shared
 from launcher.plan.search import rank_layouts
-from launcher.plan.search_choice import CHOICE_KEYS, TRAIN_KEYS, Choice, changed, dotted
+from launcher.plan.search_choice import CHOICE_KEYS, Choice, changed, dotted
 from launcher.plan.search_cost import Coster
-from launcher.plan.search_nodes import Counts, Ranked
+from launcher.plan.search_leanest import Leanest, leanest_of
+from launcher.plan.search_nodes import Counts, Ranked, Ranking
 from launcher.plan.search_predict import (
     Predicted,
-    fsdp_instead,
+    Weighed,
+    close_batch,
     predict,
     predict_filled,
     rule_of_thumb,
     speed,
+    weigh,
+    weigh_thumb,
+    with_batch,
 )
-from launcher.plan.search_remedy import Remedy, find_leanest, find_nearest
+from launcher.plan.search_remedy import Misfit, Remedy, find_nearest
 from launcher.plan.search_space import build_space
 
 GROUPS: tuple[tuple[str, ...], ...] = (
@@ -51,7 +56,7 @@ class Found:
     own: Predicted | None
     """The user's own layout, where some of it was given."""
     best_change: Change | None
-    leanest: Predicted | None
+    leanest: Weighed | None
     """Where nothing fits: the layout that takes least."""
     nearest: tuple[Remedy, ...] = ()
     """Where nothing fits: what would."""
@@ -64,26 +69,42 @@ def search_layouts(
 
     `has_planned`: also what can be planned, but not be run yet.
     """
-    own_run, run = run, close_shared(run)
-    thumb = rule_of_thumb(run, fixed)
-    if run.train.global_batch_size is None and not set(TRAIN_KEYS) <= fixed:
-        whole = thumb.run.train.global_batch_size
-        run = changed(run, train={"global_batch_size": whole})
-        thumb = fsdp_instead(run, fixed, thumb)
-    ranking = rank_layouts(build_space(run, fixed, has_planned), limit)
-    best = tuple(predict(run, ranked.choice) for ranked in ranking.best)
-    own = _own(own_run, run) if fixed else None
+    asked = close_shared(run)
+    closed, thumb = close_batch(asked, fixed)
+    ranking, leanest = _rank(closed, thumb, fixed, limit, has_planned)
+    own = _own(run, closed) if fixed else None
+    nearest: tuple[Remedy, ...] = ()
+    if leanest is not None and leanest.choice is not None:
+        nearest = find_nearest(
+            Misfit(
+                asked=asked, run=closed, fixed=fixed, has_planned=has_planned, leanest=leanest
+            )
+        )  # fmt: skip
     return Found(
-        run=run,
+        run=closed,
         fixed=tuple(sorted(fixed)),
-        best=best,
+        best=tuple(predict(closed, ranked.choice) for ranked in ranking.best),
         counts=ranking.counts,
         rule_of_thumb=thumb,
         own=own,
         best_change=_best_change(own, has_planned) if own else None,
-        leanest=None if best else find_leanest(run, fixed, has_planned),
-        nearest=() if best else find_nearest(run, fixed, has_planned),
+        leanest=weigh(closed, leanest.choice) if leanest and leanest.choice else None,
+        nearest=nearest,
     )
+
+
+def _rank(
+    run: Run, thumb: Predicted, fixed: frozenset[str], limit: int, has_planned: bool = False
+) -> tuple[Ranking, Leanest | None]:
+    """The ranking; where nothing fits, the leanest layout.
+
+    Where the rule of thumb fits something does, and the leanest layout is not asked for.
+    """
+    space, usable = build_space(run, fixed, has_planned), thumb.estimate.memory.usable_bytes
+    leanest = None if thumb.estimate.memory.fits else leanest_of(space, enough=usable)
+    if leanest is None or (leanest.choice is not None and leanest.peak_bytes <= usable):
+        return rank_layouts(space, limit), None
+    return Ranking(best=(), counts=leanest.counts), leanest
 
 
 def best_run(run: Run, fixed: frozenset[str]) -> tuple[Run, tuple[str, ...]]:
@@ -91,9 +112,8 @@ def best_run(run: Run, fixed: frozenset[str]) -> tuple[Run, tuple[str, ...]]:
     nothing fits, so that the plan can say what is missing.
     """
     closed = close_shared(run)
-    if run.train.global_batch_size is None and not set(TRAIN_KEYS) <= fixed:
-        whole = rule_of_thumb(closed, fixed).run.train.global_batch_size
-        closed = changed(closed, train={"global_batch_size": whole})
+    if run.train.global_batch_size is None:
+        closed = with_batch(closed, fixed, weigh_thumb(closed, fixed).run)
     ranking = rank_layouts(build_space(closed, fixed), 1)
     if not ranking.best:
         return rule_of_thumb(closed, fixed).run, (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from launcher.config.schema import is_schedule_file
@@ -23,10 +24,14 @@ from launcher.plan.schedule_choice import plan_peaks
 from launcher.plan.schedule_peaks import peaks_of
 from launcher.plan.search_choice import ORDER, Choice
 from launcher.plan.search_cost import Coster, Mesh, mesh_of
+from launcher.plan.search_cuts import Cut
 from launcher.plan.temporaries import backward_temporary_bytes
 
 Sharding = tuple[str, int, str]
 """engine, zero_stage, offload"""
+
+ROUNDING_BYTES = 2**20
+"""More than what a rank's whole numbers of elements can be short of their exact share."""
 
 NO_LIMIT = 2**80
 """Bytes that everything fits into."""
@@ -58,6 +63,8 @@ class Memory:
         self._kept: dict[Mesh, Kept] = {}
         self._whole: dict[Mesh, int] = {}
         self._states: dict[object, dict[Sharding, int]] = {}
+        self._gathered: dict[object, int] = {}
+        self._split: dict[object, int] = {}
         self._jobs: dict[object, Job] = {}
         self._held: dict[object, Held] = {}
         self._activations: dict[object, int] = {}
@@ -69,10 +76,36 @@ class Memory:
         """
         return self.states(mesh, pp, dp)[sharding] + self._context + self._alive(mesh, pp)
 
+    def first_bytes(self, mesh: Mesh, pp: int, dp: int, sharding: Sharding, chunks: int) -> int:
+        """The same of the first of several stages, which keeps so many chunks of microbatches, each
+        of a block at least.
+        """
+        block, passing = self.kept(mesh)
+        alive = chunks * block + passing
+        state = self.states(mesh, pp, dp, 1)[sharding]
+        return state + self._context + alive + int(self._reserve * alive)
+
     def least_state(self, mesh: Mesh, batches: Sequence[tuple[int, int, int]]) -> int:
         """Of these (pp, dp, number of microbatches) and all shardings; activations aside."""
         degrees = dict.fromkeys((pp, dp) for pp, dp, _ in batches)
         return self._context + min([min(self.states(mesh, *one).values()) for one in degrees])
+
+    def average_bytes(self) -> int:
+        """Of state, where all devices share it: some rank has no less, whatever the layout."""
+        mesh, model = Mesh(1, 1, 1, False, 1, "none"), self.coster.run.model
+        whole = _stage(model.num_layers, True, True)
+        states = [held_bytes(self._job(mesh, 1, 1, one), whole).state for one in self._shardings]
+        return self._context + min(states) // self.coster.devices - ROUNDING_BYTES
+
+    def split_bytes(self, mesh: Mesh, pp: int, dp: int, sharding: Sharding, cut: Cut) -> int:
+        """Of the fullest stage's state, activations aside."""
+        key = (mesh.tp, mesh.ep, pp, dp * mesh.cp, sharding, cut.sizes)
+        state = self._split.get(key)
+        if state is None:
+            job = self._job(mesh, pp, dp, sharding)
+            states = [held_bytes(job, _stage(*size)).state for size in set(cut.sizes)]
+            state = self._split[key] = max(states) + self._gathered_bytes(job)
+        return self._context + state
 
     @property
     def most_state_bytes(self) -> int:
@@ -84,22 +117,41 @@ class Memory:
         return self.usable_bytes - self._context - self._alive(mesh, pp)
 
     def states(self, mesh: Mesh, pp: int, dp: int, layers: int = 0) -> dict[Sharding, int]:
-        """Least bytes of weights, gradients and optimizer state, by sharding; of a first stage of
-        so many blocks, or of the average of all stages.
+        """Least bytes of weights, gradients and optimizer state and of what a pass gathers of them,
+        by sharding; of a first stage of so many blocks, or of the average of all stages.
         """
-        is_first = bool(layers) or pp == 1
-        layers = layers or -(-self.coster.run.model.num_layers // pp)
         # Of dp and cp only the product counts: together they are the replicas.
-        key = (mesh.tp, mesh.ep, pp, dp * mesh.cp, layers, is_first)
-        if key not in self._states:
-            # A stage that has the model's dense blocks has fewer with experts.
-            blocks = layers if pp == 1 else max(0, layers - self._num_dense)
-            stage = _stage(blocks, is_first, pp == 1)
-            self._states[key] = {
-                sharding: held_bytes(self._job(mesh, pp, dp, sharding), stage).state
-                for sharding in self._shardings
-            }
-        return self._states[key]
+        key = (mesh.tp, mesh.ep, pp, dp * mesh.cp, layers)
+        states = self._states.get(key)
+        if states is None:
+            is_first = bool(layers) or pp == 1
+            stage = _stage(layers or self._average(pp), is_first, pp == 1)
+            states = self._states[key] = {}
+            for sharding in self._shardings:
+                job = self._job(mesh, pp, dp, sharding)
+                states[sharding] = held_bytes(job, stage).state + self._gathered_bytes(job)
+        return states
+
+    def _gathered_bytes(self, job: Job) -> int:
+        """Of weights, for a pass. On a stage without an end what tokens and masks take is added to
+        that; other stages take no less.
+        """
+        layout = job.layout
+        replicas = layout.dp if layout.engine == "fsdp2" else 1
+        key = (layout.tp, layout.ep, layout.engine, layout.zero_stage == 3, replicas)
+        gathered = self._gathered.get(key)
+        if gathered is None:
+            job = replace(job, execution=replace(job.execution, window_masks=False))
+            passing = pass_buffers(job, _stage(1, False, False)) - backward_temporary_bytes(job)
+            gathered = self._gathered[key] = passing + int(self._reserve * passing)
+        return gathered
+
+    def _average(self, pp: int) -> int:
+        """Blocks that some stage has at least: where some have no experts, blocks with experts, so
+        that its state is known too.
+        """
+        dense = self._num_dense if pp > 1 else 0
+        return -(-max(0, self.coster.run.model.num_layers - dense) // pp)
 
     def first_peak(self, name: str, pp: int, vpp: int, count: int) -> int | None:
         """Chunks of microbatches that the first stage keeps; None where no bound counts them."""
@@ -112,13 +164,15 @@ class Memory:
         return self.usable_bytes - self._context - alive - int(self._reserve * alive)
 
     def _alive(self, mesh: Mesh, pp: int) -> int:
-        block, passing = self.kept(mesh)
-        layers = -(-self.coster.run.model.num_layers // pp)
-        if pp == 1:
-            alive = self._whole_bytes(mesh, layers) + passing
-        else:
-            alive = (1 if self._is_file else layers) * block + passing
+        alive = self._kept_bytes(mesh, pp) + self.kept(mesh).passing
         return alive + int(self._reserve * alive)
+
+    def _kept_bytes(self, mesh: Mesh, pp: int) -> int:
+        """Of one microbatch, on a rank with the average of the blocks."""
+        layers = self._average(pp)
+        if pp == 1:
+            return self._whole_bytes(mesh, layers)
+        return (1 if self._is_file else layers) * self.kept(mesh).block
 
     def kept(self, mesh: Mesh) -> Kept:
         """Per block and microbatch."""
@@ -139,29 +193,26 @@ class Memory:
         return self._whole[mesh]
 
     def _job(self, mesh: Mesh, pp: int, dp: int, sharding: Sharding) -> Job:
-        """Of these degrees: state knows nothing of microbatches."""
+        """Of these degrees: state knows nothing of microbatches, nor which replicas are of cp."""
         key = (mesh.tp, mesh.ep, pp, dp * mesh.cp, sharding)
         if key not in self._jobs:
-            engine, zero_stage, offload = sharding
-            choice = Choice(
-                tp=mesh.tp, cp=mesh.cp, ep=mesh.ep, pp=pp, vpp=1, schedule="1f1b",
-                recompute=mesh.recompute, engine=engine, zero_stage=zero_stage, offload=offload,
-                sequence_parallel=mesh.split, order=ORDER, micro_batch_size=mesh.micro,
-                num_microbatches=1, dp=dp,
-            )  # fmt: skip
+            choice = _choice(mesh._replace(cp=1), pp, dp * mesh.cp, sharding)
             self._jobs[key] = self.coster.job(choice)
         return self._jobs[key]
 
     def peak_bytes(self, choice: Choice) -> int:
         """Of the fullest rank, as `estimate_layout` says."""
-        coster = self.coster
-        cut = coster.cut(mesh_of(choice), coster.chain_of(choice))
+        coster, mesh, peaks = self.coster, mesh_of(choice), self._peaks(choice)
+        job = coster.job(choice)
+        if choice.pp == choice.vpp == 1:  # there is nothing to cut
+            whole = _stage(coster.run.model.num_layers, True, True)
+            return self._rank_bytes(mesh, job, (whole.num_layers, True, True), whole, peaks[0])
+        cut = coster.cut(mesh, coster.chain_of(choice))
         # Of the stages of each kind, the one that keeps most.
         fullest: dict[object, tuple[int, int]] = {}
-        for stage, (size, peak) in enumerate(zip(cut.sizes, self._peaks(choice), strict=True)):
+        for stage, (size, peak) in enumerate(zip(cut.sizes, peaks, strict=True)):
             if size not in fullest or fullest[size][0] < peak:
                 fullest[size] = peak, stage
-        mesh, job = mesh_of(choice), coster.job(choice)
         return max([
             self._rank_bytes(mesh, job, kind, cut.stages[stage], peak)
             for kind, (peak, stage) in fullest.items()
@@ -206,3 +257,14 @@ def _stage(layers: int, is_first: bool, is_last: bool) -> Stage:
     return Stage(
         stage=0, first_layer=0, end_layer=layers, parameters=0, is_first=is_first, is_last=is_last
     )
+
+
+def _choice(mesh: Mesh, pp: int, dp: int, sharding: Sharding) -> Choice:
+    """In the plainest schedule, with one microbatch."""
+    engine, zero_stage, offload = sharding
+    return Choice(
+        tp=mesh.tp, cp=mesh.cp, ep=mesh.ep, pp=pp, vpp=1, schedule="1f1b",
+        recompute=mesh.recompute, engine=engine, zero_stage=zero_stage, offload=offload,
+        sequence_parallel=mesh.split, order=ORDER, micro_batch_size=mesh.micro,
+        num_microbatches=1, dp=dp,
+    )  # fmt: skip

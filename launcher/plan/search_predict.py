@@ -6,8 +6,9 @@ from launcher.config.rules import check_run
 from launcher.config.schema import Run
 from launcher.errors import ConfigError
 from launcher.frozen import frozen
-from launcher.plan.estimate import Estimate, estimate_layout
+from launcher.plan.estimate import Estimate, estimate_layout, estimate_layout_memory
 from launcher.plan.fill import fill_run
+from launcher.plan.records import Layout, Memory
 from launcher.plan.search_choice import (
     PLAIN,
     TRAIN_KEYS,
@@ -27,6 +28,21 @@ class Predicted:
     estimate: Estimate
 
 
+@frozen
+class Weighed:
+    """A layout with its memory alone."""
+
+    choice: Choice
+    run: Run
+    memory: Memory
+
+
+def weigh(run: Run, choice: Choice) -> Weighed:
+    """What `predict` says of memory."""
+    filled, layout = layout_of(run, choice)
+    return Weighed(choice=choice, run=filled, memory=estimate_layout_memory(filled, layout))
+
+
 def predict(run: Run, choice: Choice) -> Predicted:
     """By the very function of `launch plan`."""
     filled, layout = layout_of(run, choice)
@@ -35,10 +51,14 @@ def predict(run: Run, choice: Choice) -> Predicted:
 
 def predict_filled(run: Run) -> Predicted:
     """What `launch plan` makes of a run; ConfigError where no layout is legal."""
-    filled = fill_run(run)
-    run = changed(filled.run, parallelism={"fill": "fit"})
-    estimate = estimate_layout(run, filled.layout)
+    run, layout = _fill(run)
+    estimate = estimate_layout(run, layout)
     return Predicted(choice=choice_of(run), run=run, estimate=estimate)
+
+
+def _fill(run: Run) -> tuple[Run, Layout]:
+    filled = fill_run(run)
+    return changed(filled.run, parallelism={"fill": "fit"}), filled.layout
 
 
 def speed(predicted: Predicted) -> tuple[bool, float]:
@@ -52,6 +72,26 @@ def rule_of_thumb(run: Run, fixed: frozenset[str]) -> Predicted:
     if run.train.global_batch_size is None:
         return thumb
     return fsdp_instead(run, fixed, thumb)
+
+
+def weigh_thumb(run: Run, fixed: frozenset[str]) -> Weighed:
+    """The same without FSDP instead, and without how long it takes."""
+    run, layout = _fill(_plain(run, fixed))
+    return Weighed(choice=choice_of(run), run=run, memory=estimate_layout_memory(run, layout))
+
+
+def close_batch(run: Run, fixed: frozenset[str]) -> tuple[Run, Predicted]:
+    """The run with the rule of thumb's batch, where it has none, and the rule of thumb's layout."""
+    thumb = rule_of_thumb(run, fixed)
+    closed = with_batch(run, fixed, thumb.run)
+    return closed, thumb if closed is run else fsdp_instead(closed, fixed, thumb)
+
+
+def with_batch(run: Run, fixed: frozenset[str], thumb: Run) -> Run:
+    """With this rule of thumb's batch; as it is where its batch is given or follows dp."""
+    if run.train.global_batch_size is not None or set(TRAIN_KEYS) <= fixed:
+        return run
+    return changed(run, train={"global_batch_size": thumb.train.global_batch_size})
 
 
 def fsdp_instead(run: Run, fixed: frozenset[str], thumb: Predicted) -> Predicted:

@@ -7,12 +7,15 @@ from itertools import islice
 
 from launcher.config.rules import check_run
 from launcher.config.schema import Run
+from launcher.errors import ConfigError
 from launcher.frozen import frozen
+from launcher.plan.memory import USABLE_SHARE, usable_bytes
 from launcher.plan.search import rank_layouts
-from launcher.plan.search_choice import CHOICE_KEYS, changed, dotted
-from launcher.plan.search_leanest import leanest_of
-from launcher.plan.search_predict import Predicted, predict
+from launcher.plan.search_choice import CHOICE_KEYS, TRAIN_KEYS, changed, dotted
+from launcher.plan.search_leanest import Leanest, leanest_of, may_fit
+from launcher.plan.search_predict import Weighed, weigh, weigh_thumb, with_batch
 from launcher.plan.search_space import build_space
+from launcher.plan.search_words import typed_value
 
 NUM_NEAREST = 3
 MOST_DOUBLINGS = 6
@@ -26,77 +29,124 @@ class Remedy:
 
     override: str
     reason: str
-    after: Predicted
+    after: Weighed
+    """A layout that fits then; a search finds the fastest."""
 
 
-def find_leanest(run: Run, fixed: frozenset[str], has_planned: bool) -> Predicted | None:
-    """The layout that takes least memory of all; None where none is legal."""
-    choice = leanest_of(build_space(run, fixed, has_planned))
-    return None if choice is None else predict(run, choice)
+@frozen
+class Misfit:
+    """A search in which nothing fits."""
+
+    asked: Run
+    """As typed, its batch perhaps open."""
+    run: Run
+    """What all layouts share, the batch closed."""
+    fixed: frozenset[str]
+    has_planned: bool
+    leanest: Leanest
+    """Of all layouts."""
 
 
-def find_nearest(run: Run, fixed: frozenset[str], has_planned: bool) -> tuple[Remedy, ...]:
+def find_nearest(misfit: Misfit) -> tuple[Remedy, ...]:
     """At most three changes that fit, each tried: what is given up first, then what costs more."""
-    return tuple(islice(_remedies(run, fixed, has_planned), NUM_NEAREST))
+    return tuple(islice(_remedies(misfit), NUM_NEAREST))
 
 
-def _remedies(run: Run, fixed: frozenset[str], has_planned: bool) -> Iterator[Remedy]:
-    for key in CHOICE_KEYS:
-        if key in fixed:
-            found = _best(run, fixed - {key}, has_planned)
-            if found is not None:
-                override = f"{dotted(key)}={getattr(found.choice, key)}"
-                yield Remedy(
-                    override=override, reason=f"{dotted(key)} no longer fixed", after=found
-                )
-    for attempts in (_more_nodes(run), _shorter(run), _larger(run), _shallower(run)):
+def _remedies(misfit: Misfit) -> Iterator[Remedy]:
+    yield from _freed(misfit)
+    for attempts in (_more_nodes(misfit), _shorter(misfit), _larger(misfit), _shallower(misfit)):
         for override, reason, other in attempts:
-            found = _best(other, fixed, has_planned)
-            if found is not None:
-                yield Remedy(override=override, reason=reason, after=found)
+            after = _try(misfit, other)
+            if after is not None:
+                yield Remedy(override=override, reason=reason, after=after)
                 break
 
 
-def _best(run: Run, fixed: frozenset[str], has_planned: bool) -> Predicted | None:
-    if check_run(run):
+def _freed(misfit: Misfit) -> Iterator[Remedy]:
+    """Fixed keys given up, one at a time, for the value of the fastest layout that fits then."""
+    run, usable = misfit.run, _usable(misfit.run)
+    for key in CHOICE_KEYS:
+        if key not in misfit.fixed:
+            continue
+        space = build_space(run, misfit.fixed - {key}, misfit.has_planned)
+        if leanest_of(space, enough=usable, most=usable).choice is None:
+            continue
+        for ranked in rank_layouts(space, 1).best:
+            value = getattr(ranked.choice, key)
+            section = "train" if key in TRAIN_KEYS else "parallelism"
+            if _try(misfit, changed(misfit.asked, **{section: {key: value}})) is not None:
+                yield Remedy(
+                    override=f"{dotted(key)}={typed_value(value)}",
+                    reason=f"{dotted(key)} no longer fixed",
+                    after=weigh(run, ranked.choice),
+                )
+
+
+def _try(misfit: Misfit, other: Run) -> Weighed | None:
+    """A layout of this run that fits: the rule of thumb's, or else the first lean one."""
+    if check_run(other) or not may_fit(build_space(other, misfit.fixed, misfit.has_planned)):
         return None
-    best = rank_layouts(build_space(run, fixed, has_planned), 1).best
-    return predict(run, best[0].choice) if best else None
+    try:
+        thumb = weigh_thumb(other, misfit.fixed)
+    except ConfigError:
+        return None
+    if thumb.memory.fits:
+        return thumb
+    run = with_batch(other, misfit.fixed, thumb.run)
+    usable, known = _usable(run), misfit.leanest
+    if known.choice is not None and known.peak_bytes <= usable and _is_larger(misfit.run, run):
+        return weigh(run, known.choice)
+    space = build_space(run, misfit.fixed, misfit.has_planned)
+    found = leanest_of(space, enough=usable, most=usable).choice
+    return None if found is None else weigh(run, found)
+
+
+def _is_larger(run: Run, other: Run) -> bool:
+    """Whether nothing has changed but the memory of the devices."""
+    return bool(changed(other, hardware={"gpu": run.hardware.gpu}) == run)
 
 
 _Attempts = Iterator[tuple[str, str, Run]]
 
 
-def _more_nodes(run: Run) -> _Attempts:
-    if run.hardware.network is None and run.hardware.num_nodes == 1:
+def _more_nodes(misfit: Misfit) -> _Attempts:
+    hardware = misfit.asked.hardware
+    if hardware.network is None and hardware.num_nodes == 1:
         return
     for doubling in range(1, MOST_DOUBLINGS + 1):
-        nodes = run.hardware.num_nodes * 2**doubling
-        other = changed(run, hardware={"num_nodes": nodes})
+        nodes = hardware.num_nodes * 2**doubling
+        other = changed(misfit.asked, hardware={"num_nodes": nodes})
         yield f"hardware.num_nodes={nodes}", "more nodes", other
 
 
-def _shorter(run: Run) -> _Attempts:
-    length = run.train.sequence_length or 1
+def _shorter(misfit: Misfit) -> _Attempts:
+    if misfit.leanest.state_bytes > _usable(misfit.run):
+        return
+    length = misfit.run.train.sequence_length or 1
     while length > SHORTEST:
         length //= 2
-        other = changed(run, train={"sequence_length": length})
+        other = changed(misfit.asked, train={"sequence_length": length})
         yield f"train.sequence_length={length}", "shorter samples", other
 
 
-def _larger(run: Run) -> _Attempts:
-    gpu = run.hardware.gpu
+def _larger(misfit: Misfit) -> _Attempts:
+    """Of so many whole GiB as the leanest layout needs."""
+    gpu = misfit.asked.hardware.gpu
     assert gpu is not None
-    for times in (2, 4, 8, 16, 32):
-        larger = gpu.model_copy(update={"memory_bytes": gpu.memory_bytes * times})
-        override = f"hardware.gpu.memory_bytes={larger.memory_bytes}"
-        reason = f"devices of {larger.memory_bytes / 2**30:,.0f} GiB"
-        yield override, reason, changed(run, hardware={"gpu": larger})
+    gib = -int(-misfit.leanest.peak_bytes / USABLE_SHARE // 2**30)
+    larger = gpu.model_copy(update={"memory_bytes": gib * 2**30})
+    override = f"hardware.gpu.memory_bytes={larger.memory_bytes}"
+    yield override, f"devices of {gib:,} GiB", changed(misfit.asked, hardware={"gpu": larger})
 
 
-def _shallower(run: Run) -> _Attempts:
-    layers = run.model.num_layers
+def _shallower(misfit: Misfit) -> _Attempts:
+    layers = misfit.asked.model.num_layers
     while layers > 1:
         layers //= 2
-        other = changed(run, model={"num_layers": layers})
+        other = changed(misfit.asked, model={"num_layers": layers})
         yield f"model.num_layers={layers}", "fewer layers, for a trial", other
+
+
+def _usable(run: Run) -> int:
+    assert run.hardware.gpu is not None
+    return usable_bytes(run.hardware.gpu)

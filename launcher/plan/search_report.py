@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -10,8 +9,10 @@ from typing import Any
 from launcher.config.schema import Run
 from launcher.plan.records import Time
 from launcher.plan.search_advice import Found
-from launcher.plan.search_choice import CHOICE_KEYS, TRAIN_KEYS, dotted
-from launcher.plan.search_predict import Predicted
+from launcher.plan.search_choice import dotted
+from launcher.plan.search_predict import Predicted, predict
+from launcher.plan.search_remedy import Remedy
+from launcher.plan.search_words import command, overrides_of, remedied, typed_value
 from launcher.plan.units import plural
 
 WIDTH = 100
@@ -66,47 +67,6 @@ def limit_words(predicted: Predicted) -> str:
     return "compute"
 
 
-def overrides_of(predicted: Predicted, given: Run, typed: Sequence[str]) -> list[str]:
-    """What to type behind `launch plan`: the user's words, and what makes this layout."""
-    kept = [word for word in typed if not _is_decided(word)]
-    run = predicted.run
-    added = []
-    for key in CHOICE_KEYS:
-        section = "train" if key in TRAIN_KEYS else "parallelism"
-        value = getattr(getattr(run, section), key)
-        was_typed = any(_key(word) == dotted(key) for word in typed)
-        if was_typed or value != getattr(getattr(given, section), key):
-            added.append(f"{dotted(key)}={_typed(value)}")
-    for key in ("global_batch_size", "sequence_length"):
-        value = getattr(run.train, key)
-        if value != getattr(given.train, key):
-            added.append(f"train.{key}={value}")
-    return kept + added
-
-
-def _is_decided(word: str) -> bool:
-    key = _key(word)
-    decided = {dotted(name) for name in CHOICE_KEYS}
-    return key in decided or word == "parallelism=auto"
-
-
-def _key(word: str) -> str:
-    return word.lstrip("+~").partition("=")[0]
-
-
-def _typed(value: object) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return "[" + ",".join(str(part) for part in value) + "]"
-    return str(value)
-
-
-def command(words: Sequence[str], verb: str = "plan") -> str:
-    """One line for a shell."""
-    return " ".join(["launch", verb, *(shlex.quote(word) for word in words)])
-
-
 def found_json(found: Found, given: Run, typed: Sequence[str]) -> dict[str, Any]:
     """The document of `search --json`."""
 
@@ -131,6 +91,12 @@ def found_json(found: Found, given: Run, typed: Sequence[str]) -> dict[str, Any]
             "command": command(words),
         }  # fmt: skip
 
+    def one_remedy(remedy: Remedy) -> dict[str, Any]:
+        after = predict(remedy.after.run, remedy.after.choice)
+        words = remedied(remedy.override, after, given, typed)
+        named = {"change": remedy.override, "reason": remedy.reason}
+        return one(after) | named | {"command": command(words), "overrides": words}
+
     best = found.best[0] if found.best else None
     change = found.best_change
     return {
@@ -145,27 +111,13 @@ def found_json(found: Found, given: Run, typed: Sequence[str]) -> dict[str, Any]
         "rule_of_thumb": one(found.rule_of_thumb) | {"ratio": ratio(best, found.rule_of_thumb)},
         "own": None if found.own is None else one(found.own) | {"ratio": ratio(best, found.own)},
         "best_change": None if change is None or found.own is None else one(change.after) | {
-            "change": {key: _typed(value) for key, value in change.overrides.items()},
+            "change": {key: typed_value(value) for key, value in change.overrides.items()},
             "gain": ratio(change.after, found.own),
         },
         "counts": asdict(found.counts),
         "missing": _missing_json(found),
-        "nearest": [
-            one(remedy.after) | {
-                "change": remedy.override, "reason": remedy.reason,
-                "command": command(_remedied(remedy.override, remedy.after, given, typed)),
-                "overrides": _remedied(remedy.override, remedy.after, given, typed),
-            }
-            for remedy in found.nearest
-        ],
+        "nearest": [one_remedy(remedy) for remedy in found.nearest],
     }  # fmt: skip
-
-
-def _remedied(override: str, after: Predicted, given: Run, typed: Sequence[str]) -> list[str]:
-    words = overrides_of(after, given, [w for w in typed if _key(w) != _key(override)])
-    if any(_key(word) == _key(override) for word in words):
-        return words
-    return [*words, override]
 
 
 def ratio(best: Predicted | None, other: Predicted) -> float | None:
@@ -178,7 +130,7 @@ def ratio(best: Predicted | None, other: Predicted) -> float | None:
 def _missing_json(found: Found) -> dict[str, Any] | None:
     if found.leanest is None:
         return None
-    memory = found.leanest.estimate.memory
+    memory = found.leanest.memory
     fullest = max(memory.per_stage, key=lambda stage: stage.total_bytes)
     return {
         "stage": fullest.stage, "bytes": memory.peak_bytes - memory.usable_bytes,
@@ -230,7 +182,7 @@ def _lines(found: Found, given: Run, typed: Sequence[str]) -> Iterator[str]:
         yield f"{'':<7}limited by {own}{_ratio(found, found.own)}"
     yield ""
     if found.best_change is not None and found.own is not None:
-        words = " ".join(f"{k}={_typed(v)}" for k, v in found.best_change.overrides.items())
+        words = " ".join(f"{k}={typed_value(v)}" for k, v in found.best_change.overrides.items())
         gain = ratio(found.best_change.after, found.own)
         yield f"one change  {words}: " + ("fits" if gain is None else f"{gain:+.1%} tokens/s")
     elif found.own is not None:
