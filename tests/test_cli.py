@@ -67,7 +67,8 @@ def test_2_where_the_configuration_is_wrong_and_nothing_is_printed_on_stdout():
     assert (code, out) == (2, "")
     assert err == (
         "parallelism.tpp [unknown-key]: no such key; did you mean 'tp'?\n"
-        "train.steps=x [wrong-type]: a whole number is wanted, and this is text.\n"
+        "train.steps=x [wrong-type]: a whole number is wanted, and this is text. "
+        "Try train.steps=60.\n"
     )
 
 

@@ -153,5 +153,10 @@ class Hardware(Record):
     of speed 1; a stage gets layers by its slowest device. None: all are equal."""
     kernels: Safe[str | None] = None
     """Table that `launch calibrate` wrote, used instead of the model where it has values."""
+    measured_runs: Safe[str | None] = None
+    """Table of finished runs (`measured_runs.csv`) that slowdown is learned from."""
+    slowdown: Safe[PositiveFloat | None] = None
+    """How many times as long as modelled everything takes here: devices, links and waits. None: as
+    modelled, or as measured_runs says."""
     price_per_gpu_hour: Safe[PositiveFloat | None] = None
     """What an hour of one device costs, in any currency; None: the plan says no cost."""

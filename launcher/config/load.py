@@ -11,6 +11,7 @@ from launcher.config.choose_model import choose_model
 from launcher.config.data_files import check_data_files, with_absolute_paths
 from launcher.config.kernel_table import with_kernels
 from launcher.config.local_hardware import LocalMachine, cpu_facts, detect_machine, gpu_option
+from launcher.config.measured_runs import with_measured_runs
 from launcher.config.quick_compose import compose_values
 from launcher.config.rules import check_run
 from launcher.config.schedule_lines import with_schedule_lines
@@ -65,8 +66,12 @@ def load_run(
         [*composed.findings, *(local.findings if local else ())],
         composed.unknown_groups,
         _wrote(overrides, composed.choices, config_dirs),
+        _remedies(overrides, config_dirs),
         also,
     )
+    if run.hardware.measured_runs and run.hardware.slowdown:
+        table = run.hardware.measured_runs
+        decisions.append(f"hardware.slowdown={run.hardware.slowdown:g}: as runs in {table} were")
     return Loaded(run=run, decisions=tuple(decisions))
 
 
@@ -101,6 +106,7 @@ def load_resumed(
         ],
         amended.unknown_groups,
         _wrote(overrides, amended.choices, config_dirs),
+        _remedies(overrides, config_dirs),
     )
     return Loaded(run=run, decisions=(local.decision,) if local else ())
 
@@ -118,17 +124,32 @@ def _wrote(
     return wrote
 
 
+def _remedies(
+    overrides: Sequence[str], config_dirs: Sequence[Path]
+) -> Callable[[list[Finding]], list[Finding]]:
+    """What gives findings without a value to try one, looked up where there are any."""
+
+    def remedies(found: list[Finding]) -> list[Finding]:
+        from launcher.config.remedy import with_remedies
+
+        return with_remedies(found, overrides, config_dirs)
+
+    return remedies
+
+
 def _judge(
     values: dict[str, Any],
     findings: Sequence[Finding],
     unknown_groups: Set[str],
     written: Wrote,
+    remedies: Callable[[list[Finding]], list[Finding]],
     also: Check = lambda run: (),
 ) -> Run:
     """The schema, the rules and the files; ConfigError with all of it and what was there."""
     values, unreadable = with_schedule_lines(values)
     values, unread_kernels = with_kernels(values)
-    unreadable += unread_kernels
+    values, unread_runs = with_measured_runs(values)
+    unreadable += [*unread_kernels, *unread_runs]
     run, refused = validate_run(values, written)
     run = with_absolute_paths(run) if run is not None else None
     found = [*findings, *unreadable, *refused]
@@ -142,7 +163,7 @@ def _judge(
         found += check_partial(values, unreadable_keys)
         found += check_readable(check_data_files, part) + check_readable(also, part)
     if found or run is None:
-        raise ConfigError(found)
+        raise ConfigError(remedies(found))
     return run
 
 

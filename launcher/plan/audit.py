@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from launcher.config.schema import Run
-from launcher.plan.memory import estimate_memory
+from launcher.plan.memory import USABLE_SHARE, estimate_memory
 from launcher.plan.records import Layout, Memory, Stage, Warning
 from launcher.plan.speeds import mixed_stages
 from launcher.plan.step_time import StepEstimate
@@ -18,6 +18,9 @@ MAX_BUBBLE = 0.25
 
 IDLE_SHARE = 0.4
 """Below this share of memory in use, larger microbatches or less recomputation would fit."""
+
+MOST_TIMES = 16
+"""Where a device lacks more than that many times its memory, more of them are not advised."""
 
 MAX_COMMUNICATION = 0.4
 """Above this share of the step, the devices mostly wait for each other."""
@@ -56,14 +59,21 @@ def _memory(run: Run, layout: Layout, memory: Memory) -> Warning | None:
     elif layout.zero_stage < 3 and layout.dp > 1 and _may_shard_weights(layout):
         fix = "parallelism.zero_stage=3"
     else:
-        times = 2 ** math.ceil(math.log2(memory.peak_bytes / memory.usable_bytes))
-        fix = f"hardware.num_nodes={times * layout.nodes}"
+        fix = _larger_hardware(layout, memory)
     return Warning(
         id="does-not-fit",
         message=f"stage {fullest.stage} needs {_gib(fullest.total_bytes)} GiB of "
         f"{_gib(memory.usable_bytes)} GiB usable ({_gib(memory.capacity_bytes)} GiB in all)",
         fix=fix,
     )
+
+
+def _larger_hardware(layout: Layout, memory: Memory) -> str:
+    """More nodes; larger devices where these are far too small for what no sharding divides."""
+    lacking = memory.peak_bytes / max(1, memory.usable_bytes)
+    if lacking > MOST_TIMES:
+        return f"hardware.gpu.memory_bytes={math.ceil(memory.peak_bytes / USABLE_SHARE) + 1}"
+    return f"hardware.num_nodes={2 ** math.ceil(math.log2(lacking)) * layout.nodes}"
 
 
 def _may_shard_weights(layout: Layout) -> bool:

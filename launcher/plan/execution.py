@@ -12,6 +12,7 @@ from launcher.config.schedule_facts import splits_backward
 from launcher.config.schema import Hardware, Model, Optimizer, Run, is_schedule_file
 from launcher.frozen import frozen
 from launcher.plan.records import Layout
+from launcher.plan.slowdown import slowed
 
 Attention = Literal["matrix", "triton", "flash", "cudnn"]
 """matrix: the S x S scores are written out; triton: FlashAttention 1 in Triton; flash: its second
@@ -148,7 +149,7 @@ def runtime_job(run: Run, layout: Layout, execution: Execution | None = None) ->
     """A run as this launcher's workers execute it; `execution` where it is known already."""
     return Job(
         model=run.model,
-        hardware=run.hardware,
+        hardware=slowed(run.hardware),
         layout=layout,
         execution=execution or runtime_execution(run, layout),
         train_steps=run.train.steps,

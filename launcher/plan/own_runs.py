@@ -5,12 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launcher.config.schema import Run
 from launcher.plan.backtest_cells import COLUMNS
-from launcher.plan.records import Plan
+from launcher.plan.records import Layout
 
 SOURCE = "own runs"
 """Of every row that a finished run appends."""
@@ -18,15 +18,23 @@ SOURCE = "own runs"
 RUN_COLUMN = "run_json"
 """Beside the common columns: the whole run with its hardware, so that the row needs no defaults."""
 
-OWN_COLUMNS = (*COLUMNS, RUN_COLUMN)
+PLANNED_COLUMN = "planned_step_s"
+"""What the run's own plan said: `hardware.measured_runs` learns from it."""
+
+OWN_COLUMNS = (*COLUMNS, PLANNED_COLUMN, RUN_COLUMN)
 
 
-def own_row(plan: Plan, measured: Mapping[str, Any], name: str) -> dict[str, str]:
-    """The columns of `launch backtest`, from a plan and what its run measured (summary.json)."""
-    run, layout = plan.run, plan.layout
+TABLE = "measured_runs.csv"
+"""Its name, beside the run directories."""
+
+
+def own_row(
+    run: Run, layout: Layout, plan: Mapping[str, Any], measured: Mapping[str, Any], name: str
+) -> dict[str, str]:
+    """The columns of `launch backtest`, from plan.json and what the run measured (summary.json)."""
     model, device = run.model, run.hardware.gpu
     cells: dict[str, Any] = {
-        "id": name, "source": SOURCE, "model": model.name, "params_b": plan.parameters / 1e9,
+        "id": name, "source": SOURCE, "model": model.name, "params_b": plan["parameters"] / 1e9,
         "layers": model.num_layers, "hidden": model.hidden_size, "heads": model.num_heads,
         "kv_heads": model.kv_heads, "ffn": model.ffn_hidden_size, "vocab": model.vocab_size,
         "seq": layout.sequence_length, "gpu": device.name if device else run.hardware.device,
@@ -38,6 +46,7 @@ def own_row(plan: Plan, measured: Mapping[str, Any], name: str) -> dict[str, str
         "recompute": layout.recompute, "precision": run.precision.compute,
         "step_time_s": measured["step_s"], "mem_gib": max(measured["peak_bytes"]) / 2**30,
         "notes": f"[TM] schedule {layout.schedule}",
+        PLANNED_COLUMN: plan["time"]["step_s"],
         RUN_COLUMN: json.dumps(run.model_dump(mode="json"), separators=(",", ":")),
     }  # fmt: skip
     return {column: str(cells.get(column, "")) for column in OWN_COLUMNS}
@@ -48,9 +57,14 @@ def header_line() -> str:
     return _line(OWN_COLUMNS)
 
 
-def row_line(row: Mapping[str, str]) -> str:
+def read_header(line: str) -> tuple[str, ...]:
+    """The columns that a first line names; the usual ones of an empty file."""
+    return tuple(next(csv.reader([line]), ())) or OWN_COLUMNS
+
+
+def row_line(row: Mapping[str, str], columns: Sequence[str] = OWN_COLUMNS) -> str:
     """A row, ready to be appended."""
-    return _line([row[column] for column in OWN_COLUMNS])
+    return _line([row.get(column, "") for column in columns])
 
 
 def _line(cells: Any) -> str:

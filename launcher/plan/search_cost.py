@@ -20,6 +20,7 @@ from launcher.plan.schedule_records import Chain, StageTimes, has_weight_actions
 from launcher.plan.search_choice import ORDER, Choice
 from launcher.plan.search_cuts import Cut, Cuts
 from launcher.plan.search_walks import Walks
+from launcher.plan.slowdown import slowed
 from launcher.plan.stage_state import StageState, stage_state
 from launcher.plan.stage_time import (
     Kernels,
@@ -204,7 +205,7 @@ class Coster:
         key = (degrees, order)
         found = self._links.get(key)
         if found is None:
-            hardware, shard_size = self.run.hardware, self.run.parallelism.shard_size
+            hardware, shard_size = slowed(self.run.hardware), self.run.parallelism.shard_size
             assert hardware.gpus_per_node is not None
             found = place_links(hardware, hardware.gpus_per_node, degrees, order, shard_size)
             self._links[key] = found

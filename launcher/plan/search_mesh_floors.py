@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from launcher.plan.collectives import SLOWDOWN
 from launcher.plan.search_cost import Coster, Mesh
+from launcher.plan.slowdown import slowed
 from launcher.plan.stage_time import BlockTimes, Parts, estimate_parts
 from launcher.plan.tensor_traffic import runtime_tp_times
 
@@ -20,7 +21,7 @@ class MeshFloors:
         experts = self.model.experts
         self._num_dense = min(self.model.num_layers, experts.num_dense_layers) if experts else 0
         self._passes_s: dict[Mesh, tuple[float, float]] = {}
-        gpu = coster.run.hardware.gpu
+        gpu = slowed(coster.run.hardware).gpu
         self.overhead_s = gpu.step_overhead_s if gpu else 0.0
 
     def block_s(self, mesh: Mesh) -> float:

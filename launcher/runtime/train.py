@@ -16,6 +16,7 @@ from launcher.runtime.checkpoint.restore import Start
 from launcher.runtime.data import Batches
 from launcher.runtime.metrics import MetricsLog, write_summary
 from launcher.runtime.optimizer import learning_rate
+from launcher.runtime.own_runs import append_run
 from launcher.runtime.pipeline.execute import average_loss, run_forward, run_schedule
 from launcher.runtime.progress import Progress
 from launcher.runtime.pulse import Pulse
@@ -37,6 +38,8 @@ def train(trainer: Trainer, files: RunFiles, start: Start, board: Board, pulse: 
     keeper.close()
     log.close()
     write_summary(files, trainer, log, progress.step)
+    if trainer.groups.rank == 0:
+        append_run(files, trainer.frozen)
 
 
 def _logged_step(
