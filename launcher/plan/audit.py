@@ -86,11 +86,14 @@ def _host_memory(run: Run, layout: Layout, memory: Memory) -> Warning | None:
     have = run.hardware.node.host_memory_bytes
     if memory.host_bytes_per_node <= have:
         return None
+    count = layout.gpus_per_node
+    fewer = [f"hardware.gpus_per_node={less}" for less in _divisors(count)[-2::-1]]
     return Warning(
         id="host-memory",
-        message=f"{layout.gpus_per_node} processes take {_gib(memory.host_bytes_per_node)} GiB of "
+        message=f"{count} processes take {_gib(memory.host_bytes_per_node)} GiB of "
         f"the node's {_gib(have)} GiB of RAM",
-        fix=f"hardware.gpus_per_node={max(1, layout.gpus_per_node // 2)}",
+        fix=fewer[0] if fewer else f"hardware.num_nodes={2 * layout.nodes}",
+        others=(*fewer[1:2], f"hardware.num_nodes={2 * layout.nodes}"),
     )
 
 
@@ -98,18 +101,25 @@ def _tp_crosses_nodes(layout: Layout, step: StepEstimate) -> Warning | None:
     entry = next((entry for entry in step.communication if entry.axis == "tp"), None)
     if entry is None or not entry.crosses_nodes:
         return None
-    if layout.tp <= layout.gpus_per_node and layout.order[0] != "tp":
+    inside = [tp for tp in _divisors(layout.tp) if layout.gpus_per_node % tp == 0]
+    if layout.order[0] != "tp" and layout.tp in inside:
         return Warning(
             id="tp-crosses-nodes",
             message="tensor-parallel groups span nodes because tp is not the fastest axis",
-            fix="parallelism.order=[tp,cp,dp,pp]",
+            fix=PLAIN_ORDER,
         )
+    order = "" if layout.order[0] == "tp" else f" {PLAIN_ORDER}"
+    fixes = [f"parallelism.tp={tp}{order}" for tp in reversed(inside)]
     return Warning(
         id="tp-crosses-nodes",
         message=f"tp={layout.tp} spans nodes of {layout.gpus_per_node}: every block's all-reduces "
         "use the network",
-        fix=f"parallelism.tp={_largest_divisor(layout.tp, layout.gpus_per_node)}",
+        fix=fixes[0],
+        others=tuple(fixes[1:]),
     )
+
+
+PLAIN_ORDER = "parallelism.order=[tp,cp,dp,pp]"
 
 
 def _ep_crosses_nodes(layout: Layout, step: StepEstimate) -> Warning | None:
@@ -117,31 +127,47 @@ def _ep_crosses_nodes(layout: Layout, step: StepEstimate) -> Warning | None:
     if entry is None or not entry.crosses_nodes:
         return None
     room = max(1, layout.gpus_per_node // layout.tp)
+    inside = [ep for ep in _divisors(layout.ep) if ep <= room]
+    order = "" if layout.order[:3] == ("tp", "cp", "dp") else f" {PLAIN_ORDER}"
+    fixes = [f"parallelism.ep={ep}{order}" for ep in reversed(inside)]
     return Warning(
         id="ep-crosses-nodes",
         message=f"ep={layout.ep} spans nodes of {layout.gpus_per_node}: tokens travel to their "
         "experts and back over the network in every block",
-        fix=f"parallelism.ep={_largest_divisor(layout.ep, room)}",
+        fix=fixes[0],
+        others=tuple(fixes[1:]),
     )
 
 
 def _uneven_rails(layout: Layout, step: StepEstimate) -> Warning | None:
     """A group of dp x cp with more ranks on one node than on another waits for the fuller one."""
     entry = next((entry for entry in step.communication if entry.axis == "dp"), None)
-    if entry is None or not entry.crosses_nodes or layout.order[0] == "dp":
+    if entry is None or not entry.crosses_nodes or has_even_rails(layout):
         return None
     inner = layout.tp if layout.order[0] == "tp" else 1
-    if layout.gpus_per_node % inner == 0 and _is_even(layout, inner):
-        return None
+    order = "" if layout.order[0] == "tp" else f" {PLAIN_ORDER}"
     larger = [tp for tp in range(1, layout.gpus_per_node + 1) if _fills_rails(layout, tp)]
-    near = min(larger, key=lambda tp: (abs(math.log2(tp / layout.tp)), tp), default=None)
+    near = sorted(larger, key=lambda tp: (abs(math.log2(tp / layout.tp)), tp))
+    fixes = [f"parallelism.tp={tp}{order}" for tp in near]
+    fixes.append(f"hardware.num_nodes={_even_nodes(layout)}{order}")
+    fewer = range(layout.gpus_per_node - 1, 0, -1)
+    fixes += [f"hardware.gpus_per_node={count}" for count in fewer if count & (count - 1) == 0]
     return Warning(
         id="uneven-rails",
         message=f"dp groups have {layout.dp * layout.cp} ranks, {inner} apart, and nodes have "
         f"{layout.gpus_per_node} devices: some nodes carry more ranks of a group than others, and "
         "their adapters more of its traffic",
-        fix=f"parallelism.tp={near}" if near else f"hardware.num_nodes={_even_nodes(layout)}",
+        fix=fixes[0],
+        others=tuple(fixes[1:9]),
     )
+
+
+def has_even_rails(layout: Layout) -> bool:
+    """Whether every node carries as many ranks of a dp group as every other."""
+    if layout.order[0] == "dp":
+        return True
+    inner = layout.tp if layout.order[0] == "tp" else 1
+    return layout.gpus_per_node % inner == 0 and _is_even(layout, inner)
 
 
 def _fills_rails(layout: Layout, tp: int) -> bool:
@@ -242,8 +268,8 @@ def _replicated_heads(run: Run, layout: Layout) -> Warning | None:
     )
 
 
-def _largest_divisor(number: int, limit: int) -> int:
-    return max(value for value in range(1, limit + 1) if number % value == 0)
+def _divisors(number: int) -> list[int]:
+    return [value for value in range(1, number + 1) if number % value == 0]
 
 
 def _gib(size: int) -> str:
