@@ -40,10 +40,10 @@ class Finding:
             text += f" Legal here: {', '.join(str(value) for value in self.legal)}."
         if self.fix:
             text += f" Try {self.fix}."
-        return _visible(text)
+        return visible(text)
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """The text without anything that a terminal would obey or cannot show: a newline escaped."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()

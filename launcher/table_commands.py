@@ -43,7 +43,7 @@ def _broken_row(path: str, row: dict[str, Any]) -> Finding:
     fix = "what was published there, or an empty cell where nothing was"
     if reason:
         return Finding(field=f"{where}: {cell}", rule="broken-row", reason=reason, fix=fix)
-    fix = "quotes around cells that hold a comma"
+    fix = "quotes around cells that hold a comma, and two of them for one inside"
     return Finding(field=where, rule="broken-row", reason=cell, fix=fix)
 
 
@@ -76,13 +76,6 @@ def _read_text(path: str) -> str:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not text in UTF-8"
-        raise ConfigError(
-            [
-                Finding(
-                    field=path,
-                    rule="unreadable-table",
-                    reason=str(reason),
-                    fix="a CSV file of measured runs; docs/backtest.md names the columns",
-                )
-            ]
-        ) from None
+        fix = "a CSV file of measured runs in UTF-8; docs/backtest.md names the columns"
+        finding = Finding(field=path or "''", rule="unreadable-table", reason=str(reason), fix=fix)
+        raise ConfigError([finding]) from None

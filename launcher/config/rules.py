@@ -61,11 +61,14 @@ def get_value(run: Run, field: str) -> Any:
 
 def with_value(run: Run, field: str, value: Any) -> Run:
     """A copy of the run with one dotted key changed, unvalidated."""
-    group, _, key = field.partition(".")
-    if not key:
-        return run.model_copy(update={group: value})
-    record = getattr(run, group).model_copy(update={key: value})
-    return run.model_copy(update={group: record})
+    changed: Run = _changed(run, field, value)
+    return changed
+
+
+def _changed(record: Any, field: str, value: Any) -> Any:
+    name, _, inside = field.partition(".")
+    new = _changed(getattr(record, name), inside, value) if inside else value
+    return record.model_copy(update={name: new})
 
 
 def _finding(rule: Rule, run: Run, reason: str, table: tuple[Rule, ...]) -> Finding:

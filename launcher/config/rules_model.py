@@ -48,6 +48,20 @@ def _byte_vocabulary(run: Run) -> str | None:
     return None
 
 
+def _experts_per_token(run: Run) -> str | None:
+    experts = run.model.experts
+    if experts and experts.experts_per_token > experts.num_experts:
+        return f"a token cannot visit more than model.experts.num_experts={experts.num_experts}"
+    return None
+
+
+def _dense_layers(run: Run) -> str | None:
+    model = run.model
+    if model.experts and model.experts.num_dense_layers > model.num_layers:
+        return f"the model has model.num_layers={model.num_layers} blocks"
+    return None
+
+
 def _encoder_kind(run: Run) -> str | None:
     model = run.model
     if model.encoder and (model.experts or model.latent):
@@ -79,6 +93,22 @@ MODEL_RULES = (
         why="Its decoder attends to the whole input: a cut sequence is planned for one side.",
         broken=_encoder_cp,
         candidates=lambda run: (1,),
+    ),
+    Rule(
+        id="experts-per-token",
+        field="model.experts.experts_per_token",
+        says="a token visits at most as many experts as there are",
+        why="The router picks that many different ones (Shazeer et al. 2017, 1701.06538).",
+        broken=_experts_per_token,
+        candidates=lambda run: (run.model.experts.num_experts,) if run.model.experts else (),
+    ),
+    Rule(
+        id="dense-layers-at-most-layers",
+        field="model.experts.num_dense_layers",
+        says="num_dense_layers is at most num_layers",
+        why="They are the first of the model's blocks.",
+        broken=_dense_layers,
+        candidates=lambda run: (0, run.model.num_layers),
     ),
     Rule(
         id="heads-divide-hidden",

@@ -105,6 +105,7 @@ BASIC_CHECKS = (
     ),
     ("one-table", "launch backtest", "one file is named", "Each table is judged by itself."),
     ("unreadable-table", "launch backtest", "the file is text", "Nothing else can be predicted."),
+    ("empty-table", "launch backtest", "the file has rows", "There would be nothing to predict."),
     ("bad-table", "launch backtest", "the file is a CSV", "Its rows are measured runs."),
     ("missing-column", "launch backtest", "needed columns are there", "Every row needs them."),
     ("broken-row", "launch backtest", "a row's cells can be read", "The others are answered."),

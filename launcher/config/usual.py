@@ -1,4 +1,8 @@
-"""Something to type where a value was refused and its key alone does not say what would pass."""
+"""A value to try for a mistake that names none: what the key has without the override, or what our
+own files have.
+
+Only for what is wrong: each question composes the configuration once more.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,21 @@ from launcher.config.quoting import hydra_text
 from launcher.config.validate import validate_run
 from launcher.errors import ConfigError, Finding
 
+EXAMPLES = (
+    ("hardware=h100x8", "model=mixtral_8x7b"),
+    ("hardware=h100x8", "model=deepseek_v3"),
+    ("hardware=h100x8", "model=t5_3b"),
+)
+"""Compositions that have a value for nearly every key."""
+
+WITHOUT_VALUE = ("out-of-range", "wrong-type", "missing-key")
+"""Rules of the schema that know no value by themselves."""
+
+TOO_SMALL = "it must be at least"
+"""The least number that is legal, 1 node or 1 word, is seldom one that suits the rest."""
+
+Values = Mapping[str, Any]
+
 
 def values_without(
     keys: Set[str], overrides: Sequence[str], config_dirs: Sequence[Path]
@@ -22,42 +41,61 @@ def values_without(
 
 
 def with_usual_values(
-    findings: Sequence[Finding], values: Callable[[frozenset[str]], Mapping[str, Any]]
+    findings: Sequence[Finding], values: Callable[[frozenset[str]], Values]
 ) -> list[Finding]:
-    """The findings; those of refused values that name nothing to type now name the usual value.
+    """The findings, those that name no value to type with one where it can be known.
 
     `values` of some keys is the run without what the user wrote there.
     """
     bare = frozenset(finding.field for finding in findings if _is_bare(finding))
-    if not bare:
-        return list(findings)
-    try:
-        usual = values(bare)
-    except ConfigError:
-        return list(findings)
-    run, refused = validate_run(usual)
-    if run is not None:  # defaults of the schema, too
-        usual = run.model_dump(mode="json")
-    still = {finding.field for finding in refused}
-    return [
-        _with_value(finding, usual) if finding.field in bare - still else finding
-        for finding in findings
-    ]
+    before = _legal_values(lambda: values(bare), bare) if bare else {}
+    return [_with_fix(finding, before) for finding in findings]
 
 
 def _is_bare(finding: Finding) -> bool:
-    return finding.rule in ("wrong-type", "out-of-range") and not (finding.fix or finding.legal)
+    has_value = bool(finding.fix or finding.legal) and TOO_SMALL not in finding.reason
+    return finding.rule in WITHOUT_VALUE and not has_value
 
 
-def _with_value(finding: Finding, usual: Mapping[str, Any]) -> Finding:
-    value: Any = usual
-    for part in finding.field.split("."):
-        if not isinstance(value, Mapping) or part not in value:
-            return finding
-        value = value[part]
-    if isinstance(value, Mapping):
+def _with_fix(finding: Finding, before: Values) -> Finding:
+    key, found = finding.field, before
+    if finding.rule == "unknown-option" and not finding.fix and finding.legal:
+        default = compose_values(EXAMPLES[0][:1]).choices.get(key)  # no recipe
+        usual = default if default in finding.legal else finding.legal[0]
+        return replace(finding, fix=f"{key}={usual}")
+    if not _is_bare(finding):
         return finding
-    return replace(finding, fix=f"{finding.field}={_typed(value)}")
+    for words in () if finding.fix else EXAMPLES:
+        if found.get(key) is None and (key not in found or finding.rule == "missing-key"):
+            found = _legal_values(lambda words=words: compose_values(words).values, {key})  # type: ignore[misc]
+    return replace(finding, fix=f"{key}={_typed(found[key])}") if key in found else finding
+
+
+def _legal_values(values: Callable[[], Values], keys: Set[str]) -> dict[str, Any]:
+    """The values of these keys in a composition, those that it has and that are legal there."""
+    try:
+        composed = values()
+    except ConfigError:
+        return {}
+    run, refused = validate_run(composed)
+    if run is not None:  # defaults of the schema, too
+        composed = run.model_dump(mode="json")
+    wrong = {finding.field for finding in refused}
+    found = {key: _value_at(key, composed) for key in keys - wrong}
+    return {key: value for key, value in found.items() if value is not _MISSING}
+
+
+_MISSING = object()
+
+
+def _value_at(key: str, values: Values) -> Any:
+    """What stands at a dotted key; _MISSING where nothing does, or no plain value."""
+    value: Any = values
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return _MISSING
+        value = value[part]
+    return _MISSING if isinstance(value, Mapping) else value
 
 
 def _typed(value: Any) -> str:

@@ -159,7 +159,7 @@ def _not_among(location: Location, given: Any) -> Finding:
     annotation = _annotation_at(location)
     legal = choices_at(location)
     field = ".".join(location)
-    found, near = _field_at(location), closest(str(given), [str(choice) for choice in legal])
+    found, near = field_at(location), closest(str(given), [str(choice) for choice in legal])
     usual = found.default if found is not None and found.default in legal else legal[0]
     is_list = typing.get_origin(annotation) is tuple
     legal += OPEN_CHOICES.get(field, ())
@@ -218,8 +218,8 @@ def _out_of_range(
     bound = "" if limit is None else f" {_number(limit)}"
     # A bound that is not itself legal says nothing to try; the key's default does.
     sound = limit if key in ("ge", "le") else _default_at(field)
-    if is_in_list and key == "gt":
-        sound = limit + 1  # numbers of a list have no default
+    if is_in_list and key in ("gt", ""):
+        sound = (limit or 0) + 1  # numbers of a list have no default
     good = "" if sound is None else _number(sound)
     fix = good and (f"{good} in its place" if is_in_list else f"{field}={good}")
     reason = f"{'each number' if is_in_list else 'it'} must be {words}{bound}"
@@ -237,18 +237,18 @@ def _fields(record: type[Record] | None) -> tuple[str, ...]:
 
 def _annotation_at(location: Location) -> Any:
     """The type of a key; None where the schema does not have it."""
-    field = _field_at(location)
+    field = field_at(location)
     return field.annotation if field is not None else Run if not location else None
 
 
 def _default_at(field: str) -> float | None:
     """The number that a key has when nobody names it."""
-    found = _field_at(tuple(field.split(".")))
+    found = field_at(tuple(field.split(".")))
     default = found.default if found is not None else None
     return default if isinstance(default, (int, float)) else None
 
 
-def _field_at(location: Location) -> Field | None:
+def field_at(location: Location) -> Field | None:
     """A key as the schema has it; places in lists do not count."""
     record: type[Record] = Run
     field = None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from launcher.config.schema import Run
-from launcher.plan.memory import estimate_memory
+from launcher.plan.memory import USABLE_SHARE, estimate_memory
 from launcher.plan.records import Layout, Memory, Stage, Warning
 from launcher.plan.speeds import mixed_stages
 from launcher.plan.step_time import StepEstimate
@@ -18,6 +18,9 @@ MAX_BUBBLE = 0.25
 
 IDLE_SHARE = 0.4
 """Below this share of memory in use, larger microbatches or less recomputation would fit."""
+
+MOST_TIMES = 16
+"""Where a device lacks more than that many times its memory, more of them are not advised."""
 
 MAX_COMMUNICATION = 0.4
 """Above this share of the step, the devices mostly wait for each other."""
@@ -56,16 +59,24 @@ def _memory(run: Run, layout: Layout, memory: Memory) -> Warning | None:
     elif layout.zero_stage < 3 and layout.dp > 1 and _may_shard_weights(layout):
         fix = "parallelism.zero_stage=3"
     else:
-        times = 2 ** math.ceil(math.log2(memory.peak_bytes / memory.usable_bytes))
-        fix = f"hardware.num_nodes={times * layout.nodes}"
-        if run.hardware.network is None:  # one node is all there is
-            fix = _fewer_layers(run, times)
+        fix = _larger_hardware(run, layout, memory)
     return Warning(
         id="does-not-fit",
         message=f"stage {fullest.stage} needs {_gib(fullest.total_bytes)} GiB of "
         f"{_gib(memory.usable_bytes)} GiB usable ({_gib(memory.capacity_bytes)} GiB in all)",
         fix=fix,
     )
+
+
+def _larger_hardware(run: Run, layout: Layout, memory: Memory) -> str:
+    """More nodes; larger devices where these are far too small for what no sharding divides."""
+    lacking = memory.peak_bytes / max(1, memory.usable_bytes)
+    if lacking > MOST_TIMES:
+        return f"hardware.gpu.memory_bytes={math.ceil(memory.peak_bytes / USABLE_SHARE) + 1}"
+    times = 2 ** math.ceil(math.log2(lacking))
+    if run.hardware.network is None:  # one node is all there is
+        return _fewer_layers(run, times)
+    return f"hardware.num_nodes={times * layout.nodes}"
 
 
 def _fewer_layers(run: Run, times: int) -> str:
@@ -84,11 +95,16 @@ def _host_memory(run: Run, layout: Layout, memory: Memory) -> Warning | None:
     if memory.host_bytes_per_node <= have:
         return None
     count = layout.gpus_per_node
+    fewer = [f"hardware.gpus_per_node={less}" for less in _divisors(count)[-2::-1]]
+    last = f"hardware.num_nodes={2 * layout.nodes}"
+    if run.hardware.network is None:
+        last = _fewer_layers(run, 2)
     return Warning(
         id="host-memory",
         message=f"{count} {'processes take' if count > 1 else 'process takes'} "
         f"{_gib(memory.host_bytes_per_node)} GiB of the node's {_gib(have)} GiB of RAM",
-        fix=f"hardware.gpus_per_node={count // 2}" if count > 1 else _fewer_layers(run, 2),
+        fix=fewer[0] if fewer else last,
+        others=(*fewer[1:2], last),
     )
 
 
@@ -96,18 +112,25 @@ def _tp_crosses_nodes(layout: Layout, step: StepEstimate) -> Warning | None:
     entry = next((entry for entry in step.communication if entry.axis == "tp"), None)
     if entry is None or not entry.crosses_nodes:
         return None
-    if layout.tp <= layout.gpus_per_node and layout.order[0] != "tp":
+    inside = [tp for tp in _divisors(layout.tp) if layout.gpus_per_node % tp == 0]
+    if layout.order[0] != "tp" and layout.tp in inside:
         return Warning(
             id="tp-crosses-nodes",
             message="tensor-parallel groups span nodes because tp is not the fastest axis",
-            fix="parallelism.order=[tp,cp,dp,pp]",
+            fix=PLAIN_ORDER,
         )
+    order = "" if layout.order[0] == "tp" else f" {PLAIN_ORDER}"
+    fixes = [f"parallelism.tp={tp}{order}" for tp in reversed(inside)]
     return Warning(
         id="tp-crosses-nodes",
         message=f"tp={layout.tp} spans nodes of {layout.gpus_per_node}: every block's all-reduces "
         "use the network",
-        fix=f"parallelism.tp={_largest_divisor(layout.tp, layout.gpus_per_node)}",
+        fix=fixes[0],
+        others=tuple(fixes[1:]),
     )
+
+
+PLAIN_ORDER = "parallelism.order=[tp,cp,dp,pp]"
 
 
 def _ep_crosses_nodes(layout: Layout, step: StepEstimate) -> Warning | None:
@@ -115,31 +138,47 @@ def _ep_crosses_nodes(layout: Layout, step: StepEstimate) -> Warning | None:
     if entry is None or not entry.crosses_nodes:
         return None
     room = max(1, layout.gpus_per_node // layout.tp)
+    inside = [ep for ep in _divisors(layout.ep) if ep <= room]
+    order = "" if layout.order[:3] == ("tp", "cp", "dp") else f" {PLAIN_ORDER}"
+    fixes = [f"parallelism.ep={ep}{order}" for ep in reversed(inside)]
     return Warning(
         id="ep-crosses-nodes",
         message=f"ep={layout.ep} spans nodes of {layout.gpus_per_node}: tokens travel to their "
         "experts and back over the network in every block",
-        fix=f"parallelism.ep={_largest_divisor(layout.ep, room)}",
+        fix=fixes[0],
+        others=tuple(fixes[1:]),
     )
 
 
 def _uneven_rails(layout: Layout, step: StepEstimate) -> Warning | None:
     """A group of dp x cp with more ranks on one node than on another waits for the fuller one."""
     entry = next((entry for entry in step.communication if entry.axis == "dp"), None)
-    if entry is None or not entry.crosses_nodes or layout.order[0] == "dp":
+    if entry is None or not entry.crosses_nodes or has_even_rails(layout):
         return None
     inner = layout.tp if layout.order[0] == "tp" else 1
-    if layout.gpus_per_node % inner == 0 and _is_even(layout, inner):
-        return None
+    order = "" if layout.order[0] == "tp" else f" {PLAIN_ORDER}"
     larger = [tp for tp in range(1, layout.gpus_per_node + 1) if _fills_rails(layout, tp)]
-    near = min(larger, key=lambda tp: (abs(math.log2(tp / layout.tp)), tp), default=None)
+    near = sorted(larger, key=lambda tp: (abs(math.log2(tp / layout.tp)), tp))
+    fixes = [f"parallelism.tp={tp}{order}" for tp in near]
+    fixes.append(f"hardware.num_nodes={_even_nodes(layout)}{order}")
+    fewer = range(layout.gpus_per_node - 1, 0, -1)
+    fixes += [f"hardware.gpus_per_node={count}" for count in fewer if count & (count - 1) == 0]
     return Warning(
         id="uneven-rails",
         message=f"dp groups have {layout.dp * layout.cp} ranks, {inner} apart, and nodes have "
         f"{layout.gpus_per_node} devices: some nodes carry more ranks of a group than others, and "
         "their adapters more of its traffic",
-        fix=f"parallelism.tp={near}" if near else f"hardware.num_nodes={_even_nodes(layout)}",
+        fix=fixes[0],
+        others=tuple(fixes[1:9]),
     )
+
+
+def has_even_rails(layout: Layout) -> bool:
+    """Whether every node carries as many ranks of a dp group as every other."""
+    if layout.order[0] == "dp":
+        return True
+    inner = layout.tp if layout.order[0] == "tp" else 1
+    return layout.gpus_per_node % inner == 0 and _is_even(layout, inner)
 
 
 def _fills_rails(layout: Layout, tp: int) -> bool:
@@ -240,8 +279,8 @@ def _replicated_heads(run: Run, layout: Layout) -> Warning | None:
     )
 
 
-def _largest_divisor(number: int, limit: int) -> int:
-    return max(value for value in range(1, limit + 1) if number % value == 0)
+def _divisors(number: int) -> list[int]:
+    return [value for value in range(1, number + 1) if number % value == 0]
 
 
 def _gib(size: int) -> str:

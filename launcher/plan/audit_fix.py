@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
@@ -10,8 +10,13 @@ from typing import Any
 from launcher.config.rules import get_value, obeys_rules, with_value
 from launcher.config.schema import Run
 from launcher.errors import ConfigError
+from launcher.plan.audit import has_even_rails
+from launcher.plan.collectives import Links
+from launcher.plan.estimate import estimate_layout, estimate_layout_memory
+from launcher.plan.execution import runtime_job
 from launcher.plan.fill import fill_run
-from launcher.plan.records import Warning
+from launcher.plan.records import Layout, Warning
+from launcher.plan.step_time import find_links
 
 FOLLOWS = ("train.global_batch_size", "train.num_microbatches", "parallelism.dp", "parallelism.pp")
 """Keys that are solved from the others where they are open."""
@@ -20,25 +25,111 @@ DEGREES = ("parallelism.tp", *FOLLOWS)
 """What is opened where opening those that follow is not enough."""
 
 
-def make_room(asked: Run, filled: Run, warnings: Sequence[Warning]) -> tuple[Warning, ...]:
-    """Warnings whose fixes also open what they would contradict.
+def make_room(
+    asked: Run, filled: Run, warnings: Sequence[Warning], tokens_per_s: float
+) -> tuple[Warning, ...]:
+    """Warnings with the first of their fixes that is legal and mends what it is for.
 
+    Fixes also open what they would contradict:
     num_microbatches=16 beside a given global_batch_size -> ... train.global_batch_size=null
     """
-    return tuple(replace(each, fix=_with_room(asked, filled, each.fix)) for each in warnings)
+    ids = {warning.id for warning in warnings}
+    found = [
+        replace(each, fix=_best_fix(asked, filled, each, ids, tokens_per_s), others=())
+        for each in warnings
+    ]
+    return tuple(each for each in found if each.fix or each.id != "idle-memory")
 
 
-def _with_room(asked: Run, filled: Run, fix: str) -> str:
-    """The fix with the fewest keys opened that makes it legal; as it is where none does.
+def _best_fix(asked: Run, filled: Run, warning: Warning, ids: Set[str], tokens_per_s: float) -> str:
+    """The first that mends it and is faster, else that mends it, else that is legal, else none.
+
+    Of what is there for speed only: empty where nothing that was tried is faster.
+    """
+    for_speed, fits = warning.id in FOR_SPEED, "does-not-fit" not in ids
+    fixes, mending, legal = [warning.fix, *warning.others], [], []
+    if for_speed:
+        fixes += [f"{fix} {pins}" for fix in fixes if (pins := _pins(asked, filled, fix))]
+    for fix in fixes:
+        words = _with_room(asked, filled, fix)
+        if words is None:
+            continue
+        if not for_speed and warning.id not in MENDED:
+            return words
+        try:
+            closed = fill_run(typed(asked, words))
+        except ConfigError:
+            continue
+        legal.append(words)
+        if for_speed or MENDED[warning.id](closed.run, closed.layout):
+            mending.append(words)
+            if not (for_speed or fits):
+                return words
+            if _is_faster(tokens_per_s, fits, closed.run, closed.layout):
+                return words
+    if for_speed:
+        return ""
+    return (*mending, *legal, "")[0]
+
+
+FOR_SPEED = ("few-microbatches", "communication-bound", "idle-memory", "kv-heads-replicated")
+"""Warnings whose fixes are there to gain speed."""
+
+
+def _is_faster(tokens_per_s: float, must_fit: bool, run: Run, layout: Layout) -> bool:
+    found = estimate_layout(run, layout)
+    is_legal = found.memory.fits or not must_fit
+    return is_legal and found.step.time.tokens_per_s > tokens_per_s
+
+
+def _pins(asked: Run, filled: Run, fix: str) -> str:
+    """What was open and must stay as it was filled: another fill may choose another layout."""
+    return " ".join(
+        f"{key}={get_value(filled, key)}"
+        for key in ("parallelism.tp", "parallelism.pp", "parallelism.recompute")
+        if get_value(asked, key) is None and key not in fix
+    )
+
+
+def _has_ram(run: Run, layout: Layout) -> bool:
+    assert run.hardware.node is not None
+    needed = estimate_layout_memory(run, layout).host_bytes_per_node
+    return needed <= run.hardware.node.host_memory_bytes
+
+
+MENDED: dict[str, Callable[[Run, Layout], bool]] = {
+    "tp-crosses-nodes": lambda run, layout: not links_of(run, layout).tp.crosses_nodes,
+    "ep-crosses-nodes": lambda run, layout: not links_of(run, layout).ep.crosses_nodes,
+    "uneven-rails": lambda run, layout: (
+        not links_of(run, layout).dp.crosses_nodes or has_even_rails(layout)
+    ),
+    "host-memory": _has_ram,
+}
+"""Whether a layout is free of what a warning says."""
+
+
+def links_of(run: Run, layout: Layout) -> Links:
+    """The links of a closed layout's axes."""
+    return find_links(runtime_job(run, layout))
+
+
+def typed(asked: Run, words: str) -> Run:
+    """The run with the words of a fix."""
+    for word in words.split():
+        field, _, value = word.partition("=")
+        asked = with_value(asked, field, _read(value))
+    return asked
+
+
+def _with_room(asked: Run, filled: Run, fix: str) -> str | None:
+    """The fix with the fewest keys opened that makes it legal; None where none does.
 
     First those that follow from others are opened; then any degree, and a layout is looked for.
     """
     words = [word.partition("=") for word in fix.split()]
     if not all("." in field for field, _, _ in words):
         return fix  # A group, or words: not a matter of keys.
-    changed, named = asked, {field for field, _, _ in words}
-    for field, _, typed in words:
-        changed = with_value(changed, field, _read(typed))
+    changed, named = typed(asked, fix), {field for field, _, _ in words}
     given = [key for key in FOLLOWS if key not in named and get_value(asked, key) is not None]
     for count in range(3):
         for keys in combinations(given, count):
@@ -49,7 +140,7 @@ def _with_room(asked: Run, filled: Run, fix: str) -> str:
         for keys in combinations(given, count):
             if _can_be_filled(_open(changed, keys)):
                 return " ".join([fix, *(f"{key}=null" for key in keys)])
-    return fix
+    return None
 
 
 def _can_be_filled(run: Run) -> bool:

@@ -14,7 +14,7 @@ from launcher.plan.backtest_hardware import share_fabrics
 from launcher.plan.backtest_rows import Facts, Measured, for_fit, read_row
 from launcher.plan.backtest_silent import guesses
 from launcher.plan.backtest_sweeps import Answer, sweeps
-from launcher.plan.backtest_table import LINE
+from launcher.plan.backtest_table import BROKEN, LINE
 from launcher.plan.backtest_words import zero_stage
 from launcher.plan.estimate import estimate_layout
 from launcher.plan.execution import Job
@@ -56,8 +56,8 @@ def predict_row(row: Mapping[str, str | None], facts: Facts) -> Answer:
     """Predict and compare."""
     name, source = (row.get("id") or "").strip(), (row.get("source") or "").strip()
     try:
-        if "too many cells" in row:
-            raise BadRow("more cells than columns")
+        if broken := row.get(BROKEN):
+            raise BadRow(broken)
         if (row.get("notes") or "").strip().startswith("[A]") and _has_no_run(row):
             return _model_states(row, name, source)
         if own := read_own_run(row):

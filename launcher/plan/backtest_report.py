@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from launcher.errors import visible
+
 ROW = "{:<58} {:>10} {:>10} {:>8} {:>8} {:>8} {:>8}"
-GROUP = "{:<58} {:>5} {:>7} {:>7} {:>7} {:>7} {:>7}"
+GROUP = "{:<58} {:>5} {:>7} {:>7} {:>7} {:>7} {:>7} {:>7}"
 
 
 def render_backtest(document: Mapping[str, Any]) -> str:
     """Aligned text."""
-    return "\n".join([*_rows(document), "", *_groups(document), "", *_sweeps(document)]) + "\n"
+    lines = [*_rows(document), "", *_groups(document), "", *_sweeps(document)]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
 
 
 def _rows(document: Mapping[str, Any]) -> Iterator[str]:
@@ -19,7 +22,7 @@ def _rows(document: Mapping[str, Any]) -> Iterator[str]:
     yield ROW.format("", "s", "s", "%", "GiB", "GiB", "%")
     for row in document["rows"]:
         if row["status"] != "predicted":
-            yield f"{_short(row['id'])} unsupported: {row['reason']}"
+            yield f"{_short(row['id'])} unsupported: {visible(row['reason'])}"
             continue
         fit = "" if row["predicted_fits"] is not False else "  does not fit"
         yield ROW.format(
@@ -34,8 +37,8 @@ def _rows(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _groups(document: Mapping[str, Any]) -> Iterator[str]:
-    yield GROUP.format("source", "rows", "mean", "median", "bias", "mean", "bias")
-    yield GROUP.format("", "", "time %", "time %", "time %", "mem. %", "mem. %")
+    yield GROUP.format("source", "rows", "mean", "median", "bias", "mean", "median", "bias")
+    yield GROUP.format("", "", *3 * ["time %"], *3 * ["mem. %"])
     for source, summary in document["sources"].items():
         yield _group(source, summary)
     overall = document["overall"]
@@ -56,6 +59,7 @@ def _group(name: str, summary: Mapping[str, Any]) -> str:
         _percent(time.get("median_absolute"), sign=""),
         _percent(time.get("bias")),
         _percent(memory.get("mean_absolute"), sign=""),
+        _percent(memory.get("median_absolute"), sign=""),
         _percent(memory.get("bias")),
     )
 
@@ -75,6 +79,7 @@ def _sweeps(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _short(name: str) -> str:
+    name = " ".join(visible(name).split())
     return f"{name if len(name) <= 58 else name[:57] + '…':<58}"
 
 

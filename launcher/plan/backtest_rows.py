@@ -29,6 +29,7 @@ from launcher.plan.backtest_hardware import (
     stated_taper,
 )
 from launcher.plan.backtest_model import read_model
+from launcher.plan.backtest_odd import not_understood, take_out_of_memory
 from launcher.plan.backtest_programs import find_program
 from launcher.plan.backtest_words import (
     YES,
@@ -73,8 +74,7 @@ class Measured:
 def read_row(row: Mapping[str, str | None], facts: Facts) -> Measured:
     """Raises Unsupported or BadRow."""
     cells = read_cells(row)
-    tag = re.match(r"\[([A-Za-z]+)\]", cells["notes"])
-    tags = tag[1].upper() if tag else ""
+    did_not_fit = take_out_of_memory(cells)
     if missing := [column for column in ("gpu", "gpus") if not cells[column]]:
         raise Unsupported(f"not published: {', '.join(missing)}")
     assumed: list[str] = []
@@ -88,6 +88,7 @@ def read_row(row: Mapping[str, str | None], facts: Facts) -> Measured:
     layout = _layout(cells, model, hardware_names.gpus_per_node, assumed)
     hardware = _hardware(cells, layout, facts, hardware_names)
     execution = find_execution(cells, layout, model.num_layers, hardware)
+    assumed += not_understood(cells, execution, layout.zero_stage)
     if execution.weight_bytes == 4 and layout.zero_stage < 3:
         execution = keep_gathered(execution, layout.pp)
     if layout.zero_stage == 3:
@@ -102,7 +103,7 @@ def read_row(row: Mapping[str, str | None], facts: Facts) -> Measured:
         job=job,
         step_s=_measured_step_s(cells, job),
         memory_bytes=None if memory is None else round(memory * 2**30),
-        did_not_fit="O" in tags,
+        did_not_fit=did_not_fit,
         assumed=tuple(assumed),
     )
 
@@ -261,22 +262,31 @@ def published_flops_per_token(cells: Mapping[str, str], job: Job) -> float:
     if NO_ATTENTION.search(words):
         is_causal, length = False, 1
     total = model_flops_per_token(model, length, causal=is_causal)
-    if job.execution.recompute == "full" and _counts_recompute(cells, words):
-        total += job.execution.recompute_share * forward_flops_per_token(
-            model, length, causal=is_causal, with_head=False
-        )
+    execution = job.execution
+    if execution.recompute in ("full", "selective") and _counts_recompute(cells, words):
+        again = forward_flops_per_token(model, length, causal=is_causal, with_head=False)
+        if execution.recompute == "selective":  # attention's core alone
+            again -= forward_flops_per_token(model, 0, causal=False, with_head=False)
+        total += execution.recompute_share * again
     return total
 
 
 def _counts_recompute(cells: Mapping[str, str], words: str) -> bool:
     """Where its words say so, or the source does and they do not say that it does not."""
-    counted = r"(?:include|count)(?:s|ing|ed)? (?:the )?recomput"
-    if re.search(rf"(?:not|n't|without) {counted}|no recomput|exclud\w* (?:the )?recomput", words):
+    again = r"(?:(?:the|all|full|activation|recomputed|forward)[- ])*(?:re-?comput|checkpointing)"
+    counted = rf"(?:incl(?:\.|ud(?:e|es|ed|ing))|count(?:s|ed|ing)?) {again}"
+    passive = r"re-?comput\w* (?:flops |forward |passes )*(?:is |are )?(?:included|counted)"
+    denied = rf"(?:not|n't|without|nor|never) {counted}|no re-?comput|exclud\w* {again}"
+    if re.search(denied, words):
         return False
-    if re.search(rf"{counted}|hardware flop", words):
+    if re.search(rf"{counted}|{passive}|hardware flop|{IS_HFU}", words):
         return True
     source = f"{cells['source']} {cells['source_url_or_repo_path']}".lower()
     return re.search(RECOMPUTE_COUNTED, source) is not None
+
+
+IS_HFU = r"(?<!not )\bhfu\b(?!,? (?:is )?(?:not (?!mfu)|un)|\W*(?:of |was |is |=|:)*\s*\d|/mfu)"
+"""A utilisation that is said to be of hardware FLOPs; not one that is stated beside another."""
 
 
 def for_fit(job: Job) -> Job:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from launcher.errors import ConfigError, Finding
+from launcher.frozen import frozen
 from launcher.plan.backtest_cells import COLUMNS, column_name, column_unit
 
 REQUIRED = ("gpu", "gpus")
@@ -20,25 +23,75 @@ def read_table(text: str, name: str) -> list[dict[str, str | None]]:
     text = text.lstrip("\ufeff")
     header_line = text.lstrip().partition("\n")[0]
     delimiter = max(",;\t", key=header_line.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
-        numbered = [(reader.line_num, line) for line in reader if any(map(str.strip, line))]
+        records = [record for record in _records(text, delimiter) if any(record.cells)]
     except csv.Error as error:
         reason = f"not a CSV table: {error}"
-        raise ConfigError([Finding(field=name, rule="bad-table", reason=reason)]) from None
-    lines = [line for _, line in numbered]
-    header = [column_name(cell) for cell in lines[0]] if lines else []
+        raise ConfigError([Finding(field=name, rule="bad-table", reason=reason, fix=HOW)]) from None
+    if not records:
+        fix = f"a first line that names columns: {','.join(COLUMNS)}"
+        raise ConfigError([Finding(field=name, rule="empty-table", reason="no rows", fix=fix)])
+    header = [column_name(cell) for cell in records[0].cells]
     if missing := [column for column in REQUIRED if column not in header]:
         raise ConfigError([_missing(name, column) for column in missing])
-    units = [column_unit(cell) for cell in lines[0]]
-    return [
-        _cells(header, units, line, number) | {LINE: str(at)}
-        for number, (at, line) in enumerate(numbered[1:], 2)
-    ]
+    units = [column_unit(cell) for cell in records[0].cells]
+    return [_cells(header, units, record, at) for at, record in enumerate(records[1:], 2)]
+
+
+HOW = "a CSV file of measured runs; docs/backtest.md names the columns"
+
+
+@frozen
+class _Record:
+    cells: list[str]
+    line: int
+    """Of the file, where the record ends."""
+    is_torn: bool = False
+    """A quote in it is not closed where its cell ends."""
+
+
+def _records(text: str, delimiter: str) -> Iterator[_Record]:
+    """A quote that nothing closes, or that closes inside a later row, would take the rows between
+    with it: the line that it is in is then a record by itself, and reading goes on behind it.
+    """
+    lines, start = list(io.StringIO(text, newline="")), 0
+    while start < len(lines):
+        found = _first_record(lines, start, delimiter)
+        yield found
+        start = found.line
+
+
+def _first_record(lines: Sequence[str], start: int, delimiter: str) -> _Record:
+    """The one that begins on this line (counted from 0)."""
+    reader = csv.reader(islice(lines, start, None), delimiter=delimiter)
+    try:
+        cells = next(reader)
+        end = start + reader.line_num
+        is_torn = _is_torn(lines[start:end], delimiter)
+    except csv.Error:  # a cell longer than any: a quote has swallowed the rest of the file
+        is_torn = True
+    if is_torn:
+        end = start + 1
+        cells = next(csv.reader(lines[start:end], delimiter=delimiter))
+    return _Record(cells=[cell.strip() for cell in cells], line=end, is_torn=is_torn)
+
+
+def _is_torn(lines: Sequence[str], delimiter: str) -> bool:
+    """Whether a quote is left open at the end, or closed in the middle of a later row's cell."""
+    if len(lines) == 1 and lines[0].count('"') % 2 == 0:
+        return False
+    try:
+        list(csv.reader(lines, delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        return len(lines) > 1 or str(error) == "unexpected end of data"
+    return False
 
 
 LINE = "line of the file"
 """A cell that says where the row ends."""
+
+BROKEN = "what is broken"
+"""A cell that says what is wrong with the whole row."""
 
 
 def _missing(name: str, column: str) -> Finding:
@@ -48,19 +101,22 @@ def _missing(name: str, column: str) -> Finding:
         rule="missing-column",
         reason="the table lacks this column",
         legal=COLUMNS,
+        fix=f"a column {column} in its first line",
     )
 
 
 def _cells(
-    header: list[str], units: list[str], line: list[str], number: int
+    header: list[str], units: list[str], record: _Record, number: int
 ) -> dict[str, str | None]:
-    """A row with more cells than the header has is marked as broken by a cell of its own."""
+    """A row that is broken as a whole is marked by a cell of its own."""
+    line = record.cells
     cells: dict[str, str | None] = {}
     for column, unit, cell in zip(header, units, line, strict=False):
-        has_unit = not unit or not cell.strip() or cell.strip()[-1].isalpha()
+        has_unit = not unit or not cell or cell[-1].isalpha()
         cells.setdefault(column, cell if has_unit else f"{cell} {unit}")
-    if len(line) > len(header) and any(cell.strip() for cell in line[len(header) :]):
-        cells["too many cells"] = ",".join(line[len(header) :])
-    if not (cells.get("id") or "").strip():
-        cells["id"] = f"row {number}"
-    return cells
+    if record.is_torn:
+        cells[BROKEN] = "a quote that nothing closes"
+    elif any(line[len(header) :]):
+        cells[BROKEN] = "more cells than columns"
+    cells["id"] = cells.get("id") or f"row {number}"
+    return cells | {LINE: str(record.line)}

@@ -50,7 +50,7 @@ def build_plan(run: Run) -> Plan:
         parameters=parameters,
         checkpoint_bytes=parameters * saved_bytes_per_parameter(run.optimizer),
         simulation=found.step.simulation,
-        warnings=make_room(asked, run, warnings),
+        warnings=make_room(asked, run, warnings, found.step.time.tokens_per_s),
         decisions=filled.decisions,
     )
 

@@ -31,9 +31,20 @@ class Link(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def stride_link(hardware: Hardware, gpus_per_node: int, stride: int, size: int) -> Link:
-    """The link of `size` ranks that are `stride` apart."""
-    per_node = min(size, max(1, domain_size(hardware, gpus_per_node) // stride))
-    return make_link(hardware, size, -(-size // per_node))
+    """The link of `size` ranks that are `stride` apart, of the group that lies worst."""
+    return make_link(hardware, size, _most_nodes(hardware, gpus_per_node, stride, size))
+
+
+def _most_nodes(hardware: Hardware, gpus_per_node: int, stride: int, size: int) -> int:
+    """Nodes that a group touches: groups of four on nodes of six lie on one node, or on two."""
+    room, world = domain_size(hardware, gpus_per_node), gpus_per_node * hardware.num_nodes
+    if world <= room or size == 1:
+        return 1
+    block, span = stride * size, stride * (size - 1)
+    repeats = min(max(1, world // block), room // math.gcd(block, room))
+    begins = {block * number % room for number in range(repeats)}  # of blocks, on their node
+    latest = max(min(begin + stride, room) - 1 for begin in begins)  # of a block's groups
+    return min(size, (latest + span) // room + 1)
 
 
 def domain_size(hardware: Hardware, gpus_per_node: int) -> int:

@@ -48,6 +48,7 @@ def append_run(
 
 def read_last_rows(path: Path) -> list[dict[str, str]]:
     """The last rows of a table of own runs, oldest first; none where it cannot be read."""
+    csv.field_size_limit(_TAIL_BYTES)  # a run with measured kernels is a long cell
     try:
         with path.open("rb") as table:
             header = table.readline()

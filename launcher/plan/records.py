@@ -185,6 +185,8 @@ class Warning:
     id: str
     message: str
     fix: str
+    others: tuple[str, ...] = ()
+    """What to try where that is not legal or does not mend it; not in the JSON."""
 
 
 @frozen
@@ -247,10 +249,14 @@ class Plan:
             "communication": [asdict(entry) for entry in self.communication],
             "parameters": self.parameters,
             "checkpoint_bytes": self.checkpoint_bytes,
-            "warnings": [asdict(warning) for warning in self.warnings],
+            "warnings": [_warning_json(warning) for warning in self.warnings],
             "decisions": list(self.decisions),
             "learned": asdict(self.learned) if self.learned else None,
         }
+
+
+def _warning_json(warning: Warning) -> dict[str, Any]:
+    return {"id": warning.id, "message": warning.message, "fix": warning.fix}
 
 
 def _stage_json(stage: Stage) -> dict[str, Any]:

@@ -215,7 +215,8 @@ def _warnings(plan: Plan) -> Iterator[str]:
     if plan.warnings:
         yield ""
     for warning in plan.warnings:
-        yield from _wrap(f"warning [{warning.id}]: {warning.message}. Try {warning.fix}.")
+        fix = f" Try {warning.fix}." if warning.fix else ""
+        yield from _wrap(f"warning [{warning.id}]: {warning.message}.{fix}")
 
 
 def _labelled(label: str, text: str) -> Iterator[str]:

@@ -27,21 +27,27 @@ WHAT = {
 
 
 def render_trace(plan: Plan) -> str:
-    """JSON in the Trace Event Format, one event a line; `ts` and `dur` in microseconds.
+    """JSON in the Trace Event Format, one event a line, in the order of `ts`; microseconds.
 
     No events where the times are beyond any number, as of a device that computes nothing.
     """
     timeline = build_timeline(plan)
     head = json.dumps(_about(plan))[1:-1]
-    events = ",\n".join(
+    found = [
         event
         for stage in (plan.stages if isfinite(timeline.step_s) else ())
         for event in (*_stage_events(stage, timeline), *_step_end(stage.stage, timeline))
-    )
+    ]
+    found.sort(key=lambda event: event[0])
+    events = ",\n".join([text for _, text in found])
     return (
         f'{{"otherData": {{{GENERATOR}, {head}}}, "displayTimeUnit": "ms", "traceEvents": [\n'
         f"{events}\n]}}\n"
     )
+
+
+Event = tuple[int, str]
+"""Its start in nanoseconds, names first, and its line."""
 
 
 def _about(plan: Plan) -> dict[str, object]:
@@ -55,7 +61,7 @@ def _about(plan: Plan) -> dict[str, object]:
     }
 
 
-def _stage_events(stage: Stage, timeline: Timeline) -> Iterator[str]:
+def _stage_events(stage: Stage, timeline: Timeline) -> Iterator[Event]:
     number = stage.stage
     yield _name("process_name", number, COMPUTE_LANE, "name", _title(stage))
     yield _name("process_sort_index", number, COMPUTE_LANE, "sort_index", number)
@@ -103,19 +109,19 @@ def _arrow(span: Span, stage: int, timeline: Timeline) -> str:
     return f', "bind_id": "{number:#x}", "flow_{"out" if is_send else "in"}": true'
 
 
-def _event(span: Span, stage: int, thread: int, more: str = "") -> str:
+def _event(span: Span, stage: int, thread: int, more: str = "") -> Event:
     """A complete event; by hand, because a step may have a hundred thousand."""
     kind, microbatch, chunk, start_s, end_s = span
     start, end = _ns(start_s), _ns(end_s)
     name = f"{kind}{' ' if len(kind) > 1 else ''}{microbatch}{f'.{chunk}' if chunk else ''}"
-    return (
+    return start, (
         f'{{"name": "{name}", "cat": "{WHAT[kind]}", "ph": "X", "ts": {_us(start)}, '
         f'"dur": {_us(end - start)}, "pid": {stage}, "tid": {thread}{more}, '
         f'"args": {{"microbatch": {microbatch}, "chunk": {chunk}}}}}'
     )
 
 
-def _step_end(stage: int, timeline: Timeline) -> Iterator[str]:
+def _step_end(stage: int, timeline: Timeline) -> Iterator[Event]:
     """What all stages do when the last one is through: reduce, and update."""
     start_s = timeline.pipeline_s
     parts: Sequence[tuple[str, str, float]] = (
@@ -126,16 +132,16 @@ def _step_end(stage: int, timeline: Timeline) -> Iterator[str]:
         start, end = _ns(start_s), _ns(start_s + took_s)
         start_s += took_s
         if end > start:
-            yield (
+            line = (
                 f'{{"name": "{name}", "cat": "{category}", "ph": "X", "ts": {_us(start)}, '
                 f'"dur": {_us(end - start)}, "pid": {stage}, "tid": {COMPUTE_LANE}, "args": {{}}}}'
             )
+            yield start, line
 
 
-def _name(what: str, stage: int, thread: int, key: str, value: str | int) -> str:
-    return json.dumps(
-        {"name": what, "ph": "M", "ts": 0, "pid": stage, "tid": thread, "args": {key: value}}
-    )
+def _name(what: str, stage: int, thread: int, key: str, value: str | int) -> Event:
+    about = {"name": what, "ph": "M", "ts": 0, "pid": stage, "tid": thread, "args": {key: value}}
+    return -1, json.dumps(about)
 
 
 def _ns(seconds: float) -> int:

@@ -49,6 +49,12 @@ EXAMPLES: dict[str, list[Callable[[], Run]]] = {
     "encoder-whole-sequence": [
         lambda: make_run(model=TINY | {"encoder": READER}, parallelism={"cp": 2, "tp": 1, "pp": 1})
     ],
+    "experts-per-token": [
+        lambda: make_run(model=TINY | {"experts": FEW_EXPERTS | {"experts_per_token": 5}})
+    ],
+    "dense-layers-at-most-layers": [
+        lambda: make_run(model=TINY | {"experts": FEW_EXPERTS | {"num_dense_layers": 5}})
+    ],
     "heads-divide-hidden": [lambda: make_run(model=TINY | {"num_heads": 6, "num_kv_heads": None})],
     "kv-heads-divide-heads": [lambda: make_run(model=TINY | {"num_kv_heads": 3})],
     "rope-needs-even-heads": [
@@ -396,8 +402,9 @@ def test_rule_ids_are_unique_kebab_case():
 
 
 def test_rules_blame_keys_of_the_schema():
+    run = make_run(model=TINY | {"experts": FEW_EXPERTS})
     for rule in RULES:
-        get_value(make_run(), rule.field)
+        get_value(run, rule.field)
 
 
 def test_open_values_break_no_rule():

@@ -1,5 +1,7 @@
 """Links and collectives: which wire, how many bytes, how long."""
 
+from itertools import product
+
 import pytest
 
 from launcher.config.schema import Hardware
@@ -136,3 +138,22 @@ def test_devices_under_one_switch_are_one_node_to_collectives():
     hardware = HARDWARE.model_copy(update={"node": node})
     assert not stride_link(hardware, 8, stride=1, size=32).crosses_nodes
     assert stride_link(hardware, 8, stride=1, size=64).num_nodes == 2
+
+
+@pytest.mark.parametrize("per_node", [1, 4, 6, 8, 12])
+@pytest.mark.parametrize("nodes", [1, 2, 3, 6])
+def test_a_link_is_that_of_the_group_that_touches_most_nodes(per_node, nodes):
+    """Four ranks on nodes of six: the second group of them lies on two nodes."""
+    hardware = Hardware.model_validate(h100(nodes, per_node))
+    world = nodes * per_node
+    for stride, size in product(range(1, world + 1), range(2, world + 1)):
+        if world % (stride * size):
+            continue
+        begins = [
+            block + rank for block in range(0, world, stride * size) for rank in range(stride)
+        ]
+        touched = max(
+            len({(begin + stride * place) // per_node for place in range(size)}) for begin in begins
+        )
+        link = stride_link(hardware, per_node, stride, size)
+        assert (link.num_nodes, link.crosses_nodes) == (touched, touched > 1), (stride, size)

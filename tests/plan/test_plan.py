@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from launcher.plan.audit import _ep_crosses_nodes
+from launcher.plan.audit_fix import FOR_SPEED, MENDED, typed
 from launcher.plan.build import build_plan
 from launcher.plan.records import layout_from_json, stages_from_json
 from launcher.plan.report import render_report
@@ -122,6 +123,48 @@ def test_uneven_rails_are_mended_by_what_makes_them_even():
     assert found["uneven-rails"].fix == "hardware.num_nodes=4 parallelism.dp=null"
     even = warnings(model=LLAMA3_70B, hardware=h100(4), parallelism=uneven | {"dp": 8})
     assert "uneven-rails" not in even
+
+
+def test_groups_that_only_some_nodes_cut_are_warned_about_and_mended():
+    """tp=4 on nodes of six: ranks 4 to 7 lie on two of them."""
+    hardware = h100(2, 6)
+    found = warnings(model=LLAMA3_70B | {"num_layers": 3}, hardware=hardware,
+                     parallelism={"tp": 4, "pp": 1, "dp": None})  # fmt: skip
+    assert found["tp-crosses-nodes"].fix == "parallelism.tp=2"
+    assert found["uneven-rails"].fix == "parallelism.tp=2"
+    mended = warnings(model=LLAMA3_70B | {"num_layers": 3}, hardware=hardware,
+                      parallelism={"tp": 2, "pp": 1, "dp": None})  # fmt: skip
+    assert not {"tp-crosses-nodes", "uneven-rails"} & set(mended)
+
+
+ODD = [
+    {"hardware": (4, 6), "parallelism": {"tp": 8, "order": ("pp", "dp", "cp", "tp")}},
+    {"hardware": (2, 8), "parallelism": {"tp": 16, "order": ("dp", "tp", "cp", "pp")}},
+    {"hardware": (3, 8), "parallelism": {"tp": 2, "pp": 2, "dp": None}},
+    {"hardware": (6, 6), "parallelism": {"tp": 4}},
+    {"hardware": (4, 4), "parallelism": {"tp": 16, "pp": 1, "dp": 1}},
+    {"hardware": (2, 4), "parallelism": {"pp": 8}, "train": {"num_microbatches": 2}},
+]
+
+
+@pytest.mark.parametrize("case", ODD, ids=lambda case: str(case["parallelism"]))
+def test_fixes_of_warnings_are_legal_and_mend_what_they_are_for(case):
+    asked = make_run(
+        model=LLAMA3_70B | {"num_layers": 8}, hardware=h100(*case["hardware"]),
+        precision={"name": "bf16", "compute": "bf16"},
+        parallelism={"tp": None, "pp": None, "dp": None} | case["parallelism"],
+        train={"micro_batch_size": 1, "num_microbatches": None} | case.get("train", {}),
+    )  # fmt: skip
+    plan = build_plan(asked)
+    assert plan.warnings
+    for warning in plan.warnings:
+        if not warning.fix:
+            continue
+        changed = build_plan(typed(asked, warning.fix))
+        if warning.id in MENDED:
+            assert warning.id not in {one.id for one in changed.warnings}
+        if warning.id in FOR_SPEED:
+            assert changed.time.tokens_per_s > plan.time.tokens_per_s
 
 
 def test_measured_kernels_of_another_type_are_a_warning():

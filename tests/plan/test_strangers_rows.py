@@ -5,10 +5,14 @@ import json
 import pytest
 
 from launcher.cli import main
+from launcher.errors import ConfigError
 from launcher.plan.backtest import predict_job, predict_row
+from launcher.plan.backtest_cells import read_cells
 from launcher.plan.backtest_hardware import find_devices
 from launcher.plan.backtest_model import known_model
+from launcher.plan.backtest_odd import MEASURED
 from launcher.plan.backtest_rows import published_flops_per_token, read_row
+from launcher.plan.backtest_table import BROKEN, LINE, read_table
 from launcher.plan.backtest_words import (
     named_stage,
     read_recompute,
@@ -350,3 +354,90 @@ def test_rows_without_facts_break_no_table(tmp_path, capsys):
     path.write_text("\n".join(line for line in TABLE.splitlines() if line[:4] in ("id,s", "othe")))
     assert main(["backtest", str(path)]) == 0
     assert "unsupported: no facts of gpu=TPU v4" in capsys.readouterr().out
+
+
+HEADER, CELLS = TABLE.splitlines()[0] + ",notes", "me,llama2-7b,2048,A100,8,1,1.0"
+
+
+@pytest.mark.parametrize(
+    ("lines", "broken"),
+    [
+        (["a,{}", 'b,{},"open', "c,{}", "d,{}"], {"b": 3}),
+        (["a,{}", 'b,"{}', 'c,{},"fine"', "d,{}"], {"b": 3}),
+        (["a,{}", 'b,{},"two\nlines, fine"', 'd,{},"open'], {"d": 5}),
+        (["a,{}", 'b,{},say "no" to it', 'c,{},5" disk'], {}),
+        (["a,{}", 'b,"{}'] + 2000 * ["c,{}," + 80 * "x"], {"b": 3}),
+    ],
+)
+def test_a_quote_that_is_not_closed_takes_no_other_row_along(lines, broken):
+    rows = read_table("\n".join([HEADER, *(line.format(CELLS) for line in lines)]), "runs.csv")
+    assert [row["id"] for row in rows] == [line[0] for line in lines]
+    assert {row["id"]: int(row[LINE]) for row in rows if BROKEN in row} == broken
+    answer = predict_row(rows[1], FACTS)
+    assert answer.status == ("bad" if "b" in broken else "predicted")
+
+
+def test_an_empty_table_is_said_to_be_empty():
+    with pytest.raises(ConfigError, match=r"runs.csv \[empty-table\]: no rows. Try a first line"):
+        read_table("\ufeff\n , \n", "runs.csv")
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [{"step_time_s": "OOM"}, {"mem_gib": "Out of memory!"}, {"notes": "[O] at step 1"},
+     {"tokens_per_s_per_gpu": "did not fit"}, {"notes": "CUDA OOM at the first step"}],
+)  # fmt: skip
+def test_a_run_that_is_said_to_have_run_out_of_memory_did_not_fit(cells):
+    figures = dict.fromkeys(MEASURED, "") | {"notes": ""}
+    answer = predict_row(llama(**figures | cells), FACTS)
+    assert (answer.status, answer.measured_fits, answer.measured_step_s) == (
+        "predicted", False, None,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("notes", ["[T] twice as much is OOM", "OOM at micro-batch 2", ""])
+def test_a_run_with_a_figure_did_fit(notes):
+    assert predict_row(llama(step_time_s=2.0, notes=notes), FACTS).measured_fits is True
+
+
+def test_words_that_nobody_understands_are_said_to_be_taken_for_something():
+    answer = predict_row(llama(zero_or_fsdp="banana", recompute="pear", precision="fig"), FACTS)
+    assert set(answer.assumed) >= {
+        "zero_or_fsdp=banana: not understood, taken for ZeRO stage 0",
+        "recompute=pear: not understood, taken for full",
+        "precision=fig: not understood, taken for bf16",
+    }
+
+
+@pytest.mark.parametrize("notes", [
+    "the figure is HFU", "HFU, not MFU", "[T] hardware FLOPs", "includes activation recomputation",
+    "TFLOP/s incl. recompute", "recomputation is counted", "counts the recomputed forward",
+])  # fmt: skip
+def test_figures_that_are_said_to_count_recomputation_do(notes):
+    model, length = job().model, 4096
+    forward = 2 * (model.num_layers * (4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096 * length))
+    whole = 3 * (forward + 2 * 4096 * 32000)
+    for recompute, again in (("none", 0), ("full", forward),
+                             ("selective", 32 * 4 * 4096 * length)):  # fmt: skip
+        cells = llama(recompute=recompute, notes=notes)
+        found = published_flops_per_token(read_cells(cells), read_row(cells, FACTS).job)
+        assert found == pytest.approx(whole + again)
+
+
+@pytest.mark.parametrize("notes", [
+    "MFU, HFU 55.0", "MFU; HFU is 0.5", "MFU (not HFU)", "does not include recomputation",
+    "excluding activation recomputation", "recomputation is not counted", "", "MFU/HFU 0.4/0.5",
+])  # fmt: skip
+def test_and_others_do_not(notes):
+    cells = llama(recompute="full", notes=notes)
+    plain = llama(recompute="none")
+    flops = [published_flops_per_token(read_cells(row), read_row(row, FACTS).job)
+             for row in (cells, plain)]  # fmt: skip
+    assert flops[0] == flops[1]
+
+
+def test_names_of_rows_keep_the_report_in_line(capsys, tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text(f'{HEADER}\n"two\nlines \x1b[31m",{CELLS}\n')
+    assert main(["backtest", str(path)]) == 0
+    assert "two lines \\x1b[31m" in capsys.readouterr().out.splitlines()[2]

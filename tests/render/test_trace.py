@@ -49,6 +49,11 @@ def test_every_event_has_what_the_format_asks_for(events):
         assert event["dur"] >= 0
 
 
+def test_events_come_in_the_order_of_their_start_behind_all_names(events):
+    starts = [(event["ph"] != "M", event["ts"]) for event in events]
+    assert starts == sorted(starts)
+
+
 def test_every_stage_is_named_and_in_its_place(plan, events):
     names = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
     order = {e["pid"]: e["args"]["sort_index"] for e in events if e["name"] == "process_sort_index"}

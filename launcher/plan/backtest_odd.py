@@ -1,0 +1,52 @@
+"""Odd cells: a run that ran out of memory where a figure is wanted, and words that nobody knows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from launcher.plan.backtest_words import NO, YES
+from launcher.plan.execution import Execution
+
+MEASURED = ("step_time_s", "tokens_per_s_per_gpu", "tflops_per_gpu", "mfu", "mem_gib")
+
+FAILED = re.compile(
+    r"\b(?:cuda )?(?:oom\w*|out[- ]of[- ]memory)(?: error)?|(?:did|does)(?:n't| not) fit|no fit"
+)
+"""Instead of a figure: the run did not fit."""
+
+
+def take_out_of_memory(cells: dict[str, str]) -> bool:
+    """Whether the row measured that it did not fit; cells that say so are emptied.
+
+    By the tag `[O]`, by a cell, or by the notes of a row that measured nothing else.
+    """
+    tag = re.match(r"\[([A-Za-z]+)\]", cells["notes"])
+    failed = [name for name in MEASURED if FAILED.fullmatch(cells[name].lower().strip(" .!*"))]
+    cells.update(dict.fromkeys(failed, ""))
+    if failed or (tag and "o" in tag[1].lower()):
+        return True
+    has_figure = any(cells[name] for name in MEASURED)
+    return not tag and not has_figure and FAILED.search(cells["notes"].lower()) is not None
+
+
+SHARDING = rf"\d|\b(?:{'|'.join(NO + YES)})\b|ddp|dp\b|shard|replic|zero|dist|opt|fsdp|os\b|mics"
+RECOMPUTE = (
+    rf"\d|\b(?:{'|'.join(NO + YES)})\b|full|block|layer|all\b|every|re-?comp|checkp|\bs?ac\b|sel"
+    r"|attn|attention|mlp|moe|norm|act|up_proj|softmax|uniform|core|ops?\b|operators"
+)
+PRECISION = r"16|8|4|32|half|amp|mixed|single|e4m3|default"
+
+
+def not_understood(cells: Mapping[str, str], execution: Execution, zero_stage: int) -> list[str]:
+    """Words that are no name of anything, and what they were taken for."""
+    taken = {
+        "zero_or_fsdp": (SHARDING, f"ZeRO stage {zero_stage}"),
+        "recompute": (RECOMPUTE, execution.recompute),
+        "precision": (PRECISION, execution.matmul),
+    }
+    return [
+        f"{name}={cells[name]}: not understood, taken for {meaning}"
+        for name, (known, meaning) in taken.items()
+        if cells[name] and not re.search(known, cells[name].lower())
+    ]
