@@ -36,6 +36,7 @@ from launcher.plan.search_nodes import (
     Sized,
 )
 from launcher.plan.search_rooms import Rooms
+from launcher.plan.search_sharded import pieces_of
 from launcher.plan.search_space import Space
 from launcher.plan.search_stages import Stages, choice_in
 
@@ -159,10 +160,27 @@ class Search:
             floor = self.floors.sharding_s(node.stages, sharding)
             self._push_pipeline(Pipeline(node, sharding, [floor], None, 0), bound)
 
+    def _with_waits(self, node: Scheduled, sharding: Sharding) -> Scheduled:
+        """With what every part waits for its weights, in the schedules that may have them."""
+        (stages, _, pipelines, _, _), floors = node, self.floors
+        allowed = [one for one in pipelines if self.rooms.allow(stages, sharding, one)]
+        pieces, p2p_s = pieces_of([one.cut for one in allowed]), floors.quickest_p2p_s(stages)
+        found = []
+        for one in allowed:
+            late = has_late_weights(one.name)
+            times = floors.sharded_times(stages, sharding, late, None, p2p_s, pieces)
+            seconds = floors.pipeline_s(stages, one.name, late, one.cut, times)
+            found.append(one._replace(seconds=seconds))
+        return Scheduled(stages, [sharding], sorted(found), {}, pieces)
+
     def _expand_pipeline(self, node: Pipeline, bound: float, kinds: set[object]) -> None:
         """Push its orders of ranks and the next pipeline."""
-        stages, _, pipelines, _ = node.scheduled
+        stages, _, pipelines, _, _ = node.scheduled
         if node.places is None:
+            if node.sharding[1] == 3 and stages.pp > 1 and not node.scheduled.sharded:
+                waiting = self._with_waits(node.scheduled, node.sharding)
+                self._push_pipeline(node._replace(scheduled=waiting, rank=0), bound)
+                return
             places = self._places_of(stages)
             floors = [self.floors.placed_s(stages, node.sharding, one.links) for one in places]
             self._push_pipeline(node._replace(floors=floors, places=places), bound)
@@ -172,15 +190,12 @@ class Search:
         choice = choice_in(stages, node.sharding, one.name, one.vpp)
         if choice.kind in kinds:
             return
-        if self.memory.fits(choice):
-            ordered = self._ordered_s(node, node.places, one)
-            self._push_ordered(Ordered(choice, sorted(ordered)), bound)
-        else:
-            self.counts.over_memory += 1
+        ordered = self._ordered_s(node, node.places, one)
+        self._push_ordered(Ordered(choice, sorted(ordered), False), bound)
 
     def _push_pipeline(self, node: Pipeline, bound: float) -> None:
         """The schedule of this rank, or the next one that may have room."""
-        stages, _, pipelines, _ = node.scheduled
+        stages, _, pipelines, _, _ = node.scheduled
         mesh, pp, dp, _, _ = stages
         for rank in range(node.rank, len(pipelines)):
             one = pipelines[rank]
@@ -199,12 +214,17 @@ class Search:
     def _ordered_s(
         self, node: Pipeline, places: list[Place], one: Bounded
     ) -> Iterator[tuple[float, int, Place]]:
-        (stages, _, _, known), bounds = node.scheduled, self.floors
+        (stages, _, _, known, sharded), bounds = node.scheduled, self.floors
         late = has_late_weights(one.name)
         for position, (place, floor) in enumerate(zip(places, node.floors, strict=True)):
-            links, key = place.links, (one.position, place.number)
+            links = place.links
+            key = (one.position, position if sharded else place.number)
             if key not in known:
-                times = bounds.times(stages, late, links, bounds.p2p_s(stages, links))
+                p2p_s = bounds.p2p_s(stages, links)
+                if sharded:
+                    times = bounds.sharded_times(stages, node.sharding, late, links, p2p_s, sharded)
+                else:
+                    times = bounds.times(stages, late, links, p2p_s)
                 known[key] = bounds.pipeline_s(stages, one.name, late, one.cut, times)
             yield floor.after_s(known[key]), position, place
 
@@ -228,8 +248,11 @@ class Search:
             self._push(max(bound, node.places[0][0]), node)
 
     def _expand_ordered(self, node: Ordered, bound: float) -> None:
+        if not node.fits and not self.memory.fits(node.choice):
+            self.counts.over_memory += 1
+            return
         (_, _, place), *later = node.places
-        self._push_ordered(Ordered(node.choice, later), 0.0)
+        self._push_ordered(Ordered(node.choice, later, True), 0.0)
         self._simulate(replace(node.choice, order=place.order), bound)
 
     def _simulate(self, choice: Choice, bound: float) -> None:
