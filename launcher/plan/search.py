@@ -76,10 +76,10 @@ class Search:
             bound, is_known, _, _, node = heappop(self._queue)
             if isinstance(node, Block):
                 for sized in self.blocks.sizes(node):
-                    self._push(max(bound, self.floors.batches_s(sized.mesh, sized.batches)), sized)
+                    seconds = self.floors.size_s(node.mesh, sized.mesh.micro, sized.batches)
+                    self._push(max(bound, seconds), sized)
             elif isinstance(node, Sized):
-                if ways := self.blocks.ways(node):
-                    self._push_recomputed(Recomputed(*ways[0], tuple(ways[1:])), bound)
+                self._expand_sized(node, bound)
             elif isinstance(node, Recomputed):
                 self._expand_recomputed(node, bound)
             elif isinstance(node, Stages):
@@ -109,6 +109,14 @@ class Search:
         heappush(self._queue, (bound, known, tie, self._num_pushed, node))
 
     # 1. Microbatch and recomputation, as far as memory allows.
+    def _expand_sized(self, node: Sized, bound: float) -> None:
+        """The ways to recompute, once its own times say that it is the most promising."""
+        seconds = self.floors.batches_s(node.mesh, node.batches)
+        if seconds * SLACK > bound:
+            self._push(seconds, node)
+        elif ways := self.blocks.ways(node):
+            self._push_recomputed(Recomputed(*ways[0], tuple(ways[1:])), bound)
+
     def _push_recomputed(self, node: Recomputed, bound: float) -> None:
         """With a bound of its stages, and of those that only fit with more recomputation: these
         are not quicker than the same without.
@@ -120,7 +128,8 @@ class Search:
     def _expand_recomputed(self, node: Recomputed, bound: float) -> None:
         """Stages, and the same with more recomputation, which never is faster."""
         for stages in node.stages:
-            self._push(max(bound, self._least_s(stages, stages.shardings)), stages)
+            if allowed := self.rooms.shardings(stages):
+                self._push(max(bound, self._least_s(stages, allowed)), stages)
         if node.later:
             (mesh, those), *later = node.later
             self._push_recomputed(Recomputed(mesh, those, tuple(later)), bound)
@@ -133,9 +142,8 @@ class Search:
 
     def _least_s(self, stages: Stages, shardings: Sequence[Sharding]) -> float:
         """With the passes of all microbatches and the sharding that costs least."""
-        whole_s = self.floors.batches_s(stages.mesh, [stages[1:4]])
-        passes_s = whole_s - self.floors.end_s(stages.mesh.micro, [stages[1:4]])
-        return max(whole_s, self.floors.least_s(stages, shardings, passes_s))
+        passes_s = self.floors.passes_s(stages.mesh, [stages[1:4]])
+        return self.floors.least_s(stages, shardings, passes_s)
 
     # 2. Schedule and chunks, whatever the sharding.
     def _expand_roomy(self, node: Roomy, bound: float) -> None:
@@ -186,7 +194,7 @@ class Search:
             self._push_pipeline(node._replace(floors=floors, places=places), bound)
             return
         one = pipelines[node.rank]
-        self._push_pipeline(node._replace(rank=node.rank + 1), 0.0)
+        self._push_pipeline(Pipeline(*node[:4], node.rank + 1), 0.0)
         choice = choice_in(stages, node.sharding, one.name, one.vpp)
         if choice.kind in kinds:
             return
@@ -203,10 +211,8 @@ class Search:
                 continue
             states = self.memory.states(mesh, pp, dp, one.cut.first_layers)
             if states[node.sharding] <= one.room:
-                self._push(
-                    max(bound, min([floor.after_s(one.seconds) for floor in node.floors])),
-                    node._replace(rank=rank),
-                )
+                least_s = min([floor.after_s(one.seconds) for floor in node.floors])
+                self._push(max(bound, least_s), Pipeline(*node[:4], rank))
                 return
             self.counts.over_memory += 1
 

@@ -17,7 +17,7 @@ from launcher.plan.search_mesh_floors import MeshFloors
 from launcher.plan.search_sharded import least_traffic
 from launcher.plan.search_stages import Stages, choice_in
 from launcher.plan.stage_state import copies_s_of, sharded_waits
-from launcher.plan.stage_time import BlockTimes
+from launcher.plan.stage_time import BlockTimes, Parts
 from launcher.plan.step_time import embedding_s, update_s
 
 NEAR_AND_FAR = (("pp", "tp", "cp", "dp"), ORDER)
@@ -42,8 +42,8 @@ class _Held(NamedTuple):
 
     execution: Execution
     traffic: StateTraffic
-    first: StateTraffic
-    """Of the model's first end alone."""
+    first: StateTraffic | None
+    """Of the model's first end alone, where that is more."""
     update_s: float
     """With what every step ends with."""
     copies_s: float
@@ -71,7 +71,7 @@ class StateFloors(MeshFloors):
 
     def __init__(self, coster: Coster) -> None:
         super().__init__(coster)
-        self._lightest: dict[object, _Held] = {}
+        self._lightest: dict[object, dict[Sharding, _Held]] = {}
         self._states: dict[object, _Held] = {}
         self._placed: dict[object, list[Links]] = {}
         self._windows: dict[object, _Window] = {}
@@ -94,10 +94,10 @@ class StateFloors(MeshFloors):
         return self._floor(stages, self._held(stages, sharding, links), window)
 
     def _floor(self, stages: Stages, held: _Held, window: _Window) -> Floor:
-        mesh, pp, dp, count, _ = stages
+        mesh, _, dp, count, _ = stages
         samples = mesh.micro * count * dp
         if not held.traffic.per_microbatch:
-            end_s = held.update_s + _tail_s(held, window, pp > 1) + held.embedding_s
+            end_s = held.update_s + _tail_s(held, window) + held.embedding_s
             return Floor(busy_s=0.0, end_s=end_s / samples)
         waits = sharded_waits(
             held.traffic, held.copies_s, held.execution.overlap_dp,
@@ -111,40 +111,51 @@ class StateFloors(MeshFloors):
         key = (mesh, pp, links and links[:3])
         found = self._windows.get(key)
         if found is None:
-            parts = self.coster.parts(mesh, False, links or self.coster.nearest(mesh))
-            plain, first, ends = self._num_dense, parts.embedding, parts.embedding + parts.head
-            blocks = self._blocks(pp)
-            least = parts.block.times(blocks)
-            if pp == 1:
-                least += parts.dense.times(plain) + ends
-            kinds = (parts.block, parts.dense) if plain else (parts.block,)
-            every, layers = self.model.num_layers, blocks + plain
-            # At most the stage and both ends, with everything that these wait for.
-            longest_s = max([one.forward_s + 2 * one.wait_forward_s for one in kinds])
-            back_s = max([_backward_s(one) + 2 * one.wait_backward_s for one in kinds])
-            most_s, most_back_s = ends.forward_s, _backward_s(ends)
-            forward_s, backward_s = least.forward_s, _backward_s(least)
-            found = self._windows[key] = _Window(
-                forward_s=forward_s,
-                backward_s=backward_s,
-                pass_s=forward_s + backward_s + least.wait_forward_s + least.wait_backward_s,
-                forward_range=(forward_s, layers * longest_s + most_s),
-                backward_range=(backward_s, layers * back_s + most_back_s),
-                first_forward_range=(first.forward_s, every * longest_s + most_s),
-                first_backward_range=(_backward_s(first), every * back_s + most_back_s),
-            )
+            coster = self.coster
+            parts = coster.parts(mesh, False, links) if links else coster.nearest_parts(mesh)
+            found = self._windows[key] = self._make_window(parts, pp)
         return found
+
+    def _make_window(self, parts: Parts, pp: int) -> _Window:
+        """Written out flat: searches ask for thousands."""
+        (block, dense, first, last), blocks = parts, self._blocks(pp)
+        plain, every = self._num_dense, self.model.num_layers
+        first_s, first_back_s = first.forward_s, _backward_s(first)
+        most_s, most_back_s = first_s + last.forward_s, first_back_s + _backward_s(last)
+        forward_s, backward_s = blocks * block.forward_s, blocks * _backward_s(block)
+        waits_s = blocks * (block.wait_forward_s + block.wait_backward_s)
+        # At most the stage and both ends, with everything that these wait for.
+        longest_s = block.forward_s + 2 * block.wait_forward_s
+        back_s = _backward_s(block) + 2 * block.wait_backward_s
+        if plain:
+            longest_s = max(longest_s, dense.forward_s + 2 * dense.wait_forward_s)
+            back_s = max(back_s, _backward_s(dense) + 2 * dense.wait_backward_s)
+        if pp == 1:
+            forward_s += plain * dense.forward_s + most_s
+            backward_s += plain * _backward_s(dense) + most_back_s
+            waits_s += plain * (dense.wait_forward_s + dense.wait_backward_s)
+        layers = blocks + plain
+        return _Window(
+            forward_s, backward_s, forward_s + backward_s + waits_s,
+            (forward_s, layers * longest_s + most_s),
+            (backward_s, layers * back_s + most_back_s),
+            (first_s, every * longest_s + most_s),
+            (first_back_s, every * back_s + most_back_s),
+        )  # fmt: skip
 
     def _lightest_of(self, stages: Stages, sharding: Sharding) -> _Held:
         """Traffic of the average stage's state over the quickest links of any order of ranks."""
         mesh, pp, dp, _, _ = stages
-        key = (mesh.tp, mesh.cp, mesh.ep, pp, dp, sharding)
-        lightest = self._lightest.get(key)
+        of_degrees = self._lightest.get((mesh.tp, mesh.cp, mesh.ep, pp, dp))
+        if of_degrees is None:
+            of_degrees = self._lightest[mesh.tp, mesh.cp, mesh.ep, pp, dp] = {}
+        lightest = of_degrees.get(sharding)
         if lightest is None:
             found = [self._held(stages, sharding, links) for links in self.placings(stages)]
-            lightest = self._lightest[key] = found[0]._replace(
+            firsts = [one.first for one in found if one.first]
+            lightest = of_degrees[sharding] = found[0]._replace(
                 traffic=least_traffic([one.traffic for one in found]),
-                first=least_traffic([one.first for one in found]),
+                first=least_traffic(firsts) if len(firsts) == len(found) else None,
                 embedding_s=self._least_embedding_s(stages, sharding),
             )
         return lightest
@@ -160,10 +171,8 @@ class StateFloors(MeshFloors):
     def _held(self, stages: Stages, sharding: Sharding, links: Links) -> _Held:
         mesh, pp, dp, _, _ = stages
         # Of dp and cp only the product counts: together they are the replicas.
-        state_links = links.shard, links.replica, links.dp
-        if self.model.tie_embeddings:
-            state_links += (links.pp,)
-        key = (mesh.tp, mesh.ep, pp, dp * mesh.cp, sharding, state_links)
+        over = links[3:] if self.model.tie_embeddings else links[4:]
+        key = (mesh.tp, mesh.ep, pp, dp * mesh.cp, sharding, over)
         found = self._states.get(key)
         if found is None:
             job = self.coster.job(choice_in(stages, sharding, "1f1b", 1))
@@ -171,13 +180,18 @@ class StateFloors(MeshFloors):
         return found
 
     def _make_held(self, job: Job, pp: int, links: Links) -> _Held:
-        state = self.coster.state(job, self._average_stage(pp), links)
+        state, first, traffic = self.coster.state(job, self._average_stage(pp), links), None, None
+        least_s = update_s(job, state)
         # A stage with the first end has no less than that: no message of a block is quicker for it.
-        first = self.coster.state(job, _first_end(), links) if pp > 1 else state
+        if pp > 1:
+            first = self.coster.state(job, _first_end(), links)
+            least_s = max(least_s, update_s(job, first))
+            if sum(first.traffic[:2]) > sum(state.traffic[:2]):
+                traffic = first.traffic
         return _Held(
-            execution=job.execution, traffic=state.traffic, first=first.traffic,
-            update_s=max(update_s(job, state), update_s(job, first)) + self.overhead_s,
-            copies_s=copies_s_of(job, state.parameters), embedding_s=embedding_s(job, links),
+            execution=job.execution, traffic=state.traffic, first=traffic,
+            update_s=least_s + self.overhead_s, copies_s=copies_s_of(job, state.parameters),
+            embedding_s=embedding_s(job, links),
         )  # fmt: skip
 
     def _blocks(self, pp: int) -> int:
@@ -222,11 +236,11 @@ def _first_end() -> Stage:
     return Stage(stage=0, first_layer=0, end_layer=0, parameters=0, is_first=True, is_last=False)
 
 
-def _tail_s(held: _Held, window: _Window, has_ends: bool) -> float:
+def _tail_s(held: _Held, window: _Window) -> float:
     """Least that `tail_s_of` says of the average stage, or of the one with the first end."""
     reduce_range, gather_range = window.backward_range, window.forward_range
     found = _stage_tail_s(held, held.traffic, reduce_range, gather_range)
-    if not has_ends:
+    if held.first is None:
         return found
     reduce_range, gather_range = window.first_backward_range, window.first_forward_range
     return max(found, _stage_tail_s(held, held.first, reduce_range, gather_range))

@@ -194,7 +194,11 @@ def test_a_block_takes_least_in_a_microbatch_that_all_others_divide(words, cp_mo
         least = floors.block_s(mesh)
         assert least > 0
         for micro in (1, 2, 3, 4, 6, 8, 12, 24):
-            assert least <= floors.mesh_s(mesh._replace(micro=micro)) * (1 + 1e-12)
+            one = mesh._replace(micro=micro)
+            assert least <= floors.mesh_s(one) * (1 + 1e-12)
+            for batches in ([(1, 4, 24 // micro)], [(2, 2, 24 // micro), (4, 1, 48 // micro)]):
+                of_size = floors.size_s(mesh, micro, batches)
+                assert of_size <= floors.batches_s(one, batches) * (1 + 1e-12)
 
 
 @settings(deadline=None)
