@@ -80,13 +80,13 @@ class StateFloors(MeshFloors):
     def least_s(self, stages: Stages, shardings: Sequence[Sharding], pipeline_s: float) -> float:
         """With the sharding that costs least, behind and in a pipeline that takes so long."""
         window = self._window(stages.mesh, stages.pp, None)
-        held = [self._lightest_of(stages, one) for one in shardings]
+        held = self._lightest_of(stages, shardings)
         return min([self._floor(stages, one, window).after_s(pipeline_s) for one in held])
 
     def sharding_s(self, stages: Stages, sharding: Sharding) -> Floor:
         """The average stage with its traffic of weights and gradients, and the end of the step."""
         window = self._window(stages.mesh, stages.pp, None)
-        return self._floor(stages, self._lightest_of(stages, sharding), window)
+        return self._floor(stages, self._lightest_of(stages, [sharding])[0], window)
 
     def placed_s(self, stages: Stages, sharding: Sharding, links: Links) -> Floor:
         """As `sharding_s`, on the links of one order of ranks."""
@@ -143,22 +143,26 @@ class StateFloors(MeshFloors):
             (first_back_s, every * back_s + most_back_s),
         )  # fmt: skip
 
-    def _lightest_of(self, stages: Stages, sharding: Sharding) -> _Held:
+    def _lightest_of(self, stages: Stages, shardings: Sequence[Sharding]) -> list[_Held]:
         """Traffic of the average stage's state over the quickest links of any order of ranks."""
         mesh, pp, dp, _, _ = stages
-        of_degrees = self._lightest.get((mesh.tp, mesh.cp, mesh.ep, pp, dp))
-        if of_degrees is None:
-            of_degrees = self._lightest[mesh.tp, mesh.cp, mesh.ep, pp, dp] = {}
-        lightest = of_degrees.get(sharding)
-        if lightest is None:
-            found = [self._held(stages, sharding, links) for links in self.placings(stages)]
-            firsts = [one.first for one in found if one.first]
-            lightest = of_degrees[sharding] = found[0]._replace(
-                traffic=least_traffic([one.traffic for one in found]),
-                first=least_traffic(firsts) if len(firsts) == len(found) else None,
-                embedding_s=self._least_embedding_s(stages, sharding),
-            )
-        return lightest
+        key = (mesh.tp, mesh.cp, mesh.ep, pp, dp)
+        known = self._lightest.get(key)
+        if known is None:
+            known = self._lightest[key] = {}
+        for sharding in shardings:
+            if sharding not in known:
+                known[sharding] = self._lightest_held(stages, sharding)
+        return [known[sharding] for sharding in shardings]
+
+    def _lightest_held(self, stages: Stages, sharding: Sharding) -> _Held:
+        found = [self._held(stages, sharding, links) for links in self.placings(stages)]
+        firsts = [one.first for one in found if one.first]
+        return found[0]._replace(
+            traffic=least_traffic([one.traffic for one in found]),
+            first=least_traffic(firsts) if len(firsts) == len(found) else None,
+            embedding_s=self._least_embedding_s(stages, sharding),
+        )
 
     def _least_embedding_s(self, stages: Stages, sharding: Sharding) -> float:
         mesh, pp, dp, _, _ = stages
