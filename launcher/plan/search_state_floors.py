@@ -121,18 +121,20 @@ class StateFloors(MeshFloors):
         (block, dense, first, last), blocks = parts, self._blocks(pp)
         plain, every = self._num_dense, self.model.num_layers
         first_s, first_back_s = first.forward_s, _backward_s(first)
-        most_s, most_back_s = first_s + last.forward_s, first_back_s + _backward_s(last)
+        ends_s, ends_back_s = first_s + last.forward_s, first_back_s + _backward_s(last)
         forward_s, backward_s = blocks * block.forward_s, blocks * _backward_s(block)
         waits_s = blocks * (block.wait_forward_s + block.wait_backward_s)
-        # At most the stage and both ends, with everything that these wait for.
+        # At most the stage and both ends (an encoder is one), with everything that these wait for.
+        most_s = ends_s + 2 * first.wait_forward_s
+        most_back_s = ends_back_s + 2 * first.wait_backward_s
         longest_s = block.forward_s + 2 * block.wait_forward_s
         back_s = _backward_s(block) + 2 * block.wait_backward_s
         if plain:
             longest_s = max(longest_s, dense.forward_s + 2 * dense.wait_forward_s)
             back_s = max(back_s, _backward_s(dense) + 2 * dense.wait_backward_s)
         if pp == 1:
-            forward_s += plain * dense.forward_s + most_s
-            backward_s += plain * _backward_s(dense) + most_back_s
+            forward_s += plain * dense.forward_s + ends_s
+            backward_s += plain * _backward_s(dense) + ends_back_s
             waits_s += plain * (dense.wait_forward_s + dense.wait_backward_s)
         layers = blocks + plain
         return _Window(

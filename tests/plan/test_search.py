@@ -335,13 +335,13 @@ def test_no_layout_is_quicker_than_the_bounds_of_its_sharding_say(name):
     run = changed(run, train={"global_batch_size": 64})
     space, coster = build_space(run, frozenset()), Coster(run, 64)
     floors = Floors(coster)
-    for tp, pp, sharding, split in product((1, 4), (1, 2, 4), space.sharding, (False, True)):
-        mesh = Mesh(tp, 1, 1, split, 1, "selective")
-        dp = 64 // (tp * pp)
-        stages = Stages(mesh, pp, dp, 64 // dp, ())
+    degrees = ((1, 1, 1), (1, 2, 1), (1, 1, 2), (4, 1, 1), (4, 2, 2), (4, 1, 4))
+    for (tp, cp, pp), sharding, split in product(degrees, space.sharding, (False, True)):
+        dp = 64 // (tp * cp * pp)
+        stages = Stages(Mesh(tp, cp, 1, split, 1, "selective"), pp, dp, 64 // dp, ())
         for schedule, vpp in space.pipelines(pp, 64 // dp):
             choice = choice_in(stages, sharding, schedule, vpp)
-            for order in space.orders(tp, 1, dp, pp):
+            for order in space.orders(tp, cp, dp, pp):
                 seconds = coster.exact_s(replace(choice, order=order)) / 64
                 nearest, placed = bounds_of(floors, stages, sharding, choice, order)
                 assert nearest <= seconds * (1 + 1e-9)
