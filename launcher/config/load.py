@@ -55,7 +55,9 @@ def load_run(
     # 3. A model that suits the hardware, where none is named.
     if composed.choices.get("model") == "auto":
         name = _suitable_model(values)
-        composed = compose_values([*overrides, f"model={name}"], config_dirs)
+        # An option that is named twice would be left to Hydra.
+        others = [line for line in overrides if line != "model=auto"]
+        composed = compose_values([*others, f"model={name}"], config_dirs)
         values = _with_facts(composed.values, local)
         decisions.append(f"model={name}: suits {_hardware_words(values)}")
     if local:

@@ -36,6 +36,7 @@ from launcher.plan.search_nodes import (
     Sized,
 )
 from launcher.plan.search_rooms import Rooms
+from launcher.plan.search_sharded import pieces_of
 from launcher.plan.search_space import Space
 from launcher.plan.search_stages import Stages, choice_in
 
@@ -75,10 +76,10 @@ class Search:
             bound, is_known, _, _, node = heappop(self._queue)
             if isinstance(node, Block):
                 for sized in self.blocks.sizes(node):
-                    self._push(max(bound, self.floors.batches_s(sized.mesh, sized.batches)), sized)
+                    seconds = self.floors.size_s(node.mesh, sized.mesh.micro, sized.batches)
+                    self._push(max(bound, seconds), sized)
             elif isinstance(node, Sized):
-                if ways := self.blocks.ways(node):
-                    self._push_recomputed(Recomputed(*ways[0], tuple(ways[1:])), bound)
+                self._expand_sized(node, bound)
             elif isinstance(node, Recomputed):
                 self._expand_recomputed(node, bound)
             elif isinstance(node, Stages):
@@ -108,6 +109,14 @@ class Search:
         heappush(self._queue, (bound, known, tie, self._num_pushed, node))
 
     # 1. Microbatch and recomputation, as far as memory allows.
+    def _expand_sized(self, node: Sized, bound: float) -> None:
+        """The ways to recompute, once its own times say that it is the most promising."""
+        seconds = self.floors.batches_s(node.mesh, node.batches)
+        if seconds * SLACK > bound:
+            self._push(seconds, node)
+        elif ways := self.blocks.ways(node):
+            self._push_recomputed(Recomputed(*ways[0], tuple(ways[1:])), bound)
+
     def _push_recomputed(self, node: Recomputed, bound: float) -> None:
         """With a bound of its stages, and of those that only fit with more recomputation: these
         are not quicker than the same without.
@@ -119,7 +128,8 @@ class Search:
     def _expand_recomputed(self, node: Recomputed, bound: float) -> None:
         """Stages, and the same with more recomputation, which never is faster."""
         for stages in node.stages:
-            self._push(max(bound, self._least_s(stages, stages.shardings)), stages)
+            if allowed := self.rooms.shardings(stages):
+                self._push(max(bound, self._least_s(stages, allowed)), stages)
         if node.later:
             (mesh, those), *later = node.later
             self._push_recomputed(Recomputed(mesh, those, tuple(later)), bound)
@@ -132,9 +142,8 @@ class Search:
 
     def _least_s(self, stages: Stages, shardings: Sequence[Sharding]) -> float:
         """With the passes of all microbatches and the sharding that costs least."""
-        whole_s = self.floors.batches_s(stages.mesh, [stages[1:4]])
-        passes_s = whole_s - self.floors.end_s(stages.mesh.micro, [stages[1:4]])
-        return max(whole_s, self.floors.least_s(stages, shardings, passes_s))
+        passes_s = self.floors.passes_s(stages.mesh, [stages[1:4]])
+        return self.floors.least_s(stages, shardings, passes_s)
 
     # 2. Schedule and chunks, whatever the sharding.
     def _expand_roomy(self, node: Roomy, bound: float) -> None:
@@ -159,28 +168,42 @@ class Search:
             floor = self.floors.sharding_s(node.stages, sharding)
             self._push_pipeline(Pipeline(node, sharding, [floor], None, 0), bound)
 
+    def _with_waits(self, node: Scheduled, sharding: Sharding) -> Scheduled:
+        """With what every part waits for its weights, in the schedules that may have them."""
+        (stages, _, pipelines, _, _), floors = node, self.floors
+        allowed = [one for one in pipelines if self.rooms.allow(stages, sharding, one)]
+        pieces, p2p_s = pieces_of([one.cut for one in allowed]), floors.quickest_p2p_s(stages)
+        found = []
+        for one in allowed:
+            late = has_late_weights(one.name)
+            times = floors.sharded_times(stages, sharding, late, None, p2p_s, pieces)
+            seconds = floors.pipeline_s(stages, one.name, late, one.cut, times)
+            found.append(one._replace(seconds=seconds))
+        return Scheduled(stages, [sharding], sorted(found), {}, pieces)
+
     def _expand_pipeline(self, node: Pipeline, bound: float, kinds: set[object]) -> None:
         """Push its orders of ranks and the next pipeline."""
-        stages, _, pipelines, _ = node.scheduled
+        stages, _, pipelines, _, _ = node.scheduled
         if node.places is None:
+            if node.sharding[1] == 3 and stages.pp > 1 and not node.scheduled.sharded:
+                waiting = self._with_waits(node.scheduled, node.sharding)
+                self._push_pipeline(node._replace(scheduled=waiting, rank=0), bound)
+                return
             places = self._places_of(stages)
             floors = [self.floors.placed_s(stages, node.sharding, one.links) for one in places]
             self._push_pipeline(node._replace(floors=floors, places=places), bound)
             return
         one = pipelines[node.rank]
-        self._push_pipeline(node._replace(rank=node.rank + 1), 0.0)
+        self._push_pipeline(Pipeline(*node[:4], node.rank + 1), 0.0)
         choice = choice_in(stages, node.sharding, one.name, one.vpp)
         if choice.kind in kinds:
             return
-        if self.memory.fits(choice):
-            ordered = self._ordered_s(node, node.places, one)
-            self._push_ordered(Ordered(choice, sorted(ordered)), bound)
-        else:
-            self.counts.over_memory += 1
+        ordered = self._ordered_s(node, node.places, one)
+        self._push_ordered(Ordered(choice, sorted(ordered), False), bound)
 
     def _push_pipeline(self, node: Pipeline, bound: float) -> None:
         """The schedule of this rank, or the next one that may have room."""
-        stages, _, pipelines, _ = node.scheduled
+        stages, _, pipelines, _, _ = node.scheduled
         mesh, pp, dp, _, _ = stages
         for rank in range(node.rank, len(pipelines)):
             one = pipelines[rank]
@@ -188,10 +211,8 @@ class Search:
                 continue
             states = self.memory.states(mesh, pp, dp, one.cut.first_layers)
             if states[node.sharding] <= one.room:
-                self._push(
-                    max(bound, min([floor.after_s(one.seconds) for floor in node.floors])),
-                    node._replace(rank=rank),
-                )
+                least_s = min([floor.after_s(one.seconds) for floor in node.floors])
+                self._push(max(bound, least_s), Pipeline(*node[:4], rank))
                 return
             self.counts.over_memory += 1
 
@@ -199,12 +220,17 @@ class Search:
     def _ordered_s(
         self, node: Pipeline, places: list[Place], one: Bounded
     ) -> Iterator[tuple[float, int, Place]]:
-        (stages, _, _, known), bounds = node.scheduled, self.floors
+        (stages, _, _, known, sharded), bounds = node.scheduled, self.floors
         late = has_late_weights(one.name)
         for position, (place, floor) in enumerate(zip(places, node.floors, strict=True)):
-            links, key = place.links, (one.position, place.number)
+            links = place.links
+            key = (one.position, position if sharded else place.number)
             if key not in known:
-                times = bounds.times(stages, late, links, bounds.p2p_s(stages, links))
+                p2p_s = bounds.p2p_s(stages, links)
+                if sharded:
+                    times = bounds.sharded_times(stages, node.sharding, late, links, p2p_s, sharded)
+                else:
+                    times = bounds.times(stages, late, links, p2p_s)
                 known[key] = bounds.pipeline_s(stages, one.name, late, one.cut, times)
             yield floor.after_s(known[key]), position, place
 
@@ -228,8 +254,11 @@ class Search:
             self._push(max(bound, node.places[0][0]), node)
 
     def _expand_ordered(self, node: Ordered, bound: float) -> None:
+        if not node.fits and not self.memory.fits(node.choice):
+            self.counts.over_memory += 1
+            return
         (_, _, place), *later = node.places
-        self._push_ordered(Ordered(node.choice, later), 0.0)
+        self._push_ordered(Ordered(node.choice, later, True), 0.0)
         self._simulate(replace(node.choice, order=place.order), bound)
 
     def _simulate(self, choice: Choice, bound: float) -> None:

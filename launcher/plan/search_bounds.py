@@ -7,7 +7,7 @@ them), so that no layout is lost by it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import mul
+from operator import ge, mul
 from typing import NamedTuple
 
 from launcher.plan.collectives import SLOWDOWN, exposed_s
@@ -105,6 +105,15 @@ _NONE: Units = (0, 0, 0, 0)
 
 
 def quick_rows(name: str, cut: Cut, count: int, is_late: bool) -> list[Row]:
+    """`every_row`, without those that another is no less than in every time."""
+    kept: list[Row] = []
+    for row in sorted(every_row(name, cut, count, is_late), key=sum, reverse=True):
+        if not any(all(map(ge, other, row)) for other in kept):
+            kept.append(row)
+    return kept
+
+
+def every_row(name: str, cut: Cut, count: int, is_late: bool) -> list[Row]:
     """A bound like `shortest_s` from a few stages only, for any times: no step is shorter than any
     row times the times. `is_late`: backward is split.
     """

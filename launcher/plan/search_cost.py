@@ -69,7 +69,7 @@ class Coster:
         self._sent: dict[object, PassTimes] = {}
         self._nearest_parts: dict[Mesh, Parts] = {}
         self._executions: dict[object, Execution] = {}
-        self._cuts: dict[object, Cut] = {}
+        self._cuts: dict[Mesh, dict[int, Cut]] = {}
         self._costs: dict[object, dict[object, PartCost]] = {}
         self._pipelines: dict[object, _Pipeline] = {}
         self._stage_states: dict[object, StageState] = {}
@@ -166,12 +166,19 @@ class Coster:
 
     def cut(self, mesh: Mesh, chain: Chain) -> Cut:
         """As `plan_stages` splits the model."""
-        key = (mesh, id(chain))  # chains are kept, so that a number is one chain's alone
-        cut = self._cuts.get(key)
+        known, number = self.known_cuts(mesh), id(chain)
+        cut = known.get(number)  # chains are kept, so that a number is one chain's alone
         if cut is None:
             # Communication has no part in a split: all links have the same.
-            cut = self._cuts[key] = self.cuts.of(chain, self.nearest_parts(mesh))
+            cut = known[number] = self.cuts.of(chain, self.nearest_parts(mesh))
         return cut
+
+    def known_cuts(self, mesh: Mesh) -> dict[int, Cut]:
+        """Those that have been asked for, by the number of their chain."""
+        known = self._cuts.get(mesh)
+        if known is None:
+            known = self._cuts[mesh] = {}
+        return known
 
     def nearest_parts(self, mesh: Mesh) -> Parts:
         """Times over the nearest links, backward whole."""

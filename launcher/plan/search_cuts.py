@@ -53,6 +53,11 @@ class Cut:
         )  # fmt: skip
 
     @cached_property
+    def unit_pieces(self) -> tuple[tuple[Units, Stage], ...]:
+        """Of every kind of parts its units, and one of them."""
+        return tuple((self._units((kind,)), piece) for kind, piece in enumerate(self.pieces))
+
+    @cached_property
     def stages(self) -> tuple[Stage, ...]:
         """As `plan_stages` has them."""
         return make_stages(self.model, self.chain, self.bounds)

@@ -157,9 +157,9 @@ class Memory:
         """Chunks of microbatches that the first stage keeps; None where no bound counts them."""
         return None if pp == 1 or self._is_file else peaks_of(name, pp, count, vpp)[0]
 
-    def first_room(self, mesh: Mesh, microbatches: float, layers: int) -> int:
+    def first_room(self, kept: Kept, microbatches: float, layers: int) -> int:
         """The same as `room`, of a first stage of these blocks that keeps these microbatches."""
-        block, passing = self.kept(mesh)
+        block, passing = kept
         alive = int(microbatches * layers * block) + passing
         return self.usable_bytes - self._context - alive - int(self._reserve * alive)
 

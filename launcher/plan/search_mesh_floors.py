@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from typing import NamedTuple
 
 from launcher.plan.collectives import SLOWDOWN
 from launcher.plan.search_cost import Coster, Mesh
 from launcher.plan.stage_time import BlockTimes, Parts, estimate_parts
 from launcher.plan.tensor_traffic import runtime_tp_times
+
+
+class _Passes(NamedTuple):
+    """Seconds of one microbatch, over the nearest links."""
+
+    whole_s: float
+    """All parts of the model."""
+    block_s: float
+    """A block's passes, of the quicker kind."""
+    alone_s: float
+    """All parts without weight gradients, which a split backward leaves for later. It hides no
+    less of what is sent without them."""
 
 
 class MeshFloors:
@@ -19,21 +32,38 @@ class MeshFloors:
         self.model = coster.run.model
         experts = self.model.experts
         self._num_dense = min(self.model.num_layers, experts.num_dense_layers) if experts else 0
-        self._passes_s: dict[Mesh, tuple[float, float]] = {}
+        self._passes_s: dict[Mesh, _Passes] = {}
+        self._blocks_s: dict[Mesh, _Passes] = {}
         gpu = coster.run.hardware.gpu
         self.overhead_s = gpu.step_overhead_s if gpu else 0.0
 
     def block_s(self, mesh: Mesh) -> float:
-        """`mesh_s` of a microbatch that others divide: none of them takes less time per sample.
+        """`mesh_s` of a microbatch that others divide: none of them takes less time per sample."""
+        return self._block(mesh).whole_s * mesh.tp * mesh.cp / (mesh.micro * self.coster.devices)
+
+    def size_s(self, block: Mesh, micro: int, batches: Collection[tuple[int, int, int]]) -> float:
+        """`batches_s` at least, of a microbatch that the block's is a multiple of."""
+        alone_s = self._block(block).alone_s
+        least_s = min([alone_s / (count * dp) for _, dp, count in batches]) / block.micro
+        return max(self.block_s(block), least_s) + self.end_s(micro, batches)
+
+    def _block(self, mesh: Mesh) -> _Passes:
+        found = self._blocks_s.get(mesh)
+        if found is None:
+            found = self._blocks_s[mesh] = self._least_passes(mesh)
+        return found
+
+    def _least_passes(self, mesh: Mesh) -> _Passes:
+        """No less for a microbatch that divides this one, in proportion.
 
         A kernel or a collective of twice the size takes at most twice as long: none of their
         models starts below zero. What of tp hides beside products does not grow so.
         """
         run, layers = self.coster.run, self.model.num_layers
         if (run.hardware.gpu and run.hardware.gpu.kernels) or self.model.encoder:
-            return 0.0
+            return _Passes(0.0, 0.0, 0.0)
         if not run.parallelism.overlap_tp or mesh.tp == 1:
-            return self.mesh_s(mesh)
+            return self._passes(mesh)
         coster, nearest = self.coster, self.coster.nearest(mesh)
         job = coster.mesh_job(mesh, False)
         alone = replace(job, execution=replace(job.execution, overlap_tp=False))
@@ -45,50 +75,49 @@ class MeshFloors:
             hidden_s = min(hidden_s, 3 * mesh.micro * smallest.times.forward_s)
         parts = estimate_parts(alone, nearest, coster.kernels(mesh))
         whole_s = max(0.0, self._sum_s(parts) - layers * hidden_s)
-        return whole_s * mesh.tp * mesh.cp / (mesh.micro * coster.devices)
+        return _Passes(whole_s, 0.0, max(0.0, whole_s - self._weights_s(parts)))
 
     def mesh_s(self, mesh: Mesh) -> float:
         """All work of a sample, shared out evenly: no pipeline, no wait for it, no tail."""
         devices = self.coster.devices
-        return self._whole_s(mesh) * mesh.tp * mesh.cp / (mesh.micro * devices)
+        return self._passes(mesh).whole_s * mesh.tp * mesh.cp / (mesh.micro * devices)
 
     def batches_s(self, mesh: Mesh, batches: Collection[tuple[int, int, int]]) -> float:
-        """`mesh_s`, and of the best of some (pp, dp, number of microbatches): some stage has the
-        average of the blocks, rounded up, and all microbatches pass it; one of them passes all
-        parts there and back, one after the other, whatever the schedule.
+        """`mesh_s`, and of the best of some (pp, dp, number of microbatches); with its end."""
+        return self.passes_s(mesh, batches) + self.end_s(mesh.micro, batches)
+
+    def passes_s(self, mesh: Mesh, batches: Collection[tuple[int, int, int]]) -> float:
+        """Without that end: some stage has the average of the blocks, rounded up, and all
+        microbatches pass it; one of them passes all parts there and back, one after the other,
+        whatever the schedule.
         """
-        layers, (block_s, alone_s) = self.model.num_layers, self._passes(mesh)
+        layers, (whole_s, block_s, alone_s) = self.model.num_layers, self._passes(mesh)
         least_s = min([
             max(-(-layers // pp) * block_s, alone_s / count) / dp for pp, dp, count in batches
         ])  # fmt: skip
-        return max(self.mesh_s(mesh), least_s / mesh.micro) + self.end_s(mesh.micro, batches)
+        return max(whole_s * mesh.tp * mesh.cp / self.coster.devices, least_s) / mesh.micro
 
     def end_s(self, micro: int, batches: Collection[tuple[int, int, int]]) -> float:
         """What a step ends with, whatever its layout, shared out over the most samples of one."""
         return self.overhead_s / (micro * max([dp * count for _, dp, count in batches]))
 
-    def _passes(self, mesh: Mesh) -> tuple[float, float]:
-        """Of one microbatch: a block's passes, and those of all parts without weight gradients,
-        which a split backward leaves for later. It hides no less of what is sent without them.
-        """
+    def _passes(self, mesh: Mesh) -> _Passes:
         found = self._passes_s.get(mesh)
         if found is None:
             parts = self.coster.nearest_parts(mesh)
-            block_s = min(_pass_s(parts.block), _pass_s(parts.dense))
-            found = block_s, self._sum_s(parts) - self._weights_s(parts)
+            whole_s, block_s = self._sum_s(parts), _pass_s(parts.block)
+            if self._num_dense:
+                block_s = min(block_s, _pass_s(parts.dense))
+            found = _Passes(whole_s, block_s, whole_s - self._weights_s(parts))
             self._passes_s[mesh] = found
         return found
 
-    def _whole_s(self, mesh: Mesh) -> float:
-        """Of one microbatch over all parts of the model."""
-        return self._sum_s(self.coster.nearest_parts(mesh))
-
     def _sum_s(self, parts: Parts) -> float:
         dense = self._num_dense
-        blocks = (self.model.num_layers - dense) * _pass_s(parts.block)
-        return (
-            blocks + dense * _pass_s(parts.dense) + _pass_s(parts.embedding) + _pass_s(parts.head)
-        )
+        seconds = (self.model.num_layers - dense) * _pass_s(parts.block)
+        if dense:
+            seconds += dense * _pass_s(parts.dense)
+        return seconds + _pass_s(parts.embedding) + _pass_s(parts.head)
 
     def _weights_s(self, parts: Parts) -> float:
         """Of `_sum_s`, the weight gradients."""
@@ -99,4 +128,5 @@ class MeshFloors:
 
 
 def _pass_s(times: BlockTimes) -> float:
-    return times.total_s + times.wait_forward_s + times.wait_backward_s
+    forward_s, input_s, weight_s, wait_forward_s, wait_backward_s = times
+    return forward_s + input_s + weight_s + wait_forward_s + wait_backward_s

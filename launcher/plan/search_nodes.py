@@ -11,9 +11,10 @@ from launcher.plan.schedule_records import Chain
 from launcher.plan.search_choice import Choice
 from launcher.plan.search_cost import Mesh
 from launcher.plan.search_cuts import Cut
-from launcher.plan.search_floors import Floor
 from launcher.plan.search_memory import Sharding
+from launcher.plan.search_sharded import Pieces
 from launcher.plan.search_stages import Stages
+from launcher.plan.search_state_floors import Floor
 
 
 @dataclass
@@ -117,6 +118,8 @@ class Scheduled(NamedTuple):
     pipelines: list[Bounded]
     over_links: dict[tuple[int, int], float]
     """Least seconds of a schedule (its position) on some links (their number), once known."""
+    sharded: Pieces = ()
+    """The parts of all schedules, where these wait for sharded weights."""
 
 
 class Place(NamedTuple):
@@ -147,6 +150,8 @@ class Ordered(NamedTuple):
     choice: Choice
     places: list[tuple[float, int, Place]]
     """Least seconds per sample, position, order."""
+    fits: bool
+    """Whether its memory is known to hold it: no order changes that."""
 
 
 Node = Block | Sized | Recomputed | Stages | Scheduled | Pipeline | Ordered | Choice

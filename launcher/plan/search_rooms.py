@@ -22,19 +22,22 @@ class Rooms:
     def first_stage(self, stages: Stages) -> Roomy:
         """Schedules and shardings that may have room together on the first stage."""
         mesh, pp, dp, count, _ = stages
-        allowed, plans = self._shardings(stages), []
+        allowed, plans = self.shardings(stages), []
+        coster, memory = self.memory.coster, self.memory
+        known, kept = coster.known_cuts(mesh), memory.kept(mesh)
         states: dict[int, dict[Sharding, int]] = {}
+        lightest: dict[int, int] = {}
         most: dict[int, int] = {}
         for position, plan in enumerate(self._plans_of(pp, count) if allowed else ()):
-            cut = self.memory.coster.cut(mesh, plan.chain)
+            cut = known.get(id(plan.chain)) or coster.cut(mesh, plan.chain)
             layers, left = cut.first_layers, NO_LIMIT
             if layers not in states:
-                of_all = self.memory.states(mesh, pp, dp, layers)
+                of_all = memory.states(mesh, pp, dp, layers)
                 states[layers] = {one: of_all[one] for one in allowed}
+                lightest[layers] = min(states[layers].values())
             if plan.peak is not None:
-                alive = plan.peak / cut.chain.num_chunks
-                left = self.memory.first_room(mesh, alive, layers)
-            if min(states[layers].values()) <= left:
+                left = memory.first_room(kept, plan.peak / cut.chain.num_chunks, layers)
+            if lightest[layers] <= left:
                 plans.append((position, plan, cut, left))
                 most[layers] = max(left, most.get(layers, left))
             else:
@@ -54,7 +57,7 @@ class Rooms:
             self._allowed_pipelines[key] = self.rules.allow_pipeline(choice)
         return self._allowed_pipelines[key]
 
-    def _shardings(self, stages: Stages) -> list[Sharding]:
+    def shardings(self, stages: Stages) -> list[Sharding]:
         """What a rule allows with some schedule."""
         pp, shardings = stages.pp, stages.shardings
         key = (pp, shardings)

@@ -42,23 +42,19 @@ class BlockTimes(NamedTuple):
 
     def times(self, count: float) -> BlockTimes:
         """So many blocks."""
+        forward_s, input_s, weight_s, wait_forward_s, wait_backward_s = self
         return BlockTimes(
-            forward_s=count * self.forward_s,
-            input_s=count * self.input_s,
-            weight_s=count * self.weight_s,
-            wait_forward_s=count * self.wait_forward_s,
-            wait_backward_s=count * self.wait_backward_s,
-        )
+            count * forward_s, count * input_s, count * weight_s,
+            count * wait_forward_s, count * wait_backward_s,
+        )  # fmt: skip
 
     def __add__(self, other: BlockTimes) -> BlockTimes:  # type: ignore[override]
         """One after the other."""
+        forward_s, input_s, weight_s, wait_forward_s, wait_backward_s = other
         return BlockTimes(
-            forward_s=self.forward_s + other.forward_s,
-            input_s=self.input_s + other.input_s,
-            weight_s=self.weight_s + other.weight_s,
-            wait_forward_s=self.wait_forward_s + other.wait_forward_s,
-            wait_backward_s=self.wait_backward_s + other.wait_backward_s,
-        )
+            self.forward_s + forward_s, self.input_s + input_s, self.weight_s + weight_s,
+            self.wait_forward_s + wait_forward_s, self.wait_backward_s + wait_backward_s,
+        )  # fmt: skip
 
 
 class Parts(NamedTuple):
@@ -168,6 +164,8 @@ def _block_times(
 ) -> BlockTimes:
     """The mean of blocks that recompute and blocks that do not: each stage has both alike."""
     mode, again = job.execution.recompute, job.execution.recompute_share
+    if again == 1:
+        return _recomputed(job, links, timed, mode, sent)
     kinds = ((again, mode), (1 - again, "none"))
     found = [
         _recomputed(job, links, timed, recompute, sent).times(share)

@@ -211,7 +211,7 @@ def end_of_step(
     for _, state, costs in stages:
         tails.append(tail_s_of(job, state, costs))
         updates.append(update_s(job, state))
-    tail_s = max(tails) + _embedding_s(job, links)
+    tail_s = max(tails) + embedding_s(job, links)
     if layout.sequence_parallel and layout.tp > 1:
         of_each = [stage for stage, _, _ in stages]
         tail_s += sum_of_partial_gradients(job, of_each, links.tp).seconds_per_step
@@ -236,7 +236,8 @@ def tail_s_of(job: Job, state: StageState, costs: Sequence[PartCost]) -> float:
     return exposed_s(reduce_s, backward_s) + exposed_s(gather_s, forward_s)
 
 
-def _embedding_s(job: Job, links: Links) -> float:
+def embedding_s(job: Job, links: Links) -> float:
+    """The gradients of tied embeddings are summed over the first and the last stage."""
     if job.layout.pp == 1 or not job.model.tie_embeddings:
         return 0.0
     payload = job.execution.reduce_bytes * sum_sizes(tied_copy(job.model), job.layout.tp)

@@ -23,9 +23,11 @@ from launcher.plan.search_advice import search_layouts
 from launcher.plan.search_auto import fixed_keys
 from launcher.plan.search_bounds import least_exposed_s, shortest_s
 from launcher.plan.search_choice import changed, layout_of
-from launcher.plan.search_cost import Coster, Mesh
+from launcher.plan.search_cost import Coster, Mesh, has_late_weights
 from launcher.plan.search_floors import Floors
+from launcher.plan.search_sharded import pieces_of
 from launcher.plan.search_space import build_space, enumerate_choices
+from launcher.plan.search_stages import Stages, choice_in
 from launcher.plan.search_walks import Walks
 from launcher.plan.simulate import peak_in_flight, simulate
 from tests.factory import TINY, h100, make_run
@@ -192,7 +194,11 @@ def test_a_block_takes_least_in_a_microbatch_that_all_others_divide(words, cp_mo
         least = floors.block_s(mesh)
         assert least > 0
         for micro in (1, 2, 3, 4, 6, 8, 12, 24):
-            assert least <= floors.mesh_s(mesh._replace(micro=micro)) * (1 + 1e-12)
+            one = mesh._replace(micro=micro)
+            assert least <= floors.mesh_s(one) * (1 + 1e-12)
+            for batches in ([(1, 4, 24 // micro)], [(2, 2, 24 // micro), (4, 1, 48 // micro)]):
+                of_size = floors.size_s(mesh, micro, batches)
+                assert of_size <= floors.batches_s(one, batches) * (1 + 1e-12)
 
 
 @settings(deadline=None)
@@ -321,3 +327,42 @@ def test_mistakes_are_named(capsys, words, rule):
     code, _, err = launch(capsys, "search", "model=llama3_8b", "hardware=h100x8", *words)
     assert code == 2
     assert f"[{rule}]" in err
+
+
+@pytest.mark.parametrize("name", ["t5_3b", "gpt_1.7b", "deepseek_v2_lite"])
+def test_no_layout_is_quicker_than_the_bounds_of_its_sharding_say(name):
+    run = close_shared(load_run([f"model={name}", "hardware=h100x64"]).run)
+    run = changed(run, train={"global_batch_size": 64})
+    space, coster = build_space(run, frozenset()), Coster(run, 64)
+    floors = Floors(coster)
+    degrees = ((1, 1, 1), (1, 2, 1), (1, 1, 2), (4, 1, 1), (4, 2, 2), (4, 1, 4))
+    for (tp, cp, pp), sharding, split in product(degrees, space.sharding, (False, True)):
+        dp = 64 // (tp * cp * pp)
+        stages = Stages(Mesh(tp, cp, 1, split, 1, "selective"), pp, dp, 64 // dp, ())
+        for schedule, vpp in space.pipelines(pp, 64 // dp):
+            choice = choice_in(stages, sharding, schedule, vpp)
+            for order in space.orders(tp, cp, dp, pp):
+                seconds = coster.exact_s(replace(choice, order=order)) / 64
+                nearest, placed = bounds_of(floors, stages, sharding, choice, order)
+                assert nearest <= seconds * (1 + 1e-9)
+                assert placed <= seconds * (1 + 1e-9)
+                assert placed > 0.3 * seconds
+
+
+def bounds_of(floors, stages, sharding, choice, order):
+    """Seconds per sample over the nearest links, and in an order of ranks."""
+    coster, late = floors.coster, has_late_weights(choice.schedule)
+    cut = coster.cut(stages.mesh, coster.chain_of(choice))
+    links, nearest = coster.links_of(replace(choice, order=order)), coster.nearest(stages.mesh)
+    found = []
+    for over, floor, p2p_s in (
+        (None, floors.sharding_s(stages, sharding), floors.quickest_p2p_s(stages)),
+        (links, floors.placed_s(stages, sharding, links), floors.p2p_s(stages, links)),
+    ):
+        times = floors.times(stages, late, over or nearest, p2p_s)
+        if sharding[1] == 3:
+            pieces = pieces_of([cut])
+            floors = Floors(coster)  # which knows of no other parts
+            times = floors.sharded_times(stages, sharding, late, over, p2p_s, pieces)
+        found.append(floor.after_s(floors.pipeline_s(stages, choice.schedule, late, cut, times)))
+    return found
