@@ -139,7 +139,9 @@ class Floors(MeshFloors):
         """Some stage has so many blocks at least."""
         found = self._averages.get(pp)
         if found is None:
-            layers = -(-self.model.num_layers // pp)
+            experts = self.model.experts  # blocks without any weigh less, and may be together
+            light = experts.num_dense_layers if experts and pp > 1 else 0
+            layers = -(-(self.model.num_layers - light) // pp)
             found = self._averages[pp] = Stage(
                 stage=0, first_layer=0 if pp == 1 else self.model.num_layers - layers,
                 end_layer=self.model.num_layers, parameters=0, is_first=pp == 1, is_last=pp == 1,

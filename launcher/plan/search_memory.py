@@ -202,7 +202,12 @@ class Memory:
         return peaks_of(choice.schedule, choice.pp, choice.num_microbatches, choice.vpp)
 
 
+MOST_LAYERS = 1000
+
+
 def _stage(layers: int, is_first: bool, is_last: bool) -> Stage:
+    start = 0 if is_first else MOST_LAYERS  # behind all dense blocks
     return Stage(
-        stage=0, first_layer=0, end_layer=layers, parameters=0, is_first=is_first, is_last=is_last
-    )
+        stage=0, first_layer=start, end_layer=start + layers, parameters=0, is_first=is_first,
+        is_last=is_last,
+    )  # fmt: skip
