@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from launcher.plan.execution import Job
 from launcher.plan.records import Stage
-from launcher.plan.stages import count_expert_parameters, count_stage_parameters
+from launcher.plan.stages import count_expert_parameters, count_stage_parameters, dense_layers_of
 
 
 def snapshot_bytes(job: Job, stage: Stage) -> int:
@@ -30,8 +30,9 @@ def rank_parameters(job: Job, stage: Stage) -> int:
     """Of a stage, on one tp rank, with its part of the experts."""
     layout = job.layout
     return count_stage_parameters(
-        job.model, stage.num_layers, stage.is_first, stage.is_last, layout.tp, layout.ep
-    )
+        job.model, stage.num_layers, stage.is_first, stage.is_last, layout.tp, layout.ep,
+        dense_layers_of(job.model, stage),
+    )  # fmt: skip
 
 
 def rank_share(job: Job, stage: Stage, size: int) -> int:
@@ -39,7 +40,7 @@ def rank_share(job: Job, stage: Stage, size: int) -> int:
     layout = job.layout
     replicas = layout.dp * layout.cp
     shards = min(job.execution.shard_size or replicas, replicas)
-    num_layers = stage.num_layers
-    experts = count_expert_parameters(job.model, num_layers, stage.is_first, layout.tp, layout.ep)
+    dense = dense_layers_of(job.model, stage)
+    experts = count_expert_parameters(job.model, stage.num_layers, dense, layout.tp, layout.ep)
     expert_shards = max(1, shards * (layout.tp if layout.ep > 1 else 1) // layout.ep)
     return -(-(size - experts) // shards) + -(-experts // expert_shards)

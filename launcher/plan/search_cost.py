@@ -29,6 +29,7 @@ from launcher.plan.stage_time import (
     list_kernels,
     part_cost,
 )
+from launcher.plan.stages import dense_layers_of
 from launcher.plan.step_time import end_of_step, free_p2p_s, part_times, place_links
 
 
@@ -156,8 +157,8 @@ class Coster:
         layout = job.layout
         key = (
             layout.tp, layout.cp, layout.ep, layout.dp, layout.engine, layout.zero_stage,
-            layout.offload, stage.num_layers, stage.is_first, stage.is_last,
-            links.shard, links.replica, links.dp,
+            layout.offload, stage.num_layers, dense_layers_of(job.model, stage), stage.is_first,
+            stage.is_last, links.shard, links.replica, links.dp,
         )  # fmt: skip
         found = self._stage_states.get(key)
         if found is None:

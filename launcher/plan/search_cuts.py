@@ -12,7 +12,13 @@ from launcher.frozen import frozen
 from launcher.plan.records import Stage
 from launcher.plan.schedule_records import Chain
 from launcher.plan.stage_time import Parts
-from launcher.plan.stages import Shares, count_dense_layers, make_stages, split_evenly
+from launcher.plan.stages import (
+    Shares,
+    count_dense_layers,
+    dense_layers_of,
+    make_stages,
+    split_evenly,
+)
 
 Units = tuple[int, int, int, int]
 """Of some parts together: blocks, those of them without experts apart, first ends, last ends."""
@@ -66,16 +72,21 @@ class Cut:
     def ends(self) -> tuple[int, ...]:
         """One stage of every kind: as `summarise` has it, the last stands for all."""
         found = {
-            (stage.num_layers, count_dense_layers(self.model, stage.first_layer, stage.end_layer),
-             stage.is_first, stage.is_last): index
+            (stage.num_layers, dense_layers_of(self.model, stage), stage.is_first,
+             stage.is_last): index
             for index, stage in enumerate(self.stages)
         }  # fmt: skip
         return tuple(found.values())
 
     @cached_property
-    def sizes(self) -> tuple[tuple[int, bool, bool], ...]:
-        """Blocks of every stage, and whether it has the model's first and last part."""
-        return tuple((stage.num_layers, stage.is_first, stage.is_last) for stage in self.stages)
+    def sizes(self) -> tuple[tuple[int, int, bool, bool], ...]:
+        """Blocks of every stage, of them those without experts, and whether it has the model's
+        first and last part.
+        """
+        return tuple(
+            (stage.num_layers, dense_layers_of(self.model, stage), stage.is_first, stage.is_last)
+            for stage in self.stages
+        )
 
     @cached_property
     def whole(self) -> Units:

@@ -103,9 +103,12 @@ class Memory:
         state = self._split.get(key)
         if state is None:
             job = self._job(mesh, pp, dp, sharding)
-            states = [held_bytes(job, _stage(*size)).state for size in set(cut.sizes)]
+            states = [held_bytes(job, self._sized(*size)).state for size in set(cut.sizes)]
             state = self._split[key] = max(states) + self._gathered_bytes(job)
         return self._context + state
+
+    def _sized(self, layers: int, dense: int, is_first: bool, is_last: bool) -> Stage:
+        return _blocks_from(self._num_dense - dense, layers, is_first, is_last)
 
     @property
     def most_state_bytes(self) -> int:
@@ -253,10 +256,20 @@ class Memory:
         return peaks_of(choice.schedule, choice.pp, choice.num_microbatches, choice.vpp)
 
 
+_BEHIND = 1000
+"""A block that is behind all that have no experts."""
+
+
 def _stage(layers: int, is_first: bool, is_last: bool) -> Stage:
+    """The first blocks of the model, or such as have experts where any have."""
+    return _blocks_from(0 if is_first else _BEHIND, layers, is_first, is_last)
+
+
+def _blocks_from(start: int, layers: int, is_first: bool, is_last: bool) -> Stage:
     return Stage(
-        stage=0, first_layer=0, end_layer=layers, parameters=0, is_first=is_first, is_last=is_last
-    )
+        stage=0, first_layer=start, end_layer=start + layers, parameters=0, is_first=is_first,
+        is_last=is_last,
+    )  # fmt: skip
 
 
 def _choice(mesh: Mesh, pp: int, dp: int, sharding: Sharding) -> Choice:

@@ -8,7 +8,7 @@ from launcher.plan.collectives import Links, PassTimes, StateTraffic, exposed_s,
 from launcher.plan.execution import Job
 from launcher.plan.kernels import traffic_s
 from launcher.plan.records import Stage
-from launcher.plan.stages import count_expert_parameters, count_stage_parameters
+from launcher.plan.stages import count_expert_parameters, count_stage_parameters, dense_layers_of
 
 
 class StageState(NamedTuple):
@@ -23,10 +23,11 @@ class StageState(NamedTuple):
 def stage_state(job: Job, stage: Stage, links: Links) -> StageState:
     """Of a stage, or of a chunk of one."""
     layout, blocks = job.layout, stage.num_layers
+    dense = dense_layers_of(job.model, stage)
     parameters = count_stage_parameters(
-        job.model, blocks, stage.is_first, stage.is_last, layout.tp, layout.ep
+        job.model, blocks, stage.is_first, stage.is_last, layout.tp, layout.ep, dense
     )
-    experts = count_expert_parameters(job.model, blocks, stage.is_first, layout.tp, layout.ep)
+    experts = count_expert_parameters(job.model, blocks, dense, layout.tp, layout.ep)
     return StageState(
         parameters=parameters,
         expert_parameters=experts,
@@ -40,8 +41,9 @@ def fetched_s(job: Job, piece: Stage) -> float:
     if job.execution.offload != "parameters" or node is None:
         return 0.0
     size = count_stage_parameters(
-        job.model, piece.num_layers, piece.is_first, piece.is_last, layout.tp, layout.ep
-    )
+        job.model, piece.num_layers, piece.is_first, piece.is_last, layout.tp, layout.ep,
+        dense_layers_of(job.model, piece),
+    )  # fmt: skip
     shards = layout.dp * layout.cp if layout.zero_stage == 3 else 1
     return size * job.execution.element_bytes / shards / node.host_link_bandwidth
 

@@ -75,23 +75,29 @@ def _make_stage(model: Model, chain: Chain, stage: int, bounds: Sequence[tuple[i
         stage=stage,
         first_layer=min(start for start, _ in chunks),
         end_layer=max(end for _, end in chunks),
-        parameters=count_stage_parameters(model, num_layers, is_first, is_last),
+        parameters=count_stage_parameters(
+            model, num_layers, is_first, is_last,
+            num_dense=sum([count_dense_layers(model, first, end) for first, end in chunks]),
+        ),
         is_first=is_first,
         is_last=is_last,
         chunks=chunks if len(chunks) > 1 else (),
-    )
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=4096)
 def count_stage_parameters(
-    model: Model, num_layers: int, is_first: bool, is_last: bool, tp: int = 1, ep: int = 1
-) -> int:
-    """Parameters of a stage, its tied copy included; with tp or ep > 1, those of one rank."""
+    model: Model, num_layers: int, is_first: bool, is_last: bool, tp: int = 1, ep: int = 1,
+    num_dense: int = 0,
+) -> int:  # fmt: skip
+    """Parameters of a stage, its tied copy included; with tp or ep > 1, those of one rank.
+
+    `num_dense` of its blocks keep a plain MLP in a model with experts.
+    """
     total = num_layers * _block_size(model, -1, tp)
-    total += count_expert_parameters(model, num_layers, is_first, tp, ep)
+    total += count_expert_parameters(model, num_layers, num_dense, tp, ep)
     if model.experts:
-        dense = _num_dense(model, num_layers, is_first)
-        total += dense * (_block_size(model, 0, tp) - _block_size(model, -1, tp))
+        total += num_dense * (_block_size(model, 0, tp) - _block_size(model, -1, tp))
     if is_first:
         total += _end_size(model, "embedding", tp) + count_encoder(model, tp)
     if is_last:
@@ -108,13 +114,12 @@ def _end_size(model: Model, end: str, tp: int) -> int:
 
 
 def count_expert_parameters(
-    model: Model, num_layers: int, is_first: bool, tp: int = 1, ep: int = 1
+    model: Model, num_layers: int, num_dense: int, tp: int = 1, ep: int = 1
 ) -> int:
     """Those of routed experts, which ep ranks share out and which tp cuts only without ep."""
     if model.experts is None:
         return 0
-    blocks = num_layers - _num_dense(model, num_layers, is_first)
-    return blocks * _experts_size(model, tp if ep == 1 else 1) // ep
+    return (num_layers - num_dense) * _experts_size(model, tp if ep == 1 else 1) // ep
 
 
 def count_dense_layers(model: Model, first_layer: int, end_layer: int) -> int:
@@ -124,9 +129,10 @@ def count_dense_layers(model: Model, first_layer: int, end_layer: int) -> int:
     return max(0, min(end_layer, model.experts.num_dense_layers) - first_layer)
 
 
-def _num_dense(model: Model, num_layers: int, is_first: bool) -> int:
-    """Blocks of a stage that have no experts: the model's first ones."""
-    return min(num_layers, model.experts.num_dense_layers) if model.experts and is_first else 0
+def dense_layers_of(model: Model, stage: Stage) -> int:
+    """Those of a stage, chunk by chunk: with few blocks each, more than the first part has some."""
+    chunks = stage.chunks or ((stage.first_layer, stage.end_layer),)
+    return sum([count_dense_layers(model, first, end) for first, end in chunks])
 
 
 @lru_cache(maxsize=1024)

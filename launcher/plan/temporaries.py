@@ -114,7 +114,7 @@ def unused_gradients_bytes(job: Job) -> int:
     model, layout = job.model, job.layout
     if not job.execution.unused_gradients:
         return 0
-    experts = count_expert_parameters(model, 1, False, layout.tp, layout.ep)
+    experts = count_expert_parameters(model, 1, 0, layout.tp, layout.ep)
     elements = count_stage_parameters(model, 1, False, False, layout.tp, layout.ep) - experts
     if model.experts:
         elements += experts // max(1, model.experts.num_experts // layout.ep)

@@ -14,7 +14,7 @@ from launcher.plan.memory_fsdp2 import gathered_per_microbatch
 from launcher.plan.operator_records import size_of
 from launcher.plan.operators import block_work
 from launcher.plan.records import Communication, Layout, Stage
-from launcher.plan.stages import count_stage_parameters
+from launcher.plan.stages import count_stage_parameters, dense_layers_of
 from launcher.plan.tensor_traffic import count_collectives, partial_gradients
 
 
@@ -116,7 +116,7 @@ def _data_parallel(job: Job, stages: Sequence[Stage], links: Links) -> list[Comm
     size = max(
         count_stage_parameters(
             job.model, stage.num_layers, stage.is_first, stage.is_last,
-            layout.tp, layout.ep,
+            layout.tp, layout.ep, dense_layers_of(job.model, stage),
         )
         for stage in stages
     )  # fmt: skip

@@ -9,9 +9,16 @@ from hypothesis import strategies as st
 
 from launcher.config.schema import Model
 from launcher.plan.build import build_plan
-from launcher.plan.costs import count_parameters
+from launcher.plan.costs import (
+    block_parameters,
+    count_parameters,
+    embedding_parameters,
+    head_parameters,
+    sum_sizes,
+)
+from launcher.plan.schedule_records import Chain
 from launcher.plan.shrink import shrink_run
-from launcher.plan.stages import count_stage_parameters, split_layers, split_stages
+from launcher.plan.stages import count_stage_parameters, make_stages, split_layers, split_stages
 from tests.factory import GPT2_124M, LLAMA3_70B, TINY, make_run
 
 
@@ -103,3 +110,23 @@ def test_a_split_by_hand_stays_uneven_when_it_is_made_small() -> None:
     small = build_plan(shrink_run(made.run, made.layout))
     assert [stage.num_layers for stage in small.stages] == [1, 2]
     assert small.run.model.num_layers == 3
+
+
+@pytest.mark.parametrize(("pp", "vpp"), [(1, 1), (2, 1), (4, 1), (8, 1), (2, 2), (4, 2)])
+def test_dense_blocks_of_a_mixture_are_counted_where_they_are(pp, vpp):
+    """With few blocks per part, more than the first one has some of the three."""
+    experts = {"num_experts": 8, "experts_per_token": 2, "ffn_hidden_size": 64,
+               "num_dense_layers": 3}  # fmt: skip
+    model = make_run(model=TINY | {"num_layers": 8, "experts": experts}).model
+    chain = Chain(num_stages=pp, num_chunks=vpp, placement="loop")
+    each = 8 // (pp * vpp)
+    bounds = [(part * each, (part + 1) * each) for part in range(pp * vpp)]
+    stages = make_stages(model, chain, bounds)
+    ends = embedding_parameters(model) + head_parameters(model)
+    assert sum(stage.parameters for stage in stages) == count_parameters(model)
+    for stage in stages:
+        blocks = [layer for piece in stage.pieces
+                  for layer in range(piece.first_layer, piece.end_layer)]  # fmt: skip
+        wanted = sum(sum_sizes(block_parameters(model, layer)) for layer in blocks)
+        wanted += sum_sizes(ends[:1]) * stage.is_first + sum_sizes(ends[1:]) * stage.is_last
+        assert stage.parameters == wanted
