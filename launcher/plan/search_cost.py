@@ -11,14 +11,14 @@ from typing import NamedTuple
 from launcher.config.schema import Run, is_schedule_file
 from launcher.plan.collectives import Links, PassTimes
 from launcher.plan.execution import Execution, Job, runtime_execution, runtime_job
-from launcher.plan.links import Link, stride_link, transfer_s
-from launcher.plan.operator_records import size_of
+from launcher.plan.links import stride_link
 from launcher.plan.records import Layout, Stage
 from launcher.plan.schedule import SCHEDULES
 from launcher.plan.schedule_choice import named_chain, plan_file
 from launcher.plan.schedule_records import Chain, StageTimes, has_weight_actions
 from launcher.plan.search_choice import ORDER, Choice
 from launcher.plan.search_cuts import Cut, Cuts
+from launcher.plan.search_links import quickest_tp
 from launcher.plan.search_walks import Walks
 from launcher.plan.stage_state import StageState, stage_state
 from launcher.plan.stage_time import (
@@ -225,7 +225,7 @@ class Coster:
             job = self.mesh_job(mesh, False)
             hardware, per_node = job.hardware, job.layout.gpus_per_node
             self._nearest[key] = self.links(job)._replace(
-                tp=_quickest_tp(job),
+                tp=quickest_tp(job),
                 cp=stride_link(hardware, per_node, 1, mesh.cp),
                 ep=stride_link(hardware, per_node, 1, mesh.ep),
             )
@@ -309,14 +309,3 @@ def _mesh_of_layout(layout: Layout) -> Mesh:
         layout.tp, layout.cp, layout.ep, layout.sequence_parallel, layout.micro_batch_size,
         layout.recompute,
     )  # fmt: skip
-
-
-def _quickest_tp(job: Job) -> Link:
-    """Gathers are quickest on the nearest ranks; the tree of a small all-reduce need not be."""
-    layout = job.layout
-    strides = [1]
-    while strides[-1] < layout.gpus_per_node and not job.execution.sequence_parallel:
-        strides.append(2 * strides[-1])
-    payload = size_of(job).tokens * job.model.hidden_size * job.execution.element_bytes
-    links = [stride_link(job.hardware, layout.gpus_per_node, each, layout.tp) for each in strides]
-    return min(links, key=lambda link: transfer_s("all_reduce", payload, link))
