@@ -42,11 +42,11 @@ def too_large(answer: Plan) -> str:
     memory = answer.memory
     fullest = max(memory.per_stage, key=lambda stage: stage.total_bytes)
     missing = memory.peak_bytes - memory.usable_bytes
+    fix = next((one.fix for one in answer.warnings if one.id == "does-not-fit"), "")
     return (
         f"does not fit [memory]: stage {fullest.stage} needs {memory.peak_bytes / 2**30:.1f} of "
         f"{memory.usable_bytes / 2**30:.1f} GiB usable, {missing / 2**30:.1f} GiB too much. "
-        "Try more devices, a larger parallelism.tp or parallelism.pp, parallelism.recompute=full, "
-        "a smaller train.micro_batch_size, or a higher parallelism.zero_stage."
+        f"Try {fix or 'more devices'}, or `launch search` for the fastest layout that fits."
     )
 
 

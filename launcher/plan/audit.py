@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from launcher.config.schema import Run
-from launcher.plan.memory import USABLE_SHARE, estimate_memory
+from launcher.plan.audit_room import fewer_layers, room_fixes
+from launcher.plan.memory import estimate_memory
 from launcher.plan.records import Layout, Memory, Stage, Warning
 from launcher.plan.speeds import mixed_stages
 from launcher.plan.step_time import StepEstimate
@@ -18,9 +19,6 @@ MAX_BUBBLE = 0.25
 
 IDLE_SHARE = 0.4
 """Below this share of memory in use, larger microbatches or less recomputation would fit."""
-
-MOST_TIMES = 16
-"""Where a device lacks more than that many times its memory, more of them are not advised."""
 
 MAX_COMMUNICATION = 0.4
 """Above this share of the step, the devices mostly wait for each other."""
@@ -50,43 +48,14 @@ def _memory(run: Run, layout: Layout, memory: Memory) -> Warning | None:
     if memory.fits:
         return None
     fullest = max(memory.per_stage, key=lambda stage: stage.total_bytes)
-    if layout.recompute != "full":
-        fix = "parallelism.recompute=full"
-    elif layout.micro_batch_size > 1:
-        fix = f"train.micro_batch_size={layout.micro_batch_size // 2}"
-    elif layout.zero_stage == 0 and layout.dp > 1:
-        fix = "parallelism.zero_stage=1"
-    elif layout.zero_stage < 3 and layout.dp > 1 and _may_shard_weights(layout):
-        fix = "parallelism.zero_stage=3"
-    else:
-        fix = _larger_hardware(run, layout, memory)
+    fixes = list(room_fixes(run, layout, memory))
     return Warning(
         id="does-not-fit",
         message=f"stage {fullest.stage} needs {_gib(fullest.total_bytes)} GiB of "
         f"{_gib(memory.usable_bytes)} GiB usable ({_gib(memory.capacity_bytes)} GiB in all)",
-        fix=fix,
+        fix=fixes[0],
+        others=tuple(fixes[1:]),
     )
-
-
-def _larger_hardware(run: Run, layout: Layout, memory: Memory) -> str:
-    """More nodes; larger devices where these are far too small for what no sharding divides."""
-    lacking = memory.peak_bytes / max(1, memory.usable_bytes)
-    if lacking > MOST_TIMES:
-        return f"hardware.gpu.memory_bytes={math.ceil(memory.peak_bytes / USABLE_SHARE) + 1}"
-    times = 2 ** math.ceil(math.log2(lacking))
-    if run.hardware.network is None:  # one node is all there is
-        return _fewer_layers(run, times)
-    return f"hardware.num_nodes={times * layout.nodes}"
-
-
-def _fewer_layers(run: Run, times: int) -> str:
-    """For a trial: what is left to give up on a machine of one's own."""
-    return f"model.num_layers={max(1, run.model.num_layers // times)}"
-
-
-def _may_shard_weights(layout: Layout) -> bool:
-    """The rule zero3-without-pipeline."""
-    return layout.pp == 1 or layout.engine == "fsdp2"
 
 
 def _host_memory(run: Run, layout: Layout, memory: Memory) -> Warning | None:
@@ -98,7 +67,7 @@ def _host_memory(run: Run, layout: Layout, memory: Memory) -> Warning | None:
     fewer = [f"hardware.gpus_per_node={less}" for less in _divisors(count)[-2::-1]]
     last = f"hardware.num_nodes={2 * layout.nodes}"
     if run.hardware.network is None:
-        last = _fewer_layers(run, 2)
+        last = fewer_layers(run, 2)
     return Warning(
         id="host-memory",
         message=f"{count} {'processes take' if count > 1 else 'process takes'} "

@@ -98,6 +98,7 @@ def _has_ram(run: Run, layout: Layout) -> bool:
 
 
 MENDED: dict[str, Callable[[Run, Layout], bool]] = {
+    "does-not-fit": lambda run, layout: estimate_layout_memory(run, layout).fits,
     "tp-crosses-nodes": lambda run, layout: not links_of(run, layout).tp.crosses_nodes,
     "ep-crosses-nodes": lambda run, layout: not links_of(run, layout).ep.crosses_nodes,
     "uneven-rails": lambda run, layout: (
