@@ -199,7 +199,7 @@ def _plan_job(overrides: Sequence[str], request: Request) -> Plan:
     answer = _predict_job(overrides, request)
     run_dir = Path(request.run_dir).expanduser() if request.run_dir else Path("runs", "any")
     table = RunFiles(root=run_dir).table
-    if not table.is_file():
+    if not os.path.isfile(table):  # False, too, where the folder cannot be searched
         return answer
     from dataclasses import replace
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import sys
 from collections.abc import Iterator
 from typing import TextIO
@@ -176,6 +177,6 @@ def start_job(bundle, answer: Plan, first_step: int = 0) -> None:  # type: ignor
         print(f"run directory  {files.root}", file=sys.stderr)
         raise
     print(render_summary(files))
-    if files.table.is_file():
+    if os.path.isfile(files.table):
         print(f"measured runs  {files.table}")
     print(f"run directory  {files.root}")
