@@ -6,9 +6,12 @@ from collections.abc import Sequence
 
 
 def closest(name: str, known: Sequence[str]) -> list[str]:
-    """Up to one name that is spelled almost the same."""
+    """Up to one name: of which this is the beginning, or that is spelled almost the same."""
     import difflib  # after a mistake only
 
+    begun = [one for one in known if len(name) > 1 and one.startswith(name.lower())]
+    if begun:
+        return [min(begun, key=len)]
     return difflib.get_close_matches(name, known, n=1, cutoff=0.6)
 
 

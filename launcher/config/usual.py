@@ -11,8 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from launcher.config.assets import conf_dir
 from launcher.config.quick_compose import compose_values
 from launcher.config.quoting import hydra_text
+from launcher.config.spelling import closest
 from launcher.config.validate import validate_run
 from launcher.errors import ConfigError, Finding
 
@@ -49,7 +51,7 @@ def with_usual_values(
     """
     bare = frozenset(finding.field for finding in findings if _is_bare(finding))
     before = _legal_values(lambda: values(bare), bare) if bare else {}
-    return [_with_fix(finding, before) for finding in findings]
+    return [_with_fix(_with_option(finding, values), before) for finding in findings]
 
 
 def _is_bare(finding: Finding) -> bool:
@@ -71,6 +73,23 @@ def _with_fix(finding: Finding, before: Values) -> Finding:
     return replace(finding, fix=f"{key}={_typed(found[key])}") if key in found else finding
 
 
+def _with_option(finding: Finding, values: Callable[[frozenset[str]], Values]) -> Finding:
+    """hardware.gpu=h100 names an option of the group hardware/gpu as if it were a value."""
+    if finding.rule != "wrong-type" or not isinstance(finding.value, str):
+        return finding
+    group = finding.field.replace(".", "/")
+    options = sorted(path.stem for path in conf_dir().joinpath(group).glob("*.yaml"))
+    near = closest(finding.value, options)
+    if not near:
+        return finding
+    try:
+        chosen = _value_at(finding.field, values(frozenset({finding.field})))
+    except ConfigError:
+        return finding
+    plus = "" if isinstance(chosen, Mapping) else "+"
+    return replace(finding, fix=f"{plus}{group}={near[0]}")
+
+
 def _legal_values(values: Callable[[], Values], keys: Set[str]) -> dict[str, Any]:
     """The values of these keys in a composition, those that it has and that are legal there."""
     try:
@@ -82,20 +101,24 @@ def _legal_values(values: Callable[[], Values], keys: Set[str]) -> dict[str, Any
         composed = run.model_dump(mode="json")
     wrong = {finding.field for finding in refused}
     found = {key: _value_at(key, composed) for key in keys - wrong}
-    return {key: value for key, value in found.items() if value is not _MISSING}
+    return {
+        key: value
+        for key, value in found.items()
+        if value is not _MISSING and not isinstance(value, Mapping)
+    }
 
 
 _MISSING = object()
 
 
 def _value_at(key: str, values: Values) -> Any:
-    """What stands at a dotted key; _MISSING where nothing does, or no plain value."""
+    """What stands at a dotted key; _MISSING where nothing does."""
     value: Any = values
     for part in key.split("."):
         if not isinstance(value, Mapping) or part not in value:
             return _MISSING
         value = value[part]
-    return _MISSING if isinstance(value, Mapping) else value
+    return value
 
 
 def _typed(value: Any) -> str:

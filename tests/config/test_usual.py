@@ -116,3 +116,18 @@ def test_devices_without_room_for_anything_are_told_how_much_is_needed(size, cap
     shown = capsys.readouterr().out
     fix = shown.partition("Try hardware.gpu.memory_bytes=")[2].partition(".")[0]
     assert main([*words, f"hardware.gpu.memory_bytes={fix}"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "fix"),
+    [
+        (("hardware=h100x64", "hardware.gpu=h100"), "hardware/gpu=h100_sxm"),
+        (("hardware=h100x64", "hardware.gpu=b200"), "hardware/gpu=b200_sxm"),
+        (("hardware=local", "hardware.gpu=h100"), "+hardware/gpu=h100_sxm"),
+        (("hardware=h100x64", "hardware.network=roce"), "hardware/network=roce_100"),
+    ],
+)
+def test_an_option_that_is_written_as_a_value_is_told_its_group(words, fix):
+    found = refusals("model=llama3_8b", *words)
+    assert [finding.fix for finding in found if finding.rule == "wrong-type"] == [fix]
+    load_run(("model=llama3_8b", words[0], fix))
