@@ -178,4 +178,5 @@ def least_exposed_s(communication_s: float, least_s: float, most_s: float) -> fl
     the collective, ends with it; beside a longer one the collective slows more of it down.
     """
     best_s = communication_s / (1 + SLOWDOWN)
-    return exposed_s(communication_s, min(max(best_s, least_s), most_s))
+    window_s = best_s if best_s > least_s else least_s
+    return exposed_s(communication_s, window_s if window_s < most_s else most_s)

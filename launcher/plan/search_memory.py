@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from launcher.config.schema import is_schedule_file
@@ -23,8 +22,9 @@ from launcher.plan.records import Stage
 from launcher.plan.schedule_choice import plan_peaks
 from launcher.plan.schedule_peaks import peaks_of
 from launcher.plan.search_choice import ORDER, Choice
-from launcher.plan.search_cost import Coster, Mesh, mesh_of
+from launcher.plan.search_cost import Coster
 from launcher.plan.search_cuts import Cut
+from launcher.plan.search_jobs import Mesh, mesh_of
 from launcher.plan.temporaries import backward_temporary_bytes
 
 Sharding = tuple[str, int, str]
@@ -144,7 +144,7 @@ class Memory:
         key = (layout.tp, layout.ep, layout.engine, layout.zero_stage == 3, replicas)
         gathered = self._gathered.get(key)
         if gathered is None:
-            job = replace(job, execution=replace(job.execution, window_masks=False))
+            job = self.coster.changed_job(job, window_masks=False)
             passing = pass_buffers(job, _stage(1, False, False)) - backward_temporary_bytes(job)
             gathered = self._gathered[key] = passing + int(self._reserve * passing)
         return gathered
