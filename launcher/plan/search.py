@@ -66,6 +66,7 @@ class Search:
         self._queue: list[tuple[float, bool, tuple[object, ...], int, Any]] = []
         self._num_pushed = 0
         self._places: dict[object, list[Place]] = {}
+        self._orders: dict[tuple[bool, ...], list[tuple[str, ...]]] = {}
         self._kinds: set[object] = set()
         self._steps: dict[type, Callable[[Any, float], None]] = {
             Family: self._expand_family, Block: self._expand_block, Sized: self._expand_sized,
@@ -114,7 +115,7 @@ class Search:
         """The ways to recompute, once its own times say that it is the most promising."""
         seconds = self.floors.multiple_s(node.block.mesh, node.mesh.micro, node.batches)
         if seconds * SLACK <= bound:
-            seconds = self.floors.micro_s(node.block.mesh, node.mesh.micro, node.batches)
+            seconds = self.floors.micro_s(node.block.mesh, node.mesh, node.batches)
         if seconds * SLACK > bound:
             self._push(seconds, node)
         elif ways := self.blocks.ways(node):
@@ -243,7 +244,7 @@ class Search:
         degrees = (mesh.tp, mesh.cp, mesh.ep, dp, pp)
         if degrees not in self._places:
             found: dict[Links, tuple[str, ...]] = {}
-            for order in self.space.orders(mesh.tp, mesh.cp, dp, pp):
+            for order in self._orders_of(mesh.tp > 1, mesh.cp > 1, dp > 1, pp > 1):
                 found.setdefault(self.coster.place(degrees, order), order)
             numbers: dict[object, int] = {}
             self._places[degrees] = [
@@ -251,6 +252,13 @@ class Search:
                 for links, order in found.items()
             ]
         return self._places[degrees]
+
+    def _orders_of(self, *is_long: bool) -> list[tuple[str, ...]]:
+        """All that differ, where these axes have more than one rank."""
+        if is_long not in self._orders:
+            sizes = [2 if one else 1 for one in is_long]
+            self._orders[is_long] = list(self.space.orders(*sizes))
+        return self._orders[is_long]
 
     def _push_ordered(self, node: Ordered, bound: float) -> None:
         if node.places:

@@ -100,8 +100,9 @@ class Blocks:
 
     def sizes(self, block: Block) -> list[Sized]:
         """Its microbatches, the smallest first."""
+        tp, cp, ep, split, _, recompute = block.mesh
         return [
-            Sized(block, block.mesh._replace(micro=micro), block.batches[micro])
+            Sized(block, Mesh(tp, cp, ep, split, micro, recompute), block.batches[micro])
             for micro in sorted(block.batches)
         ]
 

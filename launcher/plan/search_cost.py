@@ -57,6 +57,7 @@ class Coster(Jobs):
         self._sent: dict[object, PassTimes] = {}
         self._nearest_parts: dict[Mesh, Parts] = {}
         self._cuts: dict[Mesh, dict[int, Cut]] = {}
+        self._alike_cuts: dict[object, dict[int, Cut]] = {}
         self._costs: dict[object, dict[object, PartCost]] = {}
         self._pipelines: dict[object, _Pipeline] = {}
         self._stage_states: dict[object, StageState] = {}
@@ -164,7 +165,10 @@ class Coster(Jobs):
         """Those that have been asked for, by the number of their chain."""
         known = self._cuts.get(mesh)
         if known is None:
-            known = self._cuts[mesh] = {}
+            # Communication has no part in a split, so that meshes that compute alike share it.
+            block, _, embedding, head = self.nearest_parts(mesh)
+            costs = block.total_s, embedding.total_s, head.total_s
+            known = self._cuts[mesh] = self._alike_cuts.setdefault(costs, {})
         return known
 
     def nearest_parts(self, mesh: Mesh) -> Parts:

@@ -134,18 +134,13 @@ class Cuts:
         self.run = run
         self._known: dict[object, Cut] = {}
         self._shares: dict[object, Shares] = {}
-        self._costs: dict[Parts, tuple[float, float, float]] = {}
 
     def of(self, chain: Chain, parts: Parts) -> Cut:
         """As `plan_stages` splits the model, by the time of its parts."""
         count, by_hand = chain.num_parts, self.run.parallelism.layers_per_stage
         shares = None
         if by_hand is None and count > 1:
-            costs = self._costs.get(parts)
-            if costs is None:
-                costs = parts.block.total_s, parts.embedding.total_s, parts.head.total_s
-                self._costs[parts] = costs
-            shares = self._split(count, costs)
+            shares = self._split(count, parts)
         # One chain object stands for all of its kind; the other two splits have one outcome.
         key = (id(chain), shares)
         cut = self._known.get(key)
@@ -156,7 +151,8 @@ class Cuts:
             cut = self._known[key] = _cut(self.run.model, chain, bounds)
         return cut
 
-    def _split(self, count: int, costs: tuple[float, float, float]) -> Shares:
+    def _split(self, count: int, parts: Parts) -> Shares:
+        costs = parts.block.total_s, parts.embedding.total_s, parts.head.total_s
         key = (count, costs)
         shares = self._shares.get(key)
         if shares is None:

@@ -35,7 +35,7 @@ class MeshFloors:
         self._batch = coster.run.train.global_batch_size
         self._passes_s: dict[Mesh, _Passes] = {}
         self._blocks_s: dict[Mesh, _Passes] = {}
-        self._timed: dict[Mesh, dict[int, None]] = {}
+        self._timed: dict[Mesh, dict[int, Mesh]] = {}
         gpu = coster.run.hardware.gpu
         self.overhead_s = gpu.step_overhead_s if gpu else 0.0
 
@@ -57,10 +57,10 @@ class MeshFloors:
         least_s = min([alone_s / (count * dp) for _, dp, count in batches]) / block.micro
         return max(self.block_s(block), least_s) + self.end_s(micro, batches)
 
-    def micro_s(self, block: Mesh, micro: int, batches: Collection[tuple[int, int, int]]) -> float:
-        """`batches_s` of a microbatch of a block, kept for `multiple_s`."""
-        self._timed.setdefault(block, {})[micro] = None
-        return self.batches_s(block._replace(micro=micro), batches)
+    def micro_s(self, block: Mesh, mesh: Mesh, batches: Collection[tuple[int, int, int]]) -> float:
+        """`batches_s` of a block with one of its microbatches, kept for `multiple_s`."""
+        self._timed.setdefault(block, {})[mesh.micro] = mesh
+        return self.batches_s(mesh, batches)
 
     def multiple_s(
         self, block: Mesh, micro: int, batches: Collection[tuple[int, int, int]]
@@ -70,7 +70,7 @@ class MeshFloors:
         larger = min([one for one in timed if one % micro == 0], default=micro)
         if larger == micro:  # its own time is known, or nothing is
             return 0.0
-        return self.block_s(block._replace(micro=larger)) + self.end_s(micro, batches)
+        return self.block_s(timed[larger]) + self.end_s(micro, batches)
 
     def _block(self, mesh: Mesh) -> _Passes:
         found = self._blocks_s.get(mesh)
@@ -117,7 +117,9 @@ class MeshFloors:
         """
         layers, (whole_s, block_s, alone_s) = self.model.num_layers, self._passes(mesh)
         least_s = min([
-            max(-(-layers // pp) * block_s, alone_s / count) / dp for pp, dp, count in batches
+            (busy_s if (busy_s := -(-layers // pp) * block_s) * count > alone_s
+             else alone_s / count) / dp
+            for pp, dp, count in batches
         ])  # fmt: skip
         return max(whole_s * mesh.tp * mesh.cp / self.coster.devices, least_s) / mesh.micro
 

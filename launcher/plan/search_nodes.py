@@ -90,6 +90,8 @@ class Plan(NamedTuple):
     late: bool
     """Whether its backward is split."""
     chain: Chain
+    number: int
+    """Of the chain, which is kept."""
     peak: int | None
     """Chunks of microbatches that its first stage keeps; None: not counted."""
 

@@ -83,8 +83,11 @@ class StateFloors(MeshFloors):
     def least_s(self, stages: Stages, shardings: Sequence[Sharding], pipeline_s: float) -> float:
         """With the sharding that costs least, behind and in a pipeline that takes so long."""
         window = self._window(stages.mesh, stages.pp, None)
-        held = self._lightest_of(stages, shardings)
-        return min([self._floor(stages, one, window).after_s(pipeline_s) for one in held])
+        found = []
+        for held in self._lightest_of(stages, shardings):
+            busy_s, end_s = self._floor(stages, held, window)
+            found.append((pipeline_s if pipeline_s > busy_s else busy_s) + end_s)
+        return min(found)
 
     def sharding_s(self, stages: Stages, sharding: Sharding) -> Floor:
         """The average stage with its traffic of weights and gradients, and the end of the step."""
