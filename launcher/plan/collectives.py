@@ -133,7 +133,8 @@ def _expert_links(job: Job, links: Links) -> Links:
     ranks = layout.dp * layout.cp * (layout.tp if layout.ep > 1 else 1)
     stride = layout.ep if layout.ep > 1 else layout.tp
     link = stride_link(job.hardware, layout.gpus_per_node, stride, max(1, ranks // layout.ep))
-    return links._replace(shard=link, dp=link, replica=link._replace(group_size=1))
+    tp, cp, ep, pp, _, _, _ = links
+    return Links(tp, cp, ep, pp, shard=link, replica=link._replace(group_size=1), dp=link)
 
 
 def _state_traffic(job: Job, links: Links, parameters: float, units: int) -> StateTraffic:

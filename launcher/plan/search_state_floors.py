@@ -167,11 +167,12 @@ class StateFloors(MeshFloors):
     def _lightest_held(self, stages: Stages, sharding: Sharding) -> _Held:
         found = [self._held(stages, sharding, links) for links in self.placings(stages)]
         firsts = [one.first for one in found if one.first]
-        return found[0]._replace(
-            traffic=least_traffic([one.traffic for one in found]),
-            first=least_traffic(firsts) if len(firsts) == len(found) else None,
-            embedding_s=self._least_embedding_s(stages, sharding),
-        )
+        execution, _, _, update_s, copies_s, _ = found[0]
+        return _Held(
+            execution, least_traffic([one.traffic for one in found]),
+            least_traffic(firsts) if len(firsts) == len(found) else None, update_s, copies_s,
+            self._least_embedding_s(stages, sharding),
+        )  # fmt: skip
 
     def _least_embedding_s(self, stages: Stages, sharding: Sharding) -> float:
         mesh, pp, dp, _, _ = stages
