@@ -32,6 +32,7 @@ def frozen(kind: type[T]) -> type[T]:
     made.__eq__, made.__hash__ = _is_equal, _hash
     made.__setattr__, made.__delattr__ = _refuse, _refuse
     every = fields(made)
+    made.__names = made.__dataclass_fields__.keys()
     made.__defaults = {one.name: one.default for one in every if one.default is not MISSING}
     made.__factories = {
         one.name: one.default_factory for one in every if one.default_factory is not MISSING
@@ -42,7 +43,7 @@ def frozen(kind: type[T]) -> type[T]:
 
 def _init(self: Any, **values: Any) -> None:
     kind = type(self)
-    if values.keys() == kind.__dataclass_fields__.keys():
+    if values.keys() == kind.__names:
         object.__setattr__(self, "__dict__", values)
         return
     own: dict[str, Any] = self.__dict__

@@ -85,9 +85,9 @@ class Size(NamedTuple):
 def size_of(job: Job) -> Size:
     """Sizes on one rank of this layout; of an encoder-decoder those of its decoder."""
     kept = job.__dict__  # a plan asks a hundred times for the size of one job
-    size: Size | None = kept.get("_size")
-    if size is None:
-        size = kept["_size"] = _job_size(job)
+    if "_size" not in kept:
+        kept["_size"] = _job_size(job)
+    size: Size = kept["_size"]
     return size
 
 

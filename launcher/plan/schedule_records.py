@@ -64,6 +64,11 @@ class Chain:
         """Places of all chunks of a stage."""
         return [self.part(stage, chunk) for chunk in range(self.num_chunks)]
 
+    @cached_property
+    def parts_of_stages(self) -> tuple[list[int], ...]:
+        """The same of every stage."""
+        return tuple([self.parts_of(stage) for stage in range(self.num_stages)])
+
     def home(self, part: int) -> tuple[int, int]:
         """Stage and chunk of a part."""
         chunk, offset = divmod(part, self.num_stages)

@@ -9,9 +9,10 @@ survives is simulated, by the functions that `launch plan` uses.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from heapq import heappop, heappush
+from typing import Any
 
 from launcher.plan.collectives import Links
 from launcher.plan.search_blocks import Blocks
@@ -24,6 +25,7 @@ from launcher.plan.search_nodes import (
     Block,
     Bounded,
     Counts,
+    Family,
     Node,
     Ordered,
     Pipeline,
@@ -61,57 +63,59 @@ class Search:
         self.rules = Legality(space.run, self.counts)
         self.blocks = Blocks(space, self.memory, self.rules, self.counts)
         self.rooms = Rooms(space, self.memory, self.rules, self.counts)
-        self._queue: list[tuple[float, bool, tuple[object, ...], int, Node]] = []
+        self._queue: list[tuple[float, bool, tuple[object, ...], int, Any]] = []
         self._num_pushed = 0
         self._places: dict[object, list[Place]] = {}
+        self._orders: dict[tuple[bool, ...], list[tuple[str, ...]]] = {}
+        self._kinds: set[object] = set()
+        self._steps: dict[type, Callable[[Any, float], None]] = {
+            Family: self._expand_family, Block: self._expand_block, Sized: self._expand_sized,
+            Recomputed: self._expand_recomputed, Stages: self._expand_stages,
+            Scheduled: self._expand_scheduled, Pipeline: self._expand_pipeline,
+            Ordered: self._expand_ordered, Choice: self._simulate,
+        }  # fmt: skip
 
     def rank(self, limit: int) -> Ranking:
         """Take the most promising further until enough are known exactly."""
-        for block in self.blocks.every():
-            end_s = min([self.floors.end_s(*sizes) for sizes in block.batches.items()])
-            self._push(self.floors.block_s(block.mesh) + end_s, block)
+        for family in self.blocks.families():
+            self._push(self.floors.family_s(family.mesh), family)
         best: list[Ranked] = []
-        kinds: set[object] = set()
         while self._queue and len(best) < limit:
             bound, is_known, _, _, node = heappop(self._queue)
-            if isinstance(node, Block):
-                for sized in self.blocks.sizes(node):
-                    seconds = self.floors.size_s(node.mesh, sized.mesh.micro, sized.batches)
-                    self._push(max(bound, seconds), sized)
-            elif isinstance(node, Sized):
-                self._expand_sized(node, bound)
-            elif isinstance(node, Recomputed):
-                self._expand_recomputed(node, bound)
-            elif isinstance(node, Stages):
-                self._expand_stages(node, bound)
-            elif isinstance(node, Scheduled):
-                self._expand_scheduled(node, bound)
-            elif isinstance(node, Pipeline):
-                self._expand_pipeline(node, bound, kinds)
-            elif isinstance(node, Ordered):
-                if node.choice.kind not in kinds:
-                    self._expand_ordered(node, bound)
-            elif node.kind not in kinds:
-                if is_known:
-                    kinds.add(node.kind)
-                    best.append(Ranked(choice=node, step_s=bound * _samples(node)))
-                else:
-                    self._simulate(node, bound)
+            if not is_known:
+                self._steps[type(node)](node, bound)
+            elif node.kind not in self._kinds:
+                self._kinds.add(node.kind)
+                best.append(Ranked(choice=node, step_s=bound * _samples(node)))
         self.counts.too_slow = len(self._queue)
         return Ranking(best=tuple(best), counts=self.counts)
 
-    def _push(self, seconds: float, node: Node, known: bool = False) -> None:
+    def _push(
+        self, seconds: float, node: Node, known: bool = False, tie: tuple[object, ...] = ()
+    ) -> None:
         """`seconds` per sample; of equal ones, those that are not known exactly go first."""
         self.counts.examined += not known
-        tie = node.tie if isinstance(node, Choice) else ()
         bound = seconds if known else seconds * SLACK
         self._num_pushed += 1
         heappush(self._queue, (bound, known, tie, self._num_pushed, node))
 
-    # 1. Microbatch and recomputation, as far as memory allows.
+    # 1. Degrees that cut a block; microbatch and recomputation, as far as memory allows.
+    def _expand_family(self, node: Family, bound: float) -> None:
+        for block in self.blocks.members(node):
+            end_s = min([self.floors.end_s(*sizes) for sizes in block.batches.items()])
+            self._push(max(bound, self.floors.block_s(block.mesh) + end_s), block)
+
+    def _expand_block(self, node: Block, bound: float) -> None:
+        """Larger microbatches first: what they take says what smaller ones take at least."""
+        for sized in reversed(self.blocks.sizes(node)):
+            seconds = self.floors.size_s(node.mesh, sized.mesh.micro, sized.batches)
+            self._push(max(bound, seconds), sized)
+
     def _expand_sized(self, node: Sized, bound: float) -> None:
         """The ways to recompute, once its own times say that it is the most promising."""
-        seconds = self.floors.batches_s(node.mesh, node.batches)
+        seconds = self.floors.multiple_s(node.block.mesh, node.mesh.micro, node.batches)
+        if seconds * SLACK <= bound:
+            seconds = self.floors.micro_s(node.block.mesh, node.mesh, node.batches)
         if seconds * SLACK > bound:
             self._push(seconds, node)
         elif ways := self.blocks.ways(node):
@@ -181,7 +185,7 @@ class Search:
             found.append(one._replace(seconds=seconds))
         return Scheduled(stages, [sharding], sorted(found), {}, pieces)
 
-    def _expand_pipeline(self, node: Pipeline, bound: float, kinds: set[object]) -> None:
+    def _expand_pipeline(self, node: Pipeline, bound: float) -> None:
         """Push its orders of ranks and the next pipeline."""
         stages, _, pipelines, _, _ = node.scheduled
         if node.places is None:
@@ -196,7 +200,7 @@ class Search:
         one = pipelines[node.rank]
         self._push_pipeline(Pipeline(*node[:4], node.rank + 1), 0.0)
         choice = choice_in(stages, node.sharding, one.name, one.vpp)
-        if choice.kind in kinds:
+        if choice.kind in self._kinds:
             return
         ordered = self._ordered_s(node, node.places, one)
         self._push_ordered(Ordered(choice, sorted(ordered), False), bound)
@@ -240,7 +244,7 @@ class Search:
         degrees = (mesh.tp, mesh.cp, mesh.ep, dp, pp)
         if degrees not in self._places:
             found: dict[Links, tuple[str, ...]] = {}
-            for order in self.space.orders(mesh.tp, mesh.cp, dp, pp):
+            for order in self._orders_of(mesh.tp > 1, mesh.cp > 1, dp > 1, pp > 1):
                 found.setdefault(self.coster.place(degrees, order), order)
             numbers: dict[object, int] = {}
             self._places[degrees] = [
@@ -249,11 +253,20 @@ class Search:
             ]
         return self._places[degrees]
 
+    def _orders_of(self, *is_long: bool) -> list[tuple[str, ...]]:
+        """All that differ, where these axes have more than one rank."""
+        if is_long not in self._orders:
+            sizes = [2 if one else 1 for one in is_long]
+            self._orders[is_long] = list(self.space.orders(*sizes))
+        return self._orders[is_long]
+
     def _push_ordered(self, node: Ordered, bound: float) -> None:
         if node.places:
             self._push(max(bound, node.places[0][0]), node)
 
     def _expand_ordered(self, node: Ordered, bound: float) -> None:
+        if node.choice.kind in self._kinds:
+            return
         if not node.fits and not self.memory.fits(node.choice):
             self.counts.over_memory += 1
             return
@@ -263,15 +276,17 @@ class Search:
 
     def _simulate(self, choice: Choice, bound: float) -> None:
         """Know it exactly, if it is legal and no walk of an alike one has shown it to be slow."""
+        if choice.kind in self._kinds:
+            return
         seconds = self.coster.shortest_s(choice) / _samples(choice)
         if seconds * SLACK > bound:
-            self._push(seconds, choice)
+            self._push(seconds, choice, tie=choice.tie)
             return
         if not self.rules.allow_whole(choice):
             self.counts.illegal += 1
             return
         self.counts.simulated += 1
-        self._push(self.coster.exact_s(choice) / _samples(choice), choice, known=True)
+        self._push(self.coster.exact_s(choice) / _samples(choice), choice, True, choice.tie)
 
 
 def _samples(choice: Choice) -> int:

@@ -29,22 +29,24 @@ def shortest_s(
     hops = 0 if stages == 1 else parts - 1
     if chain.placement == "v":
         hops -= chunks - 1
-    there_s = sum(time.forward_s for time in times) + hops * p2p_s
-    alone_s = there_s + sum(time.backward_s for time in times) + hops * p2p_s
+    there_s = sum([time.forward_s for time in times]) + hops * p2p_s
+    alone_s = there_s + sum([time.backward_s for time in times]) + hops * p2p_s
     if name == "naive":
         return count * alone_s
-    splits = any(time.weight_s for time in times)
+    splits = sum([time.weight_s for time in times]) > 0
     found = alone_s
     arrival_s = drain_s = 0.0
+    parts_of = chain.parts_of_stages
     for stage in range(stages):
-        own = [times[chain.part(stage, chunk)] for chunk in range(chunks)]
-        passes_s = count * sum(time.forward_s + time.backward_s for time in own)
-        weights_s = count * sum(time.weight_s for time in own)
-        found = max(found, arrival_s + passes_s + weights_s)
-        last_s = times[0].weight_s if splits and stage else 0.0
-        if splits and not stage:
-            last_s = weights_s
-        found = max(found, arrival_s + passes_s + drain_s + last_s)
+        passes_s = weights_s = 0.0
+        for part in parts_of[stage]:
+            forward_s, backward_s, weight_s = times[part]
+            passes_s += forward_s + backward_s
+            weights_s += weight_s
+        passes_s, weights_s = count * passes_s, count * weights_s
+        last_s = 0.0 if not splits else times[0].weight_s if stage else weights_s
+        tail_s = drain_s + last_s
+        found = max(found, arrival_s + passes_s + (tail_s if tail_s > weights_s else weights_s))
         arrival_s += times[stage].forward_s + p2p_s
         drain_s += times[stage].backward_s + p2p_s
     if stages == 1:
@@ -52,7 +54,7 @@ def shortest_s(
     # The last stage has little to do until its first backward.
     drain_s -= times[stages - 1].backward_s + p2p_s
     if name in WITH_ROUNDS:
-        own = [times[chain.part(stages - 1, chunk)] for chunk in range(chunks)]
+        own = [times[part] for part in parts_of[-1]]
         size = round_sizes(stages, count)[0]
         before_s = size * sum(time.forward_s for time in own[:-1]) + own[-1].forward_s
         work_s = count * sum(time.forward_s + time.backward_s + time.weight_s for time in own)
@@ -178,4 +180,5 @@ def least_exposed_s(communication_s: float, least_s: float, most_s: float) -> fl
     the collective, ends with it; beside a longer one the collective slows more of it down.
     """
     best_s = communication_s / (1 + SLOWDOWN)
-    return exposed_s(communication_s, min(max(best_s, least_s), most_s))
+    window_s = best_s if best_s > least_s else least_s
+    return exposed_s(communication_s, window_s if window_s < most_s else most_s)

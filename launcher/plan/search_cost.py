@@ -10,14 +10,15 @@ from typing import NamedTuple
 
 from launcher.config.schema import Run, is_schedule_file
 from launcher.plan.collectives import Links, PassTimes
-from launcher.plan.execution import Execution, Job, runtime_execution, runtime_job
+from launcher.plan.execution import Job
 from launcher.plan.links import stride_link
 from launcher.plan.records import Layout, Stage
 from launcher.plan.schedule import SCHEDULES
 from launcher.plan.schedule_choice import named_chain, plan_file
 from launcher.plan.schedule_records import Chain, StageTimes, has_weight_actions
-from launcher.plan.search_choice import ORDER, Choice
+from launcher.plan.search_choice import Choice
 from launcher.plan.search_cuts import Cut, Cuts
+from launcher.plan.search_jobs import Jobs, Mesh, mesh_of
 from launcher.plan.search_links import quickest_tp
 from launcher.plan.search_walks import Walks
 from launcher.plan.stage_state import StageState, stage_state
@@ -33,18 +34,6 @@ from launcher.plan.stages import dense_layers_of
 from launcher.plan.step_time import end_of_step, free_p2p_s, part_times, place_links
 
 
-class Mesh(NamedTuple):
-    """What decides the time of a block."""
-
-    tp: int
-    cp: int
-    ep: int
-    split: bool
-    """Sequence parallelism."""
-    micro: int
-    recompute: str
-
-
 class _Pipeline(NamedTuple):
     """Of every kind of parts the cost, and the times of its actions."""
 
@@ -53,15 +42,13 @@ class _Pipeline(NamedTuple):
     p2p_s: float
 
 
-class Coster:
+class Coster(Jobs):
     """Costs of the layouts of one run."""
 
     def __init__(self, run: Run, devices: int) -> None:
-        self.run, self.devices = run, devices
+        super().__init__(run, devices)
         self.cuts, self.walks = Cuts(run), Walks(run)
         self._chains: dict[object, Chain] = {}
-        self._jobs: dict[object, Job] = {}
-        self._mesh_jobs: dict[object, Job] = {}
         self._links: dict[object, Links] = {}
         self._nearest: dict[object, Links] = {}
         self._kernels: dict[object, Kernels] = {}
@@ -69,8 +56,8 @@ class Coster:
         self._parts: dict[object, Parts] = {}
         self._sent: dict[object, PassTimes] = {}
         self._nearest_parts: dict[Mesh, Parts] = {}
-        self._executions: dict[object, Execution] = {}
         self._cuts: dict[Mesh, dict[int, Cut]] = {}
+        self._alike_cuts: dict[object, dict[int, Cut]] = {}
         self._costs: dict[object, dict[object, PartCost]] = {}
         self._pipelines: dict[object, _Pipeline] = {}
         self._stage_states: dict[object, StageState] = {}
@@ -178,7 +165,10 @@ class Coster:
         """Those that have been asked for, by the number of their chain."""
         known = self._cuts.get(mesh)
         if known is None:
-            known = self._cuts[mesh] = {}
+            # Communication has no part in a split, so that meshes that compute alike share it.
+            block, _, embedding, head = self.nearest_parts(mesh)
+            costs = block.total_s, embedding.total_s, head.total_s
+            known = self._cuts[mesh] = self._alike_cuts.setdefault(costs, {})
         return known
 
     def nearest_parts(self, mesh: Mesh) -> Parts:
@@ -231,72 +221,9 @@ class Coster:
             )
         return self._nearest[key]
 
-    def mesh_job(self, mesh: Mesh, splits: bool) -> Job:
-        """Of a mesh alone: no pipeline."""
-        key = (mesh, splits)
-        if key not in self._mesh_jobs:
-            choice = Choice(
-                tp=mesh.tp, cp=mesh.cp, ep=mesh.ep, pp=1, vpp=1,
-                schedule="zb_h1" if splits else "1f1b", recompute=mesh.recompute,
-                engine="deepspeed", zero_stage=1, offload="none", sequence_parallel=mesh.split,
-                order=ORDER, micro_batch_size=mesh.micro, num_microbatches=1,
-                dp=max(1, self.devices // (mesh.tp * mesh.cp)),
-            )  # fmt: skip
-            self._mesh_jobs[key] = self._make_job(choice)
-        return self._mesh_jobs[key]
-
-    def job(self, choice: Choice) -> Job:
-        """As the plan makes it, in some order of ranks: only links depend on that."""
-        key = (
-            mesh_of(choice), choice.pp, choice.dp, choice.vpp, choice.schedule, choice.engine,
-            choice.zero_stage, choice.offload, choice.num_microbatches,
-        )  # fmt: skip
-        job = self._jobs.get(key)
-        if job is None:
-            job = self._jobs[key] = self._make_job(choice)
-        return job
-
-    def _make_job(self, choice: Choice) -> Job:
-        layout = self.layout(choice)
-        # Of degrees, microbatches and schedule a rank's software knows nothing.
-        key = (
-            layout.recompute, layout.sequence_parallel, layout.overlap_tp, layout.engine,
-            layout.zero_stage, layout.offload,
-        )  # fmt: skip
-        if key not in self._executions:
-            self._executions[key] = runtime_execution(self.run, layout)
-        return runtime_job(self.run, layout, self._executions[key])
-
-    def layout(self, choice: Choice) -> Layout:
-        """As `build_layout` makes it of the run with this choice."""
-        hardware, degrees, train = self.run.hardware, self.run.parallelism, self.run.train
-        assert hardware.gpus_per_node is not None
-        assert train.sequence_length is not None
-        return Layout(
-            world_size=self.devices, nodes=hardware.num_nodes,
-            gpus_per_node=hardware.gpus_per_node, tp=choice.tp, cp=choice.cp, ep=choice.ep,
-            pp=choice.pp, vpp=choice.vpp, dp=choice.dp, zero_stage=choice.zero_stage,
-            engine=choice.engine, micro_batch_size=choice.micro_batch_size,
-            num_microbatches=choice.num_microbatches,
-            global_batch_size=choice.micro_batch_size * choice.num_microbatches * choice.dp,
-            sequence_length=train.sequence_length, schedule=choice.schedule,
-            recompute=choice.recompute, order=choice.order,
-            sequence_parallel=choice.sequence_parallel,
-            overlap_tp=choice.tp > 1 and bool(degrees.overlap_tp), overlap_p2p=degrees.overlap_p2p,
-            recompute_every=degrees.recompute_every, offload=choice.offload,
-        )  # fmt: skip
-
     def chain_of(self, choice: Choice) -> Chain:
         """The same of a whole layout."""
         return self.chain(choice.schedule, choice.pp, choice.vpp)
-
-
-def mesh_of(choice: Choice) -> Mesh:
-    """The part of a choice that decides the time of its blocks."""
-    return Mesh(
-        choice.tp, choice.cp, choice.ep, choice.sequence_parallel, choice.micro_batch_size,
-        choice.recompute,
-    )  # fmt: skip
 
 
 def has_late_weights(schedule: str) -> bool:

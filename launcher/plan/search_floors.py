@@ -9,8 +9,9 @@ from __future__ import annotations
 from launcher.plan.collectives import Links, hop_s
 from launcher.plan.schedule import SCHEDULES
 from launcher.plan.search_bounds import Quad, Row, UnitTimes, quick_rows, quick_s
-from launcher.plan.search_cost import Coster, Mesh
+from launcher.plan.search_cost import Coster
 from launcher.plan.search_cuts import Cut
+from launcher.plan.search_jobs import Mesh
 from launcher.plan.search_memory import Sharding
 from launcher.plan.search_sharded import Pieces, Shares, waiting_shares, with_waits
 from launcher.plan.search_stages import Stages

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from launcher.plan.search import Search
 from launcher.plan.search_choice import Choice
-from launcher.plan.search_cost import Coster, Mesh
+from launcher.plan.search_cost import Coster
+from launcher.plan.search_jobs import Mesh
 from launcher.plan.search_memory import NO_LIMIT, Memory, Sharding
 from launcher.plan.search_nodes import Counts, Sized
 from launcher.plan.search_space import Space

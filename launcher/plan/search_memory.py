@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from launcher.config.schema import is_schedule_file
@@ -23,8 +22,9 @@ from launcher.plan.records import Stage
 from launcher.plan.schedule_choice import plan_peaks
 from launcher.plan.schedule_peaks import peaks_of
 from launcher.plan.search_choice import ORDER, Choice
-from launcher.plan.search_cost import Coster, Mesh, mesh_of
+from launcher.plan.search_cost import Coster
 from launcher.plan.search_cuts import Cut
+from launcher.plan.search_jobs import Mesh, mesh_of
 from launcher.plan.temporaries import backward_temporary_bytes
 
 Sharding = tuple[str, int, str]
@@ -60,6 +60,7 @@ class Memory:
         self._is_file = run.parallelism.schedule_lines is not None
         experts = run.model.experts
         self._num_dense = experts.num_dense_layers if experts else 0
+        self._averages: dict[int, int] = {}
         self._kept: dict[Mesh, Kept] = {}
         self._whole: dict[Mesh, int] = {}
         self._states: dict[object, dict[Sharding, int]] = {}
@@ -144,7 +145,7 @@ class Memory:
         key = (layout.tp, layout.ep, layout.engine, layout.zero_stage == 3, replicas)
         gathered = self._gathered.get(key)
         if gathered is None:
-            job = replace(job, execution=replace(job.execution, window_masks=False))
+            job = self.coster.changed_job(job, window_masks=False)
             passing = pass_buffers(job, _stage(1, False, False)) - backward_temporary_bytes(job)
             gathered = self._gathered[key] = passing + int(self._reserve * passing)
         return gathered
@@ -153,8 +154,10 @@ class Memory:
         """Blocks that some stage has at least: where some have no experts, blocks with experts, so
         that its state is known too.
         """
-        dense = self._num_dense if pp > 1 else 0
-        return -(-max(0, self.coster.run.model.num_layers - dense) // pp)
+        if pp not in self._averages:
+            dense = self._num_dense if pp > 1 else 0
+            self._averages[pp] = -(-max(0, self.coster.run.model.num_layers - dense) // pp)
+        return self._averages[pp]
 
     def first_peak(self, name: str, pp: int, vpp: int, count: int) -> int | None:
         """Chunks of microbatches that the first stage keeps; None where no bound counts them."""
@@ -167,15 +170,16 @@ class Memory:
         return self.usable_bytes - self._context - alive - int(self._reserve * alive)
 
     def _alive(self, mesh: Mesh, pp: int) -> int:
-        alive = self._kept_bytes(mesh, pp) + self.kept(mesh).passing
+        block, passing = self.kept(mesh)
+        alive = self._kept_bytes(mesh, pp, block) + passing
         return alive + int(self._reserve * alive)
 
-    def _kept_bytes(self, mesh: Mesh, pp: int) -> int:
+    def _kept_bytes(self, mesh: Mesh, pp: int, block: int) -> int:
         """Of one microbatch, on a rank with the average of the blocks."""
         layers = self._average(pp)
         if pp == 1:
             return self._whole_bytes(mesh, layers)
-        return (1 if self._is_file else layers) * self.kept(mesh).block
+        return (1 if self._is_file else layers) * block
 
     def kept(self, mesh: Mesh) -> Kept:
         """Per block and microbatch."""
@@ -268,7 +272,7 @@ def _stage(layers: int, is_first: bool, is_last: bool) -> Stage:
 def _blocks_from(start: int, layers: int, is_first: bool, is_last: bool) -> Stage:
     return Stage(
         stage=0, first_layer=start, end_layer=start + layers, parameters=0, is_first=is_first,
-        is_last=is_last,
+        is_last=is_last, chunks=(),
     )  # fmt: skip
 
 

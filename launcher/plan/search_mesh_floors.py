@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 from typing import NamedTuple
 
 from launcher.plan.collectives import SLOWDOWN
-from launcher.plan.search_cost import Coster, Mesh
+from launcher.plan.search_cost import Coster
+from launcher.plan.search_jobs import Mesh
 from launcher.plan.stage_time import BlockTimes, Parts, estimate_parts
 from launcher.plan.tensor_traffic import runtime_tp_times
 
@@ -32,8 +32,10 @@ class MeshFloors:
         self.model = coster.run.model
         experts = self.model.experts
         self._num_dense = min(self.model.num_layers, experts.num_dense_layers) if experts else 0
+        self._batch = coster.run.train.global_batch_size
         self._passes_s: dict[Mesh, _Passes] = {}
         self._blocks_s: dict[Mesh, _Passes] = {}
+        self._timed: dict[Mesh, dict[int, Mesh]] = {}
         gpu = coster.run.hardware.gpu
         self.overhead_s = gpu.step_overhead_s if gpu else 0.0
 
@@ -41,11 +43,34 @@ class MeshFloors:
         """`mesh_s` of a microbatch that others divide: none of them takes less time per sample."""
         return self._block(mesh).whole_s * mesh.tp * mesh.cp / (mesh.micro * self.coster.devices)
 
+    def family_s(self, mesh: Mesh) -> float:
+        """No more than any block that cuts a sample over cp as well, or takes fewer of them.
+
+        A rank's kernels and what it sends over tp and ep know its tokens, not of how many samples
+        they are; what it sends over cp is left out.
+        """
+        return self.block_s(mesh) + (self.overhead_s / self._batch if self._batch else 0.0)
+
     def size_s(self, block: Mesh, micro: int, batches: Collection[tuple[int, int, int]]) -> float:
         """`batches_s` at least, of a microbatch that the block's is a multiple of."""
         alone_s = self._block(block).alone_s
         least_s = min([alone_s / (count * dp) for _, dp, count in batches]) / block.micro
         return max(self.block_s(block), least_s) + self.end_s(micro, batches)
+
+    def micro_s(self, block: Mesh, mesh: Mesh, batches: Collection[tuple[int, int, int]]) -> float:
+        """`batches_s` of a block with one of its microbatches, kept for `multiple_s`."""
+        self._timed.setdefault(block, {})[mesh.micro] = mesh
+        return self.batches_s(mesh, batches)
+
+    def multiple_s(
+        self, block: Mesh, micro: int, batches: Collection[tuple[int, int, int]]
+    ) -> float:
+        """`batches_s` at least, by the least multiple of a microbatch that is timed already."""
+        timed = self._timed.get(block, {})
+        larger = min([one for one in timed if one % micro == 0], default=micro)
+        if larger == micro:  # its own time is known, or nothing is
+            return 0.0
+        return self.block_s(timed[larger]) + self.end_s(micro, batches)
 
     def _block(self, mesh: Mesh) -> _Passes:
         found = self._blocks_s.get(mesh)
@@ -65,8 +90,7 @@ class MeshFloors:
         if not run.parallelism.overlap_tp or mesh.tp == 1:
             return self._passes(mesh)
         coster, nearest = self.coster, self.coster.nearest(mesh)
-        job = coster.mesh_job(mesh, False)
-        alone = replace(job, execution=replace(job.execution, overlap_tp=False))
+        alone = coster.changed_job(coster.mesh_job(mesh, False), overlap_tp=False)
         sent = runtime_tp_times(alone, nearest, 1, 0, 1.0 if mesh.recompute == "full" else 0.0)
         # A collective beside a product costs most of all less where SLOWDOWN has used all of it.
         hidden_s = (sent.forward_s + sent.backward_s) / (1 + SLOWDOWN)
@@ -93,12 +117,16 @@ class MeshFloors:
         """
         layers, (whole_s, block_s, alone_s) = self.model.num_layers, self._passes(mesh)
         least_s = min([
-            max(-(-layers // pp) * block_s, alone_s / count) / dp for pp, dp, count in batches
+            (busy_s if (busy_s := -(-layers // pp) * block_s) * count > alone_s
+             else alone_s / count) / dp
+            for pp, dp, count in batches
         ])  # fmt: skip
         return max(whole_s * mesh.tp * mesh.cp / self.coster.devices, least_s) / mesh.micro
 
     def end_s(self, micro: int, batches: Collection[tuple[int, int, int]]) -> float:
         """What a step ends with, whatever its layout, shared out over the most samples of one."""
+        if self._batch:  # of all layouts the same
+            return self.overhead_s / self._batch
         return self.overhead_s / (micro * max([dp * count for _, dp, count in batches]))
 
     def _passes(self, mesh: Mesh) -> _Passes:

@@ -9,8 +9,8 @@ from launcher.frozen import frozen
 from launcher.plan.collectives import Links
 from launcher.plan.schedule_records import Chain
 from launcher.plan.search_choice import Choice
-from launcher.plan.search_cost import Mesh
 from launcher.plan.search_cuts import Cut
+from launcher.plan.search_jobs import Mesh
 from launcher.plan.search_memory import Sharding
 from launcher.plan.search_sharded import Pieces
 from launcher.plan.search_stages import Stages
@@ -49,8 +49,15 @@ class Ranking:
     counts: Counts
 
 
+class Family(NamedTuple):
+    """Before all: blocks that differ in cp alone."""
+
+    mesh: Mesh
+    """Without cp, of so many samples that a rank of any of them has a divisor of its tokens."""
+
+
 class Block(NamedTuple):
-    """Before all: the degrees that cut a block, with all microbatches."""
+    """Then: the degrees that cut a block, with all microbatches."""
 
     mesh: Mesh
     """Its microbatch is made of all that are possible."""
@@ -83,6 +90,8 @@ class Plan(NamedTuple):
     late: bool
     """Whether its backward is split."""
     chain: Chain
+    number: int
+    """Of the chain, which is kept."""
     peak: int | None
     """Chunks of microbatches that its first stage keeps; None: not counted."""
 
@@ -154,4 +163,4 @@ class Ordered(NamedTuple):
     """Whether its memory is known to hold it: no order changes that."""
 
 
-Node = Block | Sized | Recomputed | Stages | Scheduled | Pipeline | Ordered | Choice
+Node = Family | Block | Sized | Recomputed | Stages | Scheduled | Pipeline | Ordered | Choice

@@ -29,7 +29,7 @@ class Rooms:
         lightest: dict[int, int] = {}
         most: dict[int, int] = {}
         for position, plan in enumerate(self._plans_of(pp, count) if allowed else ()):
-            cut = known.get(id(plan.chain)) or coster.cut(mesh, plan.chain)
+            cut = known.get(plan.number) or coster.cut(mesh, plan.chain)
             layers, left = cut.first_layers, NO_LIMIT
             if layers not in states:
                 of_all = memory.states(mesh, pp, dp, layers)
@@ -42,12 +42,13 @@ class Rooms:
                 most[layers] = max(left, most.get(layers, left))
             else:
                 self.counts.over_memory += 1
-        shardings = [
+        fitting = {
             one
-            for one in allowed
-            if any(states[layers][one] <= left for layers, left in most.items())
-        ]
-        return Roomy(stages, shardings, plans)
+            for layers, left in most.items()
+            for one, state in states[layers].items()
+            if state <= left
+        }
+        return Roomy(stages, [one for one in allowed if one in fitting], plans)
 
     def allow(self, stages: Stages, sharding: Sharding, one: Bounded) -> bool:
         """Whether no rule refuses the sharding with this schedule."""
@@ -76,10 +77,12 @@ class Rooms:
         key = (pp, count)
         if key not in self._plans:
             self._plans[key] = [
-                Plan(
-                    name, vpp, has_late_weights(name), self.memory.coster.chain(name, pp, vpp),
-                    self.memory.first_peak(name, pp, vpp, count),
-                )
-                for name, vpp in self.space.pipelines(pp, count)
-            ]  # fmt: skip
+                self._plan(name, pp, vpp, count) for name, vpp in self.space.pipelines(pp, count)
+            ]
         return self._plans[key]
+
+    def _plan(self, name: str, pp: int, vpp: int, count: int) -> Plan:
+        chain, peak = (
+            self.memory.coster.chain(name, pp, vpp), self.memory.first_peak(name, pp, vpp, count),
+        )  # fmt: skip
+        return Plan(name, vpp, has_late_weights(name), chain, id(chain), peak)

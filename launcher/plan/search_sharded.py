@@ -58,9 +58,10 @@ def waiting_shares(
 
 def least_traffic(found: Sequence[StateTraffic]) -> StateTraffic:
     """The quickest of each."""
-    return found[0]._replace(
-        reduce_s=min([one.reduce_s for one in found]), gather_s=min([one.gather_s for one in found])
-    )
+    return StateTraffic(
+        min([one.reduce_s for one in found]), min([one.gather_s for one in found]),
+        found[0].per_microbatch,
+    )  # fmt: skip
 
 
 def with_waits(units: UnitTimes, parts: Parts, shares: Shares) -> UnitTimes:

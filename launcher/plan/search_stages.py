@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from launcher.plan.search_choice import ORDER, Choice
-from launcher.plan.search_cost import Mesh
+from launcher.plan.search_jobs import Mesh
 from launcher.plan.search_memory import Sharding
 
 PLAINEST: Sharding = ("deepspeed", 0, "none")

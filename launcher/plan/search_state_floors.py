@@ -11,7 +11,8 @@ from launcher.plan.execution import Execution, Job
 from launcher.plan.records import Stage
 from launcher.plan.search_bounds import least_exposed_s
 from launcher.plan.search_choice import ORDER, ORDERS
-from launcher.plan.search_cost import Coster, Mesh
+from launcher.plan.search_cost import Coster
+from launcher.plan.search_jobs import Mesh
 from launcher.plan.search_memory import Sharding
 from launcher.plan.search_mesh_floors import MeshFloors
 from launcher.plan.search_sharded import least_traffic
@@ -34,7 +35,8 @@ class Floor(NamedTuple):
 
     def after_s(self, pipeline_s: float) -> float:
         """With a pipeline that takes at least so long without regard to the sharding."""
-        return max(pipeline_s, self.busy_s) + self.end_s
+        busy_s = self.busy_s
+        return (pipeline_s if pipeline_s > busy_s else busy_s) + self.end_s
 
 
 class _Held(NamedTuple):
@@ -74,14 +76,18 @@ class StateFloors(MeshFloors):
         self._lightest: dict[object, dict[Sharding, _Held]] = {}
         self._states: dict[object, _Held] = {}
         self._placed: dict[object, list[Links]] = {}
+        self._orders: dict[object, list[tuple[str, ...]]] = {}
         self._windows: dict[object, _Window] = {}
         self._averages: dict[int, Stage] = {}
 
     def least_s(self, stages: Stages, shardings: Sequence[Sharding], pipeline_s: float) -> float:
         """With the sharding that costs least, behind and in a pipeline that takes so long."""
         window = self._window(stages.mesh, stages.pp, None)
-        held = self._lightest_of(stages, shardings)
-        return min([self._floor(stages, one, window).after_s(pipeline_s) for one in held])
+        found = []
+        for held in self._lightest_of(stages, shardings):
+            busy_s, end_s = self._floor(stages, held, window)
+            found.append((pipeline_s if pipeline_s > busy_s else busy_s) + end_s)
+        return min(found)
 
     def sharding_s(self, stages: Stages, sharding: Sharding) -> Floor:
         """The average stage with its traffic of weights and gradients, and the end of the step."""
@@ -122,13 +128,14 @@ class StateFloors(MeshFloors):
         plain, every = self._num_dense, self.model.num_layers
         first_s, first_back_s = first.forward_s, _backward_s(first)
         ends_s, ends_back_s = first_s + last.forward_s, first_back_s + _backward_s(last)
-        forward_s, backward_s = blocks * block.forward_s, blocks * _backward_s(block)
+        block_back_s = _backward_s(block)
+        forward_s, backward_s = blocks * block.forward_s, blocks * block_back_s
         waits_s = blocks * (block.wait_forward_s + block.wait_backward_s)
         # At most the stage and both ends (an encoder is one), with everything that these wait for.
         most_s = ends_s + 2 * first.wait_forward_s
         most_back_s = ends_back_s + 2 * first.wait_backward_s
         longest_s = block.forward_s + 2 * block.wait_forward_s
-        back_s = _backward_s(block) + 2 * block.wait_backward_s
+        back_s = block_back_s + 2 * block.wait_backward_s
         if plain:
             longest_s = max(longest_s, dense.forward_s + 2 * dense.wait_forward_s)
             back_s = max(back_s, _backward_s(dense) + 2 * dense.wait_backward_s)
@@ -160,11 +167,12 @@ class StateFloors(MeshFloors):
     def _lightest_held(self, stages: Stages, sharding: Sharding) -> _Held:
         found = [self._held(stages, sharding, links) for links in self.placings(stages)]
         firsts = [one.first for one in found if one.first]
-        return found[0]._replace(
-            traffic=least_traffic([one.traffic for one in found]),
-            first=least_traffic(firsts) if len(firsts) == len(found) else None,
-            embedding_s=self._least_embedding_s(stages, sharding),
-        )
+        execution, _, _, update_s, copies_s, _ = found[0]
+        return _Held(
+            execution, least_traffic([one.traffic for one in found]),
+            least_traffic(firsts) if len(firsts) == len(found) else None, update_s, copies_s,
+            self._least_embedding_s(stages, sharding),
+        )  # fmt: skip
 
     def _least_embedding_s(self, stages: Stages, sharding: Sharding) -> float:
         mesh, pp, dp, _, _ = stages
@@ -221,7 +229,10 @@ class StateFloors(MeshFloors):
         degrees = (mesh.tp, mesh.cp, mesh.ep, dp, pp)
         placings = self._placed.get(degrees)
         if placings is None:
-            orders = self._far_orders(mesh, pp)
+            key = (mesh.tp, mesh.cp > 1, pp)
+            orders = self._orders.get(key)
+            if orders is None:
+                orders = self._orders[key] = self._far_orders(mesh, pp)
             placings = self._placed[degrees] = [self.coster.place(degrees, one) for one in orders]
         return placings
 

@@ -126,12 +126,15 @@ def count_dense_layers(model: Model, first_layer: int, end_layer: int) -> int:
     """Blocks of this range that keep a plain MLP in a model with experts; else 0."""
     if model.experts is None:
         return 0
-    return max(0, min(end_layer, model.experts.num_dense_layers) - first_layer)
+    dense = model.experts.num_dense_layers
+    return max(0, min(end_layer, dense) - first_layer) if first_layer < dense else 0
 
 
 def dense_layers_of(model: Model, stage: Stage) -> int:
     """Those of a stage, chunk by chunk: with few blocks each, more than the first part has some."""
-    chunks = stage.chunks or ((stage.first_layer, stage.end_layer),)
+    chunks = stage.chunks
+    if not chunks:
+        return count_dense_layers(model, stage.first_layer, stage.end_layer)
     return sum([count_dense_layers(model, first, end) for first, end in chunks])
 
 

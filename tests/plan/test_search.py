@@ -23,8 +23,9 @@ from launcher.plan.search_advice import search_layouts
 from launcher.plan.search_auto import fixed_keys
 from launcher.plan.search_bounds import least_exposed_s, shortest_s
 from launcher.plan.search_choice import changed, layout_of
-from launcher.plan.search_cost import Coster, Mesh, has_late_weights
+from launcher.plan.search_cost import Coster, has_late_weights
 from launcher.plan.search_floors import Floors
+from launcher.plan.search_jobs import Mesh
 from launcher.plan.search_sharded import pieces_of
 from launcher.plan.search_space import build_space, enumerate_choices
 from launcher.plan.search_stages import Stages, choice_in

@@ -10,7 +10,8 @@ from launcher.config.load import load_run
 from launcher.plan.estimate import estimate_layout_memory
 from launcher.plan.fill import close_shared
 from launcher.plan.search_choice import changed, layout_of
-from launcher.plan.search_cost import Coster, mesh_of
+from launcher.plan.search_cost import Coster
+from launcher.plan.search_jobs import mesh_of
 from launcher.plan.search_leanest import leanest_of, may_fit
 from launcher.plan.search_memory import Memory
 from launcher.plan.search_space import build_space, enumerate_choices
