@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator, Sequence
-from itertools import islice
 
 from launcher.errors import ConfigError, Finding
 from launcher.frozen import frozen
@@ -23,16 +22,15 @@ def read_table(text: str, name: str) -> list[dict[str, str | None]]:
     text = text.lstrip("\ufeff")
     header_line = text.lstrip().partition("\n")[0]
     delimiter = max(",;\t", key=header_line.count)
-    try:
-        records = [record for record in _records(text, delimiter) if any(record.cells)]
-    except csv.Error as error:
-        reason = f"not a CSV table: {error}"
-        raise ConfigError([Finding(field=name, rule="bad-table", reason=reason, fix=HOW)]) from None
+    records = [record for record in _records(text, delimiter) if any(record.cells)]
     if not records:
         fix = f"a first line that names columns: {','.join(COLUMNS)}"
         raise ConfigError([Finding(field=name, rule="empty-table", reason="no rows", fix=fix)])
     header = [column_name(cell) for cell in records[0].cells]
     if missing := [column for column in REQUIRED if column not in header]:
+        if records[0].broken:
+            reason = f"not a CSV table: {records[0].broken}"
+            raise ConfigError([Finding(field=name, rule="bad-table", reason=reason, fix=HOW)])
         raise ConfigError([_missing(name, column) for column in missing])
     units = [column_unit(cell) for cell in records[0].cells]
     return [_cells(header, units, record, at) for at, record in enumerate(records[1:], 2)]
@@ -46,8 +44,8 @@ class _Record:
     cells: list[str]
     line: int
     """Of the file, where the record ends."""
-    is_torn: bool = False
-    """A quote in it is not closed where its cell ends."""
+    broken: str = ""
+    """What is wrong with it as a whole."""
 
 
 def _records(text: str, delimiter: str) -> Iterator[_Record]:
@@ -63,17 +61,22 @@ def _records(text: str, delimiter: str) -> Iterator[_Record]:
 
 def _first_record(lines: Sequence[str], start: int, delimiter: str) -> _Record:
     """The one that begins on this line (counted from 0)."""
-    reader = csv.reader(islice(lines, start, None), delimiter=delimiter)
+    # Not islice, which would count to the start of every record anew.
+    reader = csv.reader(map(lines.__getitem__, range(start, len(lines))), delimiter=delimiter)
     try:
         cells = next(reader)
         end = start + reader.line_num
         is_torn = _is_torn(lines[start:end], delimiter)
     except csv.Error:  # a cell longer than any: a quote has swallowed the rest of the file
         is_torn = True
+    broken = "a quote that nothing closes" if is_torn else ""
     if is_torn:
         end = start + 1
-        cells = next(csv.reader(lines[start:end], delimiter=delimiter))
-    return _Record(cells=[cell.strip() for cell in cells], line=end, is_torn=is_torn)
+        try:
+            cells = next(csv.reader(lines[start:end], delimiter=delimiter))
+        except csv.Error as error:
+            cells, broken = [lines[start].partition(delimiter)[0][:80]], str(error)
+    return _Record(cells=[cell.strip() for cell in cells], line=end, broken=broken)
 
 
 def _is_torn(lines: Sequence[str], delimiter: str) -> bool:
@@ -114,8 +117,8 @@ def _cells(
     for column, unit, cell in zip(header, units, line, strict=False):
         has_unit = not unit or not cell or cell[-1].isalpha()
         cells.setdefault(column, cell if has_unit else f"{cell} {unit}")
-    if record.is_torn:
-        cells[BROKEN] = "a quote that nothing closes"
+    if record.broken:
+        cells[BROKEN] = record.broken
     elif any(line[len(header) :]):
         cells[BROKEN] = "more cells than columns"
     cells["id"] = cells.get("id") or f"row {number}"

@@ -8,7 +8,6 @@ of memory the largest.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -20,6 +19,9 @@ from launcher.plan.records import Learned, Plan
 
 MOST_RUNS = 20
 """The newest ones: a cluster changes."""
+
+MOST_TIMES = 1000
+"""A row whose plan was further off than that says nothing: a cell of it is wrong."""
 
 ALIKE = (
     "on this hardware",
@@ -71,14 +73,14 @@ def _row(mine: Mapping[str, Any], cells: Mapping[str, str]) -> _Row | None:
         if _hardware(earlier) != _hardware(mine):
             return None
         return _Row(_rank(earlier, mine), step, memory)
-    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError):
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError):
         return None
 
 
 def _ratio(measured: str, predicted: str) -> float:
-    """Raises ValueError where either is no positive number."""
+    """Raises ValueError where either is no positive number, or where they are worlds apart."""
     ratio = float(measured) / float(predicted)
-    if not 0 < ratio < math.inf:
+    if not 1 / MOST_TIMES < ratio < MOST_TIMES:
         raise ValueError(ratio)
     return ratio
 
@@ -94,7 +96,7 @@ def _hardware(run: Mapping[str, Any]) -> Sequence[Any]:
         hardware["device"],
         gpu["name"].partition(" / ")[0],
         hardware["node"]["name"],
-        network and hardware["num_nodes"] > 1 and network["name"],
+        network["name"] if network and hardware["num_nodes"] > 1 else None,
         bool(gpu["kernels"]),
     )
 

@@ -109,6 +109,7 @@ def test_the_newest_runs_count(tmp_path):
         {"step_time_s": ""}, {"step_time_s": "nan"}, {"predicted_step_s": "0"},
         {"predicted_step_s": "inf"}, {"mem_gib": "much"}, {"run_json": "{"}, {"run_json": "[]"},
         {"run_json": '{"hardware": {"gpu": null}}'}, {"predicted_mem_gib": "-1"},
+        {"run_json": "[" * 100_000}, {"mem_gib": "1e306"}, {"step_time_s": "1e-320"},
     ],
 )  # fmt: skip
 def test_a_broken_row_is_passed_over(tmp_path, cells):

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+from threading import Thread
 
 import pytest
 
@@ -59,13 +60,49 @@ def test_a_folder_that_cannot_be_written_leaves_the_run_finished(tmp_path):
     assert append_run(RunFiles(root=tmp_path / "run"), *ANSWER, MEASURED) is None
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff\xfe\n", b"\n"])
-def test_a_file_that_is_no_table_is_left_as_it_is_or_gets_a_line(tmp_path, content):
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe\n", b"\n", b"name;city\nx;y\n", b"\0\1", b"x" * 2**21]
+)
+def test_a_file_that_is_no_such_table_is_left_as_it_is(tmp_path, content):
     table = tmp_path / "measured_runs.csv"
     table.write_bytes(content)
-    append_run(RunFiles(root=tmp_path / "run"), *ANSWER, MEASURED)
-    assert table.read_bytes().startswith(content)
-    assert read_last_rows(table) in ([], [{}]) or content == b""
+    assert append_run(RunFiles(root=tmp_path / "run"), *ANSWER, MEASURED) is None
+    assert table.read_bytes() == content
+    assert not any("run_json" in row for row in read_last_rows(table))
+
+
+def test_an_empty_file_becomes_a_table(tmp_path):
+    """Another run may have made it a moment ago."""
+    (tmp_path / "measured_runs.csv").touch()
+    path = append_run(RunFiles(root=tmp_path / "run"), *ANSWER, MEASURED)
+    assert [row["id"] for row in read_last_rows(path)] == ["run"]
+
+
+def test_a_row_that_was_torn_takes_no_other_one_along(tmp_path):
+    table = tmp_path / "measured_runs.csv"
+    whole = row_line(own_row(*ANSWER, MEASURED, "first"))
+    table.write_text(header_line() + whole + whole[: len(whole) // 2])
+    append_run(RunFiles(root=tmp_path / "last"), *ANSWER, MEASURED)
+    rows = [row for row in read_last_rows(table) if row.get("run_json", "").endswith("}")]
+    assert [row["id"] for row in rows] == ["first", "last"]
+
+
+def test_a_folder_whose_name_is_no_text_has_a_row(tmp_path):
+    path = append_run(RunFiles(root=tmp_path / "run\udcff"), *ANSWER, MEASURED)
+    assert [row["id"] for row in read_last_rows(path)] == ["run\\udcff"]
+
+
+def test_runs_that_end_together_share_one_header(tmp_path):
+    ends = [
+        Thread(target=append_run, args=(RunFiles(root=tmp_path / str(end)), *ANSWER, MEASURED))
+        for end in range(8)
+    ]
+    for end in ends:
+        end.start()
+    for end in ends:
+        end.join()
+    rows = read_table((tmp_path / "measured_runs.csv").read_text(), "t")
+    assert sorted(row["id"] for row in rows) == [str(end) for end in range(8)]
 
 
 def test_of_a_long_table_the_last_rows_are_read(tmp_path):

@@ -1,6 +1,7 @@
 """Rows as strangers write them: programs, words and devices that none of our measured rows has."""
 
 import json
+from time import process_time
 
 import pytest
 
@@ -375,6 +376,22 @@ def test_a_quote_that_is_not_closed_takes_no_other_row_along(lines, broken):
     assert {row["id"]: int(row[LINE]) for row in rows if BROKEN in row} == broken
     answer = predict_row(rows[1], FACTS)
     assert answer.status == ("bad" if "b" in broken else "predicted")
+
+
+def test_a_cell_that_is_longer_than_any_breaks_its_own_row():
+    text = "gpu,gpus,notes\nh100,8,\nh100,8," + "x" * 200_000 + "\nh100,8,\n"
+    broken = [row.get(BROKEN, "") for row in read_table(text, "t")]
+    assert broken == ["", "field larger than field limit (131072)", ""]
+    with pytest.raises(ConfigError, match="bad-table"):
+        read_table("x" * 200_000, "t")
+
+
+def test_time_to_read_a_table_grows_with_its_rows_alone():
+    """Its records begin where the last one ended: counting there anew took minutes."""
+    text = "gpu,gpus\n" + "h100,8\n" * 100_000
+    began = process_time()
+    assert len(read_table(text, "t")) == 100_000
+    assert process_time() - began < 20
 
 
 def test_an_empty_table_is_said_to_be_empty():
