@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from launcher.config.schema import Run
-from launcher.plan.audit_room import fewer_layers, room_fixes
+from launcher.plan.audit_room import DOUBLINGS, larger_run, room_fixes
 from launcher.plan.memory import estimate_memory
 from launcher.plan.records import Layout, Memory, Stage, Warning
 from launcher.plan.speeds import mixed_stages
@@ -64,16 +64,14 @@ def _host_memory(run: Run, layout: Layout, memory: Memory) -> Warning | None:
     if memory.host_bytes_per_node <= have:
         return None
     count = layout.gpus_per_node
-    fewer = [f"hardware.gpus_per_node={less}" for less in _divisors(count)[-2::-1]]
-    last = f"hardware.num_nodes={2 * layout.nodes}"
-    if run.hardware.network is None:
-        last = fewer_layers(run, 2)
+    fixes = [f"hardware.gpus_per_node={less}" for less in _divisors(count)[-2::-1]][:2]
+    fixes += [larger_run(run, layout, 2**power) for power in range(1, DOUBLINGS + 1)]
     return Warning(
         id="host-memory",
         message=f"{count} {'processes take' if count > 1 else 'process takes'} "
         f"{_gib(memory.host_bytes_per_node)} GiB of the node's {_gib(have)} GiB of RAM",
-        fix=fewer[0] if fewer else last,
-        others=(*fewer[1:2], last),
+        fix=fixes[0],
+        others=tuple(fixes[1:]),
     )
 
 
@@ -143,10 +141,12 @@ def _uneven_rails(layout: Layout, step: StepEstimate) -> Warning | None:
 
 
 def has_even_rails(layout: Layout) -> bool:
-    """Whether every node carries as many ranks of a dp group as every other."""
+    """Whether every node that carries ranks of a dp group carries as many of them."""
     if layout.order[0] == "dp":
         return True
     inner = layout.tp if layout.order[0] == "tp" else 1
+    if inner % layout.gpus_per_node == 0:  # one on each, at most
+        return True
     return layout.gpus_per_node % inner == 0 and _is_even(layout, inner)
 
 

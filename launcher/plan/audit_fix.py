@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -14,7 +15,7 @@ from launcher.plan.audit import has_even_rails
 from launcher.plan.collectives import Links
 from launcher.plan.estimate import estimate_layout, estimate_layout_memory
 from launcher.plan.execution import runtime_job
-from launcher.plan.fill import fill_run
+from launcher.plan.fill import Filled, fill_run
 from launcher.plan.records import Layout, Warning
 from launcher.plan.step_time import find_links
 
@@ -42,44 +43,49 @@ def make_room(
 
 
 def _best_fix(asked: Run, filled: Run, warning: Warning, ids: Set[str], tokens_per_s: float) -> str:
-    """The first that mends it and is faster, else that mends it, else that is legal, else none.
+    """The first that mends it and is faster, else that mends it, else none: of a plan that fits,
+    those that fit come first.
 
     Of what is there for speed only: empty where nothing that was tried is faster.
     """
-    for_speed, fits = warning.id in FOR_SPEED, "does-not-fit" not in ids
-    fixes, mending, legal = [warning.fix, *warning.others], [], []
-    if for_speed:
-        fixes += [f"{fix} {pins}" for fix in fixes if (pins := _pins(asked, filled, fix))]
-    for fix in fixes:
+    for_speed, must_fit = warning.id in FOR_SPEED, "does-not-fit" not in ids
+    fixes = [warning.fix, *warning.others]
+    if not for_speed and warning.id not in MENDED:
+        return next((words for fix in fixes if (words := _with_room(asked, filled, fix))), "")
+    beside = partial(_pins, asked, filled) if for_speed else partial(_openings, asked)
+    more = [f"{fix} {words}" for fix in fixes if (words := beside(fix))]
+    mending: list[str] = []
+    tight: list[str] = []
+    for position, fix in enumerate([*fixes, *more]):
+        if mending and position == len(fixes):
+            break
         words = _with_room(asked, filled, fix)
-        if words is None:
+        closed = _filled(asked, words)
+        if words is None or closed is None:
             continue
-        if not for_speed and warning.id not in MENDED:
+        if not (for_speed or MENDED[warning.id](closed.run, closed.layout)):
+            continue
+        if not (for_speed or must_fit):
             return words
-        try:
-            closed = fill_run(typed(asked, words))
-        except ConfigError:
-            continue
-        legal.append(words)
-        if for_speed or MENDED[warning.id](closed.run, closed.layout):
-            mending.append(words)
-            if not (for_speed or fits):
-                return words
-            if _is_faster(tokens_per_s, fits, closed.run, closed.layout):
-                return words
-    if for_speed:
-        return ""
-    return (*mending, *legal, "")[0]
+        found = estimate_layout(closed.run, closed.layout)
+        fits = found.memory.fits or not must_fit
+        if fits and found.step.time.tokens_per_s > tokens_per_s:
+            return words
+        if not for_speed:
+            (mending if fits else tight).append(words)
+    return (*mending, *tight, "")[0]
+
+
+def _filled(asked: Run, words: str | None) -> Filled | None:
+    """The run with the words of a fix, closed; None where it is not legal."""
+    try:
+        return None if words is None else fill_run(typed(asked, words))
+    except ConfigError:
+        return None
 
 
 FOR_SPEED = ("few-microbatches", "communication-bound", "idle-memory", "kv-heads-replicated")
 """Warnings whose fixes are there to gain speed."""
-
-
-def _is_faster(tokens_per_s: float, must_fit: bool, run: Run, layout: Layout) -> bool:
-    found = estimate_layout(run, layout)
-    is_legal = found.memory.fits or not must_fit
-    return is_legal and found.step.time.tokens_per_s > tokens_per_s
 
 
 def _pins(asked: Run, filled: Run, fix: str) -> str:
@@ -88,6 +94,15 @@ def _pins(asked: Run, filled: Run, fix: str) -> str:
         f"{key}={get_value(filled, key)}"
         for key in ("parallelism.tp", "parallelism.pp", "parallelism.recompute")
         if get_value(asked, key) is None and key not in fix
+    )
+
+
+def _openings(asked: Run, fix: str) -> str:
+    """What else makes room, where a fix alone would no longer fit."""
+    return " ".join(
+        f"{key}=null"
+        for key in ("parallelism.pp", "parallelism.recompute")
+        if get_value(asked, key) is not None and key not in fix
     )
 
 

@@ -34,18 +34,19 @@ def room_fixes(run: Run, layout: Layout, memory: Memory) -> Iterator[str]:
     times = [2**power for power in range(1, DOUBLINGS + 1) if 2**power >= min(lacking, MOST_TIMES)]
     for beside in (list(accumulate(steps, _both))[-1] if steps else "", OPEN_ALL):
         for each in times:
-            yield f"{beside} {_larger(run, layout, each)}".strip()
+            yield f"{beside} {larger_run(run, layout, each)}".strip()
     size = math.ceil(memory.peak_bytes / USABLE_SHARE) + 1
     yield f"hardware.gpu.memory_bytes={size}"
 
 
-def _larger(run: Run, layout: Layout, times: int) -> str:
+def larger_run(run: Run, layout: Layout, times: int) -> str:
+    """More nodes or, where there can be none, a smaller model."""
     if run.hardware.network is None:  # one node is all there is
-        return fewer_layers(run, times)
+        return _fewer_layers(run, times)
     return f"hardware.num_nodes={times * layout.nodes}"
 
 
-def fewer_layers(run: Run, times: int) -> str:
+def _fewer_layers(run: Run, times: int) -> str:
     """For a trial: what is left to give up on a machine of one's own."""
     return f"model.num_layers={max(1, run.model.num_layers // times)}"
 

@@ -137,6 +137,26 @@ def test_groups_that_only_some_nodes_cut_are_warned_about_and_mended():
     assert not {"tp-crosses-nodes", "uneven-rails"} & set(mended)
 
 
+def test_groups_whose_neighbours_are_whole_nodes_apart_are_even():
+    """Every adapter carries one rank of a group, though every other node carries none of it."""
+    found = warnings(model=LLAMA3_70B, hardware=h100(8), parallelism={"tp": 16, "pp": 1, "dp": 4})
+    assert "tp-crosses-nodes" in found
+    assert "uneven-rails" not in found
+
+
+def test_a_fix_leaves_a_plan_that_fits_one_that_fits():
+    """tp=8 alone is twice the weights on every device: stages make up for it."""
+    layout = {"tp": 16, "pp": 1, "dp": 4, "zero_stage": 1, "recompute": "full"}
+    asked = make_run(model=LLAMA3_70B, hardware=h100(8), parallelism=layout)
+    made = build_plan(asked)
+    assert made.memory.fits
+    assert not build_plan(typed(asked, "parallelism.tp=8 parallelism.dp=null")).memory.fits
+    fix = {warning.id: warning.fix for warning in made.warnings}["tp-crosses-nodes"]
+    mended = build_plan(typed(asked, fix))
+    assert mended.memory.fits
+    assert "tp-crosses-nodes" not in [warning.id for warning in mended.warnings]
+
+
 ODD = [
     {"hardware": (4, 6), "parallelism": {"tp": 8, "order": ("pp", "dp", "cp", "tp")}},
     {"hardware": (2, 8), "parallelism": {"tp": 16, "order": ("dp", "tp", "cp", "pp")}},
