@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 
 from common import machine, report, rounds_argument, time_in_turn
 
+from launcher.errors import EXIT_DOES_NOT_FIT, EXIT_DONE
+
 CALL = "import sys; from launcher.__main__ import main; sys.exit(main())"
 
 
@@ -21,4 +23,11 @@ def compare(description: str, commands: Mapping[str, Sequence[str]]) -> None:
 
 
 def _run(program: str, *words: str) -> None:
-    subprocess.run([sys.executable, "-c", program, *words], check=True, stdout=subprocess.DEVNULL)
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words],
+        check=False,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    if done.returncode not in (EXIT_DONE, EXIT_DOES_NOT_FIT):
+        sys.exit(done.stderr.decode())
