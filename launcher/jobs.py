@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import sys
 from collections.abc import Iterator
 from typing import TextIO
@@ -154,6 +153,7 @@ def start_job(bundle, answer: Plan, first_step: int = 0) -> None:  # type: ignor
 
     Of a run whose hosts are started by hand it only says how.
     """
+    from launcher.plan.own_table import has_row
     from launcher.submit.hosts import close_plain_job, how_to_start, is_plain, record_plain_job
     from launcher.submit.local import run_bundle
     from launcher.submit.summary import render_summary, write_failure
@@ -177,6 +177,6 @@ def start_job(bundle, answer: Plan, first_step: int = 0) -> None:  # type: ignor
         print(f"run directory  {files.root}", file=sys.stderr)
         raise
     print(render_summary(files))
-    if os.path.isfile(files.table):
+    if has_row(files):
         print(f"measured runs  {files.table}")
     print(f"run directory  {files.root}")

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from launcher.config.quoting import typed_value
 from launcher.config.record import Refused
 from launcher.config.resume_class import ClassName, ResumeClass
 from launcher.config.schema import Record, Run
@@ -35,7 +36,7 @@ class Change:
 
     def __str__(self) -> str:
         """`train.seed: 1 -> 2`."""
-        return f"{self.key}: {_shown(self.old)} -> {_shown(self.new)}"
+        return f"{self.key}: {typed_value(self.old)} -> {typed_value(self.new)}"
 
 
 def resume_classes(
@@ -83,11 +84,12 @@ def refuse_changes(changes: tuple[Change, ...]) -> list[Finding]:
     return [
         Finding(
             field=change.key,
-            value=_shown(change.new),
+            value=typed_value(change.new),
             rule="forbidden-on-resume",
-            reason=f"the run was started with {_shown(change.old)}, and what it has learned "
+            reason=f"the run was started with {typed_value(change.old)}, and what it has learned "
             "means nothing under another value",
-            fix=f"{change.key}={_shown(change.old)} to continue, or `launch run` for a new run",
+            fix=f"{change.key}={typed_value(change.old)} to continue, or `launch run` for a new "
+            "run",
         )
         for change in changes
         if change.kind == "forbidden"
@@ -111,16 +113,3 @@ def _leaves(record: Record, prefix: str = "") -> dict[str, Any]:
         else:
             found[f"{prefix}{name}"] = value
     return found
-
-
-def _shown(value: Any) -> Any:
-    """As Hydra's command line wants it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return "[" + ",".join(str(_shown(part)) for part in value) + "]"
-    if isinstance(value, Record):
-        return "{" + ",".join(f"{key}:{_shown(part)}" for key, part in value) + "}"
-    return value

@@ -9,6 +9,7 @@ from __future__ import annotations
 from operator import methodcaller
 from typing import Any
 
+from launcher.config.quoting import typed_value
 from launcher.config.rule import Rule
 from launcher.config.rules_context import CONTEXT_RULES
 from launcher.config.rules_data import DATA_RULES
@@ -19,7 +20,7 @@ from launcher.config.rules_layout import LAYOUT_RULES
 from launcher.config.rules_model import MODEL_RULES
 from launcher.config.rules_pipeline import PIPELINE_RULES
 from launcher.config.rules_run import RUN_RULES
-from launcher.config.schema import Record, Run
+from launcher.config.schema import Run
 from launcher.errors import Finding
 
 RULES: tuple[Rule, ...] = (
@@ -77,13 +78,13 @@ def _finding(rule: Rule, run: Run, reason: str, table: tuple[Rule, ...]) -> Find
     legal = _legal_values(rule, run, table)
     fix = rule.fix if isinstance(rule.fix, str) else rule.fix(run)
     if not fix and legal:
-        fix = f"{rule.field}={_as_typed(_nearest(value, legal))}"
+        fix = f"{rule.field}={typed_value(_nearest(value, legal))}"
     return Finding(
         field=rule.field,
-        value=None if value is None else _as_typed(value),
+        value=None if value is None else typed_value(value),
         rule=rule.id,
         reason=reason,
-        legal=[_as_typed(candidate) for candidate in legal],
+        legal=[typed_value(candidate) for candidate in legal],
         fix=fix,
     )
 
@@ -115,16 +116,3 @@ def _nearest(value: Any, legal: list[Any]) -> Any:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _as_typed(value: Any) -> Any:
-    """As Hydra's command line wants it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return "[" + ",".join(str(_as_typed(part)) for part in value) + "]"
-    if isinstance(value, Record):
-        return "{" + ",".join(f"{key}:{_as_typed(part)}" for key, part in value) + "}"
-    return value

@@ -6,14 +6,16 @@ Only for what is wrong: each question composes the configuration once more.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from launcher.config.assets import conf_dir
 from launcher.config.quick_compose import compose_values
-from launcher.config.quoting import hydra_text
+from launcher.config.quoting import hydra_text, typed_value
 from launcher.config.spelling import closest
 from launcher.config.validate import validate_run
 from launcher.errors import ConfigError, Finding
@@ -50,7 +52,7 @@ def with_usual_values(
     `values` of some keys is the run without what the user wrote there.
     """
     bare = frozenset(finding.field for finding in findings if _is_bare(finding))
-    before = _legal_values(lambda: values(bare), bare) if bare else {}
+    before = _fixes(lambda: values(bare), bare) if bare else {}
     return [_with_fix(_with_option(finding, values), before) for finding in findings]
 
 
@@ -59,18 +61,24 @@ def _is_bare(finding: Finding) -> bool:
     return finding.rule in WITHOUT_VALUE and not has_value
 
 
-def _with_fix(finding: Finding, before: Values) -> Finding:
-    key, found = finding.field, before
+def _with_fix(finding: Finding, before: Mapping[str, str]) -> Finding:
+    key = finding.field
     if finding.rule == "unknown-option" and not finding.fix and finding.legal:
         default = compose_values(EXAMPLES[0][:1]).choices.get(key)  # no recipe
         usual = default if default in finding.legal else finding.legal[0]
         return replace(finding, fix=f"{key}={usual}")
     if not _is_bare(finding):
         return finding
+    fix = before.get(key, "")
+    is_missing = finding.rule == "missing-key"
     for words in () if finding.fix else EXAMPLES:
-        if found.get(key) is None and (key not in found or finding.rule == "missing-key"):
-            found = _legal_values(lambda words=words: compose_values(words).values, {key})  # type: ignore[misc]
-    return replace(finding, fix=f"{key}={_typed(found[key])}") if key in found else finding
+        if not fix or (is_missing and fix == f"{key}=null"):
+            fix = _fixes(partial(_composed, words), {key}).get(key, "")
+    return replace(finding, fix=fix or finding.fix)
+
+
+def _composed(words: Sequence[str]) -> Values:
+    return compose_values(words).values
 
 
 def _with_option(finding: Finding, values: Callable[[frozenset[str]], Values]) -> Finding:
@@ -90,8 +98,8 @@ def _with_option(finding: Finding, values: Callable[[frozenset[str]], Values]) -
     return replace(finding, fix=f"{plus}{group}={near[0]}")
 
 
-def _legal_values(values: Callable[[], Values], keys: Set[str]) -> dict[str, Any]:
-    """The values of these keys in a composition, those that it has and that are legal there."""
+def _fixes(values: Callable[[], Values], keys: Set[str]) -> dict[str, str]:
+    """What to type for these keys: their values in a composition, where it has legal ones."""
     try:
         composed = values()
     except ConfigError:
@@ -100,13 +108,22 @@ def _legal_values(values: Callable[[], Values], keys: Set[str]) -> dict[str, Any
     if run is not None:  # defaults of the schema, too
         composed = run.model_dump(mode="json")
     wrong = {finding.field for finding in refused}
-    found = {key: _value_at(key, composed) for key in keys - wrong}
-    return {
-        key: value
-        for key, value in found.items()
-        if value is not _MISSING and not isinstance(value, Mapping)
-    }
+    return {key: fix for key in keys - wrong if (fix := _fix(key, _value_at(key, composed)))}
 
+
+def _fix(key: str, value: Any) -> str:
+    """key=value; of a group its first key, since a group cannot be typed."""
+    while isinstance(value, Mapping) and value:
+        inner, value = next(iter(value.items()))
+        key = f"{key}.{inner}"
+    if value is _MISSING or isinstance(value, Mapping):
+        return ""
+    is_plain = not isinstance(value, str) or _PLAIN.fullmatch(value)
+    return f"{key}={typed_value(value) if is_plain else hydra_text(value)}"
+
+
+_PLAIN = re.compile(r"[A-Za-z_][\w/-]*", re.ASCII)
+"""Text that Hydra's grammar takes for nothing else."""
 
 _MISSING = object()
 
@@ -119,16 +136,3 @@ def _value_at(key: str, values: Values) -> Any:
             return _MISSING
         value = value[part]
     return value
-
-
-def _typed(value: Any) -> str:
-    """As Hydra's command line wants it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (list, tuple)):
-        return f"[{','.join(_typed(member) for member in value)}]"
-    if isinstance(value, str) and not value.isidentifier():
-        return hydra_text(value)
-    return str(value)

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from launcher.config.quoting import hydra_text
+from launcher.config.quoting import hydra_text, typed_value
 from launcher.config.record import Refused
 from launcher.config.record_fields import Field
 from launcher.config.schema import Record, Run
@@ -92,16 +92,16 @@ def _eaten(
     """A text that YAML read as a number or a truth value."""
     original = written.text if written else _before_yaml(given)
     reason = f"this must be text, but YAML read a {type_name(given)}"
-    if original and original != str(_typed(given)):
+    if original and original != str(typed_value(given)):
         reason += f", as it does with {original} unquoted"
     if is_in_list:
         place = f" in {written.file}" if written and written.file else ""
-        fix = f'"{original or _typed(given)}" with its quotes in the list{place}'
+        fix = f'"{original or typed_value(given)}" with its quotes in the list{place}'
     elif written and written.file:
         fix = f'{field.rpartition(".")[2]}: "{original}" in {written.file}'
     else:
-        fix = f"""{field}='"{original or _typed(given)}"', or quotes in the YAML file"""
-    return Finding(field=field, value=_typed(given), rule="yaml-eaten", reason=reason, fix=fix)
+        fix = f"""{field}='"{original or typed_value(given)}"', or quotes in the YAML file"""
+    return Finding(field=field, value=typed_value(given), rule="yaml-eaten", reason=reason, fix=fix)
 
 
 def _before_yaml(given: bool | int | float) -> str:
@@ -165,7 +165,7 @@ def _not_among(location: Location, given: Any) -> Finding:
     legal += OPEN_CHOICES.get(field, ())
     return Finding(
         field=field,
-        value=_typed(given),
+        value=typed_value(given),
         rule="unknown-value",
         reason="no such choice" + did_you_mean(str(given), [str(choice) for choice in legal]),
         legal=legal + (("null",) if type(None) in alternatives(annotation) else ()),
@@ -180,7 +180,7 @@ def _wrong_type(location: Location, given: Any, *, is_in_list: bool) -> Finding:
     where = " in the list" if is_in_list else ""
     return Finding(
         field=field,
-        value=_typed(given),
+        value=typed_value(given),
         rule="wrong-type",
         reason=f"{wanted} is wanted{where}, and this is {given_words(given)}",
         fix=f"{field}={meant}" + (" without quotes" if given == meant else "") if meant else "",
@@ -281,10 +281,3 @@ def choices_at(location: Location) -> tuple[Any, ...]:
         if typing.get_origin(alternative) is Literal:
             choices += typing.get_args(alternative)
     return tuple(choices)
-
-
-def _typed(given: Any) -> Any:
-    """As Hydra's command line wants it."""
-    if given is None:
-        return "null"
-    return str(given).lower() if isinstance(given, bool) else given

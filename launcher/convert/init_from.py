@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from launcher.config.quoting import typed_value
 from launcher.config.schema import Model, Run
 from launcher.convert.families import plain_fields
 from launcher.convert.new_folder import size_words
@@ -74,10 +74,10 @@ def open_for(model: Model, path: Path) -> Weights:
     findings += [
         Finding(
             field=f"model.{name}",
-            value=_typed(here[name]),
+            value=typed_value(here[name]),
             rule="weights-fit-model",
-            reason=f"the weights in {path} were made with {_typed(there[name])}",
-            fix=f"model.{name}={_typed(there[name])}",
+            reason=f"the weights in {path} were made with {typed_value(there[name])}",
+            fix=f"model.{name}={typed_value(there[name])}",
         )
         for name in _SAME
         if here[name] != there[name]
@@ -99,9 +99,9 @@ def _differences(here: Model, there: Model) -> Iterator[Warning]:
         if ours[name] != theirs[name]:
             yield Warning(
                 id="init-from-differs",
-                message=f"model.{name} is {_typed(ours[name])} here, and the weights of "
-                f"train.init_from were made with {_typed(theirs[name])}",
-                fix=f"model.{name}={_typed(theirs[name])}",
+                message=f"model.{name} is {typed_value(ours[name])} here, and the weights of "
+                f"train.init_from were made with {typed_value(theirs[name])}",
+                fix=f"model.{name}={typed_value(theirs[name])}",
             )
 
 
@@ -115,13 +115,6 @@ def _blamed(finding: Finding, path: Path) -> Finding:
     if finding.field != str(path):
         return finding
     return replace(finding, field="train.init_from", value=str(path))
-
-
-def _typed(value: Any) -> str:
-    """As Hydra's command line wants it."""
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{part}" for key, part in value.items()) + "}"
-    return "null" if value is None else str(value)
 
 
 def _finding(value: str, reason: str) -> Finding:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
+from operator import itemgetter
 from typing import Any
 
 from launcher.config.rules import get_value, obeys_rules, with_value
@@ -43,8 +44,8 @@ def make_room(
 
 
 def _best_fix(asked: Run, filled: Run, warning: Warning, ids: Set[str], tokens_per_s: float) -> str:
-    """The first that mends it and is faster, else that mends it, else none: of a plan that fits,
-    those that fit come first.
+    """The first that mends it and is faster, else one that mends it (the fastest for a link), else
+    none. A plan that fits still fits with it.
 
     Of what is there for speed only: empty where nothing that was tried is faster.
     """
@@ -54,14 +55,13 @@ def _best_fix(asked: Run, filled: Run, warning: Warning, ids: Set[str], tokens_p
         return next((words for fix in fixes if (words := _with_room(asked, filled, fix))), "")
     beside = partial(_pins, asked, filled) if for_speed else partial(_openings, asked)
     more = [f"{fix} {words}" for fix in fixes if (words := beside(fix))]
-    mending: list[str] = []
-    tight: list[str] = []
+    mending: list[tuple[float, str]] = []
     for position, fix in enumerate([*fixes, *more]):
         if mending and position == len(fixes):
             break
         words = _with_room(asked, filled, fix)
-        closed = _filled(asked, words)
-        if words is None or closed is None:
+        closed = words and _filled(typed(asked, words))
+        if not (words and closed):
             continue
         if not (for_speed or MENDED[warning.id](closed.run, closed.layout)):
             continue
@@ -69,23 +69,32 @@ def _best_fix(asked: Run, filled: Run, warning: Warning, ids: Set[str], tokens_p
             return words
         found = estimate_layout(closed.run, closed.layout)
         fits = found.memory.fits or not must_fit
-        if fits and found.step.time.tokens_per_s > tokens_per_s:
+        if not fits:
+            continue
+        speed = found.step.time.tokens_per_s
+        if speed > tokens_per_s:
             return words
         if not for_speed:
-            (mending if fits else tight).append(words)
-    return (*mending, *tight, "")[0]
+            mending.append((speed, words))
+    if warning.id in OF_LINKS:
+        return max(mending, key=itemgetter(0), default=(0.0, ""))[1]
+    return mending[0][1] if mending else ""
 
 
-def _filled(asked: Run, words: str | None) -> Filled | None:
-    """The run with the words of a fix, closed; None where it is not legal."""
+def _filled(run: Run) -> Filled | None:
+    """The run, closed; None where it is not legal."""
     try:
-        return None if words is None else fill_run(typed(asked, words))
+        return fill_run(run)
     except ConfigError:
         return None
 
 
 FOR_SPEED = ("few-microbatches", "communication-bound", "idle-memory", "kv-heads-replicated")
 """Warnings whose fixes are there to gain speed."""
+
+
+OF_LINKS = ("tp-crosses-nodes", "ep-crosses-nodes", "uneven-rails")
+"""Warnings of one way to place the same devices: any that mends it costs the same."""
 
 
 def _pins(asked: Run, filled: Run, fix: str) -> str:
@@ -154,17 +163,9 @@ def _with_room(asked: Run, filled: Run, fix: str) -> str | None:
     given = [key for key in DEGREES if key not in named and get_value(asked, key) is not None]
     for count in range(len(given) + 1):
         for keys in combinations(given, count):
-            if _can_be_filled(_open(changed, keys)):
+            if _filled(_open(changed, keys)) is not None:
                 return " ".join([fix, *(f"{key}=null" for key in keys)])
     return None
-
-
-def _can_be_filled(run: Run) -> bool:
-    try:
-        fill_run(run)
-    except ConfigError:
-        return False
-    return True
 
 
 def _open(run: Run, keys: Sequence[str]) -> Run:

@@ -25,13 +25,17 @@ def read_table(text: str, name: str) -> list[dict[str, str | None]]:
     records = [record for record in _records(text, delimiter) if any(record.cells)]
     if not records:
         fix = f"a first line that names columns: {','.join(COLUMNS)}"
-        raise ConfigError([Finding(field=name, rule="empty-table", reason="no rows", fix=fix)])
+        raise ConfigError([_empty(name, "no rows", fix)])
     header = [column_name(cell) for cell in records[0].cells]
     if missing := [column for column in REQUIRED if column not in header]:
         if records[0].broken:
             reason = f"not a CSV table: {records[0].broken}"
             raise ConfigError([Finding(field=name, rule="bad-table", reason=reason, fix=HOW)])
         raise ConfigError([_missing(name, column) for column in missing])
+    if len(records) == 1:
+        raise ConfigError(
+            [_empty(name, "a header, and no rows", "a row per measured run below it")]
+        )
     units = [column_unit(cell) for cell in records[0].cells]
     return [_cells(header, units, record, at) for at, record in enumerate(records[1:], 2)]
 
@@ -95,6 +99,10 @@ LINE = "line of the file"
 
 BROKEN = "what is broken"
 """A cell that says what is wrong with the whole row."""
+
+
+def _empty(name: str, reason: str, fix: str) -> Finding:
+    return Finding(field=name, rule="empty-table", reason=reason, fix=fix)
 
 
 def _missing(name: str, column: str) -> Finding:

@@ -76,6 +76,11 @@ def _lines_for(table: BinaryIO, row: Mapping[str, str]) -> str | None:
     return torn + row_line(row, columns)
 
 
+def has_row(files: RunFiles) -> bool:
+    """Whether a run is among the last ones of the table beside it."""
+    return any(row.get("id") == files.root.name for row in read_last_rows(files.table))
+
+
 def read_last_rows(path: Path) -> list[dict[str, str]]:
     """The last rows of a table of own runs, oldest first; none where it cannot be read."""
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
+from launcher.config.quoting import typed_value
 from launcher.config.rules import check_run
 from launcher.config.schema import Run
 from launcher.errors import ConfigError
@@ -15,7 +16,6 @@ from launcher.plan.search_choice import CHOICE_KEYS, TRAIN_KEYS, changed, dotted
 from launcher.plan.search_leanest import Leanest, leanest_of, may_fit
 from launcher.plan.search_predict import Weighed, weigh, weigh_thumb, with_batch
 from launcher.plan.search_space import build_space
-from launcher.plan.search_words import typed_value
 
 NUM_NEAREST = 3
 MOST_DOUBLINGS = 6

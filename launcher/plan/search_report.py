@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from launcher.config.quoting import typed_value
 from launcher.config.schema import Run
 from launcher.plan.records import Time
 from launcher.plan.search_advice import Found
 from launcher.plan.search_choice import dotted
 from launcher.plan.search_predict import Predicted, predict
 from launcher.plan.search_remedy import Remedy
-from launcher.plan.search_words import command, overrides_of, remedied, typed_value
+from launcher.plan.search_words import command, overrides_of, remedied
 from launcher.plan.units import plural
 
 WIDTH = 100

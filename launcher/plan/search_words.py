@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
+from launcher.config.quoting import typed_value
 from launcher.config.schema import Run
 from launcher.plan.search_auto import suiting_words
 from launcher.plan.search_choice import CHOICE_KEYS, TRAIN_KEYS, dotted
@@ -34,15 +35,6 @@ def remedied(override: str, after: Predicted, given: Run, typed: Sequence[str]) 
     if any(_key(word) == _key(override) for word in words):
         return words
     return [*words, override]
-
-
-def typed_value(value: object) -> str:
-    """As a word behind `key=`."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return "[" + ",".join(str(part) for part in value) + "]"
-    return str(value)
 
 
 def command(words: Sequence[str], verb: str = "plan") -> str:

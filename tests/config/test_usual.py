@@ -60,6 +60,7 @@ def findings_of(*words, dirs=()):
 @pytest.mark.parametrize(
     ("word", "fix"),
     [
+        ("hardware.gpu.peak_flops=0", "hardware.gpu.peak_flops.fp32=66900000000000.0"),
         ("hardware.network.bandwidth=-5", "hardware.network.bandwidth=50000000000.0"),
         ("hardware.node.bandwidth=nan", "hardware.node.bandwidth=450000000000.0"),
         ("hardware.gpu.peak_flops.bf16=inf", "hardware.gpu.peak_flops.bf16=989400000000000.0"),

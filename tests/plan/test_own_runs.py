@@ -12,7 +12,7 @@ from launcher.plan.backtest_rows import Facts
 from launcher.plan.backtest_table import read_table
 from launcher.plan.build import build_plan
 from launcher.plan.own_runs import header_line, own_row, row_line
-from launcher.plan.own_table import append_run, read_last_rows
+from launcher.plan.own_table import append_run, has_row, read_last_rows
 from launcher.plan.run_files import RunFiles
 from tests.factory import make_run
 
@@ -41,6 +41,7 @@ def test_runs_append_to_one_table_beside_their_directories(tmp_path):
     assert path == tmp_path / "measured_runs.csv"
     rows = read_table(path.read_text(), "t")
     assert [row["id"] for row in rows] == ["a", "b"]
+    assert [has_row(RunFiles(root=tmp_path / name)) for name in "abc"] == [True, True, False]
     assert float(rows[0]["mem_gib"]) == pytest.approx(0.5)
 
 

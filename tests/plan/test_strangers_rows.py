@@ -394,6 +394,11 @@ def test_time_to_read_a_table_grows_with_its_rows_alone():
     assert process_time() - began < 20
 
 
+def test_a_header_alone_is_said_to_be_empty():
+    with pytest.raises(ConfigError, match=r"runs.csv \[empty-table\]: a header, and no rows. Try"):
+        read_table("id,gpu,gpus\n", "runs.csv")
+
+
 def test_an_empty_table_is_said_to_be_empty():
     with pytest.raises(ConfigError, match=r"runs.csv \[empty-table\]: no rows. Try a first line"):
         read_table("\ufeff\n , \n", "runs.csv")
