@@ -12,6 +12,7 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from launcher.checkpoint.lock import Held, take
 from launcher.errors import RunFailed
@@ -87,7 +88,7 @@ def take_directory(files: RunFiles, place: Place) -> None:
         raise RunFailed(f"{held} works in {files.root}; two jobs would mix their files") from held
 
 
-def fail(files: RunFiles, place: Place, error: BaseException) -> None:
+def fail(files: RunFiles, place: Place, error: BaseException) -> NoReturn:
     """Leave the reason for the launcher and end at once.
 
     Python's ordinary exit would wait for communication threads whose peers may be waiting for us.
@@ -96,9 +97,18 @@ def fail(files: RunFiles, place: Place, error: BaseException) -> None:
     lines = str(error).strip().splitlines() or [""]
     is_echo = any(words in str(error).lower() for words in _ECHOES)
     leave_reason(files, place, f"{type(error).__name__}: {lines[0]}", is_echo)
+    leave(1)
+
+
+def leave(code: int) -> NoReturn:
+    """End at once, with nothing unsaid.
+
+    An ordinary exit runs the destructors of compiled libraries, of which one now and then aborts a
+    rank that has done its work (`terminate called without an active exception`).
+    """
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(code)
 
 
 def leave_reason(

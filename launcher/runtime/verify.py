@@ -18,7 +18,7 @@ from launcher.runtime.frozen import read_frozen
 from launcher.runtime.optimizer import learning_rate
 from launcher.runtime.parallel.shard import Shard, local_shards
 from launcher.runtime.pipeline.execute import average_loss
-from launcher.runtime.process import end_with_parent, fail, log_to, read_place
+from launcher.runtime.process import end_with_parent, fail, leave, log_to, read_place
 from launcher.runtime.progress import Progress
 from launcher.runtime.reference import Reference, is_arbitrary, single_layout, train_reference
 from launcher.runtime.train import train_step
@@ -167,3 +167,4 @@ def _weight_difference(weight: LocalWeight, whole: Tensor) -> float:
 
 if __name__ == "__main__":
     main(sys.argv[1])
+    leave(0)

@@ -18,6 +18,7 @@ from launcher.runtime.process import (
     Place,
     end_with_parent,
     fail,
+    leave,
     log_to,
     read_place,
     take_directory,
@@ -152,3 +153,4 @@ def leave_job() -> None:
 
 if __name__ == "__main__":
     main(*sys.argv[1:])
+    leave(0)

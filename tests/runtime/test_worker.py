@@ -2,6 +2,8 @@
 
 import gc
 import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -67,3 +69,19 @@ def test_garbage_is_collected_from_the_first_step_on_and_not_before(monkeypatch,
     states = {name: state for name, *state in seen}
     assert states["join_job"] == states["build_trainer"] == states["restore"] == [False, False]
     assert states["train"] == [True, True]
+
+
+LEAVING = """
+import atexit, os
+from launcher.runtime.process import leave
+atexit.register(os.abort)  # as a library that ends a process which has done its work
+print("said")
+leave({code})
+"""
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_rank_that_leaves_says_everything_and_is_ended_by_nobody_else(code):
+    words = [sys.executable, "-c", LEAVING.format(code=code)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (code, "said\n")
