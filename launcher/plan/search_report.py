@@ -163,9 +163,11 @@ def _lines(found: Found, given: Run, typed: Sequence[str]) -> Iterator[str]:
     )[:WIDTH]
     if found.fixed:
         yield from _wrap("fixed       ", [dotted(key) for key in found.fixed])
-    yield (
-        f"looked at   {counts.examined:,} partial layouts: {counts.over_memory:,} over memory, "
-        f"{counts.too_slow:,} too slow, {counts.simulated} simulated"
+    yield f"looked at   {counts.examined:,} partial layouts: " + (
+        "none fits, by bounds of memory"
+        if found.leanest is not None
+        else f"{counts.over_memory:,} over memory, {counts.too_slow:,} too slow, "
+        f"{counts.simulated} simulated"
     )
     yield ""
     yield HEAD

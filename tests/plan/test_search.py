@@ -289,6 +289,13 @@ def test_where_nothing_fits_it_says_what_is_missing_and_what_would_fit(capsys):
         assert launch(capsys, verb, "--json", *typed)[0] == 0
 
 
+def test_where_nothing_fits_no_count_reads_as_if_something_did(capsys):
+    _, out, _ = launch(capsys, "search", "model=llama3_405b", "hardware=h100x8")
+    (looked_at,) = [line for line in out.splitlines() if line.startswith("looked at")]
+    assert "none fits" in looked_at
+    assert "0 over memory" not in looked_at
+
+
 def test_offload_is_searched_where_what_is_only_planned_counts(capsys):
     words = (
         "search",
