@@ -42,7 +42,7 @@ def find_execution(
         changes["attention"] = "matrix"
     if re.search(r"(?<![a-z])eager", words):
         changes["fusion"] = "eager"
-    elif re.search(r"torch\.compile|(?<![a-z])compile", words):
+    elif re.search(r"(?<![a-z])compile", words) and not re.search(NOT_COMPILED, words):
         changes["fusion"] = "compiled"
     if re.search(r"async[-_ ]?tp|tp[-_ ]comm[-_ ]overlap", words):
         changes["overlap_tp"] = True
@@ -66,12 +66,14 @@ def find_execution(
         changes["process"] = False
     recompute, share = read_recompute(row["recompute"], num_layers, layout.pp, vpp)
     changes |= {"recompute": recompute, "recompute_share": share}
-    changes["shard_size"] = _shard_size(row, hardware.gpus_per_node or 1)
+    changes["shard_size"] = _shard_size(row, layout, hardware.gpus_per_node or 1)
     return replace(execution, **changes)
 
 
 NO_OVERLAP = r"no (comm|communication) overlap"
 """In notes: collectives wait for the computing."""
+
+NOT_COMPILED = r"(?:no|not|without|w/o) (?:torch\.)?compile|compile\w*[ =:]+(?:off|false|none|no\b)"
 
 NO_FLASH = "V100"
 """Devices for which FlashAttention and cuDNN's fused attention have no kernels: Megatron's and
@@ -84,9 +86,14 @@ LONGEST_SCORES = 8192
 def _number_formats(row: Mapping[str, str], gpu: Gpu) -> dict[str, Any]:
     """What `fp8(delayed)`, `fp16`, `bf16-mixed`, `amp` and `fp32` say of kernels and state."""
     words = re.sub(r"[-_]|(?:no|without) f(?:p|loat)8", "", row["precision"].lower())
-    known = "fp4|int8|int4|tf32|bf16|bfloat16|fp16|float16|half|amp|mixed|fp32|float32"
-    # Whatever else is named, products are what 8-bit formats are for.
-    first = re.search(r"(?<!u)f(?:p|loat)8|e4m3", words) or re.search(f"{known}|single", words)
+    words = re.sub(OF_SUMS, "", words)
+    known = "fp4|int8|int4|tf32|bf16|bfloat16|fp16|float16|half|amp|mixed"
+    # Whatever else is named, products are what 8-bit formats are for, and then 16-bit ones.
+    first = (
+        re.search(r"(?<!u)f(?:p|loat)8|e4m3", words)
+        or re.search(known, words)
+        or re.search("fp32|float32|single", words)
+    )
     kind = first[0] if first else ""
     if kind in ("fp4", "int8", "int4", "tf32"):
         raise Unsupported(f"precision={row['precision']}: no facts of its rates")
@@ -100,6 +107,10 @@ def _number_formats(row: Mapping[str, str], gpu: Gpu) -> dict[str, Any]:
     return {}
 
 
+OF_SUMS = r"(?:fp|float)32 (?:main |master|grad|accum|optim|reduc|state|param|weight)\w*"
+"""What is in 32 bits beside products in fewer."""
+
+
 def _offload(words: str) -> str | None:
     """What waits in the node's RAM."""
     if not re.search(r"off-?load", words) or re.search(r"(no|without)( cpu)? off-?load", words):
@@ -108,16 +119,31 @@ def _offload(words: str) -> str | None:
     return "parameters" if re.search(whole, words) else "optimizer"
 
 
-def _shard_size(row: Mapping[str, str], per_node: int) -> int | None:
-    """`hsdp(16-GPU groups)`, `MiCS` with `partition size 16` in notes; inside a node by default."""
-    text = row["zero_or_fsdp"].lower()
-    if re.search(IN_GROUPS, text):
-        text += " " + row["notes"].lower()
-    size = r"(?:shard|partition|mics)(?:[ _]?(?:shard|group|size))*[ =:]+(\d+)"
-    if groups := re.search(rf"(\d+)[- ](?:gpu|way) (?:groups?|shards?|partitions?)|{size}", text):
-        return int(groups[1] or groups[2])
-    return per_node if re.search(IN_GROUPS, text) else None
+def _shard_size(row: Mapping[str, str], layout: Layout, per_node: int) -> int | None:
+    """`hsdp(16-GPU groups)`, `MiCS` with `partition size 16` in notes; inside a node by default.
 
+    `HSDP 4x16` is torch's mesh of them: 4 replicas of 16 shards.
+    """
+    text, ranks = row["zero_or_fsdp"].lower(), layout.dp * layout.cp
+    if is_grouped := re.search(IN_GROUPS, text) is not None:
+        text += " " + row["notes"].lower()
+    if found := re.search(SHARDS, text):
+        return int(next(filter(None, found.groups())))
+    if is_grouped:
+        replicas = re.search(r"(\d+) replicas|replica\w*[ =:]+(\d+)", text)
+        if replicas and ranks % (number := int(replicas[1] or replicas[2])) == 0:
+            return ranks // number
+        mesh = re.search(r"(\d+) ?[x\u00d7*] ?(\d+)", text)
+        if mesh and int(mesh[1]) * int(mesh[2]) == ranks:
+            return int(mesh[2])
+    return per_node if is_grouped else None
+
+
+SHARDS = (
+    r"(\d+)[- ](?:gpu|way|rank) (?:groups?|shards?|partitions?)|(\d+) shards"
+    r"|(?:shard|partition|mics)(?:[ _]?(?:shard|group|size|degree))*[ =:]+(\d+)"
+)
+"""Ranks that state is sharded over."""
 
 IN_GROUPS = r"hsdp|hybrid|(?<![a-z])mics(?![a-z])"
 """State sharded over groups of ranks with replicas: HSDP, and MiCS (arXiv:2205.00119), which is
@@ -127,9 +153,8 @@ ZeRO-3 inside partition groups and sums gradients over their replicas."""
 def keep_gathered(execution: Execution, pp: int) -> Execution:
     """FSDP whose weights stay gathered for the step: 16-bit ones beside the sharded master copy."""
     is_pipeline = pp > 1  # whose sums over microbatches autograd and FSDP make
-    return replace(
-        execution, torch_pipeline=is_pipeline, fuses_gradients=not is_pipeline, **PIPELINE_STATE
-    )
+    state = PIPELINE_STATE if execution.element_bytes == 2 else {}
+    return replace(execution, torch_pipeline=is_pipeline, fuses_gradients=not is_pipeline, **state)
 
 
 def gather_ahead(execution: Execution, row: Mapping[str, str]) -> Execution:

@@ -30,10 +30,14 @@ def take_out_of_memory(cells: dict[str, str]) -> bool:
     return not tag and not has_figure and FAILED.search(cells["notes"].lower()) is not None
 
 
-SHARDING = rf"\d|\b(?:{'|'.join(NO + YES)})\b|ddp|dp\b|shard|replic|zero|dist|opt|fsdp|os\b|mics"
+SHARDING = (
+    rf"\d|\b(?:{'|'.join(NO + YES)})\b|ddp|dp\b|shard|replic|zero|dist|opt|fsdp|os\b|mics"
+    r"|hybrid|gemini"
+)
 RECOMPUTE = (
     rf"\d|\b(?:{'|'.join(NO + YES)})\b|full|block|layer|all\b|every|re-?comp|checkp|\bs?ac\b|sel"
-    r"|attn|attention|mlp|moe|norm|act|up_proj|softmax|uniform|core|ops?\b|operators"
+    r"|attn|attention|mlp|moe|norm|act|up_proj|softmax|uniform|core|ops?\b|operators|half|remat"
+    r"|minimal|dots?\b|save_dot"
 )
 PRECISION = r"16|8|4|32|half|amp|mixed|single|e4m3|default"
 

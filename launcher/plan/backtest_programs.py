@@ -218,8 +218,9 @@ def find_program(row: dict[str, str]) -> Program:
     else:
         program = next(entry for entry in PROGRAMS if re.search(entry.pattern, source))
     is_fsdp = says_fsdp(row["zero_or_fsdp"])
+    is_own = program.has_own_fsdp or re.search("megatron|mcore", row["zero_or_fsdp"].lower())
     is_torch = program.execution.weight_bytes == SHARDED_STATE["weight_bytes"]
-    if is_fsdp and not is_torch and not program.has_own_fsdp:
+    if is_fsdp and not is_torch and not is_own:
         program = Program(pattern="fsdp", execution=FSDP)
     written = _written(row)
     is_old = bool(written) and min(written) < FIRST_FLASH and "flash" not in source

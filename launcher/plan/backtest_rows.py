@@ -32,7 +32,7 @@ from launcher.plan.backtest_model import read_model
 from launcher.plan.backtest_odd import not_understood, take_out_of_memory
 from launcher.plan.backtest_programs import find_program
 from launcher.plan.backtest_words import (
-    YES,
+    SHARDED,
     find_schedule,
     named_stage,
     row_schedule,
@@ -173,7 +173,7 @@ INTERLEAVED = "interleaved_1f1b"
 def _zero_stage(cells: Mapping[str, str], dp: int, pp: int, assumed: list[str]) -> int:
     """By the cell, or as the program has it where nobody sets it."""
     said = cells["zero_or_fsdp"].lower()
-    if said and said not in YES:
+    if said and said not in SHARDED:
         return zero_stage(said, pp)
     if dp == 1:
         assumed.append("no dp to shard over")
