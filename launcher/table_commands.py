@@ -44,6 +44,8 @@ def _broken_row(path: str, row: dict[str, Any]) -> Finding:
     if reason:
         return Finding(field=f"{where}: {cell}", rule="broken-row", reason=reason, fix=fix)
     fix = "quotes around cells that hold a comma, and two of them for one inside"
+    if "ends" in cell:
+        fix = "all of its cells, or no row"
     return Finding(field=where, rule="broken-row", reason=cell, fix=fix)
 
 
@@ -71,9 +73,14 @@ def _table_path(request: Request) -> str:
     )
 
 
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+
+
 def _read_text(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        content = Path(path).read_bytes()
+        # Excel's "Unicode text" begins with the mark of UTF-16.
+        return content.decode("utf-16" if content[:2] in UTF_16 else "utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not text in UTF-8"
         fix = "a CSV file of measured runs in UTF-8; docs/backtest.md names the columns"

@@ -50,7 +50,7 @@ def find_execution(
         changes |= {"overlap_tp": False, "overlap_dp": False, "overlap_p2p": False}
     if "fused ce" in words or "fused cross" in words:
         changes["fused_loss"] = True
-    if re.search(r"cp a2a|ulysses", words + row["source"].lower()):
+    if re.search(r"cp a2a|ulysses", f"{words} {row['source']} {row['sp']} {row['cp']}".lower()):
         changes["cp_mode"] = "ulysses"
     changes |= _number_formats(row, hardware.gpu)
     if "parallel attn" in words:

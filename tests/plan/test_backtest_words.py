@@ -2,7 +2,11 @@
 
 import pytest
 
+from launcher.cli import main
 from launcher.plan.backtest import predict_row
+from launcher.plan.backtest_cells import read_cells, read_number
+from launcher.plan.backtest_rows import read_row
+from launcher.plan.backtest_table import BROKEN, LINE, read_table
 from launcher.plan.backtest_words import read_recompute, zero_stage
 
 from .test_backtest import FACTS
@@ -87,3 +91,131 @@ def test_32_bit_weights_are_4_bytes_and_their_own_master_copy(stage):
 )  # fmt: skip
 def test_a_note_that_nothing_is_compiled_is_none_that_it_is(notes, fusion):
     assert job(source="torchtitan", notes=notes).execution.fusion == fusion
+
+
+@pytest.mark.parametrize(
+    ("notes", "source", "counted"),
+    [("TFLOPS hardware", "me", "hardware"), ("hardware-FLOPs utilisation", "me", "hardware"),
+     ("HW TFLOP/s", "me", "hardware"), ("96 B s l h^2", "me", "hardware"),
+     ("model FLOPs", "BLOOM", "model"), ("", "BLOOM", "hardware"), ("72 B s l h^2", "me", "model"),
+     ("attention FLOPs halved", "me", "causal"), ("model FLOPs, causal", "me", "causal"),
+     ("FLOPs ignore attention", "me", "parameters"), ("no attention dropout", "me", "model")],
+)  # fmt: skip
+def test_flops_are_counted_as_the_row_says_that_its_source_does(notes, source, counted):
+    # By hand, per token of this model: 32 layers, hidden 4096, MLP 11008 gated, 32,000 words.
+    blocks = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    pairs = 4 * 32 * 4096 * 4096  # a forward of all scores and of what they weigh
+    head = 4096 * 32000
+    flops = {
+        "parameters": 6 * (blocks + head),
+        "model": 6 * (blocks + head) + 3 * pairs,
+        "causal": 6 * (blocks + head) + 1.5 * pairs,
+        "hardware": 8 * blocks + 6 * head + 4 * pairs,
+    }[counted]
+    row = llama(source=source, notes=notes, recompute="full", step_time_s="",
+                tokens_per_s_per_gpu="", tflops_per_gpu=200)  # fmt: skip
+    tokens = 256 * 4096 / 64
+    assert read_row(row, FACTS).step_s == pytest.approx(tokens * flops / 200e12, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("notes", "count"),
+    [("16 microbatches", 16), ("m=8 micro-batches", 8), ("micro batches per pipeline: 32", 32),
+     ("gradient accumulation of 4", 4), ("GA=2", 2), ("accuracy 71, acc 2", 64)],
+)  # fmt: skip
+def test_microbatches_are_read_from_notes(notes, count):
+    row = llama(micro_batch="", pp=2, tp=8, global_batch=256, notes=notes)
+    assert read_row(row, FACTS).job.layout.num_microbatches == count
+
+
+@pytest.mark.parametrize(
+    ("batch", "samples"),
+    [("1M tokens", 256), ("4M", 1024), ("3.2M tokens", 768), ("4.2e6 tokens", 1024),
+     ("1048576", 256), ("65536", 65536)],
+)  # fmt: skip
+def test_batches_of_tokens_are_whole_samples(batch, samples):
+    assert read_row(llama(global_batch=batch), FACTS).job.layout.global_batch_size == samples
+
+
+@pytest.mark.parametrize(
+    ("cells", "axis", "size"),
+    [({"tp": "", "pp": 2, "dp": 8}, "tp", 4), ({"tp": 4, "pp": "", "dp": 8}, "pp", 2),
+     ({"tp": 4, "pp": 2, "cp": "", "dp": 4}, "cp", 2), ({"gpus": "", "tp": 4, "dp": 8}, "dp", 8),
+     ({"sp": "ulysses(8)"}, "cp", 8), ({"sp": 8, "tp": 8}, "cp", 1), ({"sp": "yes"}, "cp", 1)],
+)  # fmt: skip
+def test_a_degree_that_is_left_out_follows_from_the_others(cells, axis, size):
+    found = read_row(llama(**cells), FACTS)
+    assert getattr(found.job.layout, axis) == size
+    if cells.get(axis, "") == "" and size > 1 and axis != "dp":
+        assert any(word.startswith(f"{axis}={size}") for word in found.assumed)
+
+
+def test_a_degree_is_not_guessed_between_two():
+    answer = predict_row(llama(tp="", pp="", dp=8), FACTS)
+    assert answer.reason == "dp=8: gpus / (tp x pp x cp) is 64"
+
+
+def test_sequences_that_ulysses_cuts_are_exchanged_its_way():
+    assert job(sp="ulysses(8)").execution.cp_mode == "ulysses"
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "value"),
+    [("step_time_s", "5.1 ± 0.1", 5.1), ("step_time_s", "5100 +/- 20 ms", 5.1),
+     ("tflops_per_gpu", "400 TFLOP/s/GPU", 400), ("tflops_per_gpu", "400 TFLOPS per GPU", 400),
+     ("tokens_per_s_per_gpu", "3,100 tok/s/GPU", 3100),
+     ("tokens_per_s_per_gpu", "3100 tokens/sec/GPU", 3100), ("gpus", "8x8", 64),
+     ("gpus", "8 nodes x 8 GPUs", 64)],
+)  # fmt: skip
+def test_figures_carry_their_scatter_and_their_units(column, cell, value):
+    assert read_number(read_cells({column: cell}), column) == pytest.approx(value)
+
+
+def test_commas_are_decimal_where_semicolons_separate_cells():
+    (row,) = read_table("id;gpu;gpus;seq;step_time_s\na;A100;8;2,048;3,528\n", "t.csv")
+    assert (row["step_time_s"], row["seq"]) == ("3.528", "2,048")
+    (row,) = read_table("id;gpu;gpus;tokens_per_s_per_gpu;mfu\na;A100;8;9,287;0.41\n", "t.csv")
+    assert row["tokens_per_s_per_gpu"] == "9,287"
+
+
+def test_commas_are_decimal_where_one_of_them_can_be_nothing_else():
+    rows = read_table('id,gpu,gpus,step_time_s\na,A100,8,"3,528"\nb,A100,8,"3,5"\n', "t.csv")
+    assert [row["step_time_s"] for row in rows] == ["3.528", "3.5"]
+    (row,) = read_table('id,gpu,gpus,step_time_s\na,A100,8,"3,528"\n', "t.csv")
+    assert row["step_time_s"] == "3,528"
+
+
+@pytest.mark.parametrize("first", ["sep=;\r\n", "# my runs, of May\n\n", "\ufeffsep=;\n# runs\n"])
+def test_lines_before_the_header_are_passed_over(first):
+    (row,) = read_table(first + "id;gpu;gpus\na;A100;8\n", "t.csv")
+    assert (row["id"], row["gpus"]) == ("a", "8")
+    assert row[LINE] == str(first.count("\n") + 2)
+
+
+def test_rows_that_end_early_are_broken():
+    text = "id,gpu,gpus,seq\na,A100,8,2048\nb,A100\nc,H100,8\n"
+    assert [row.get(BROKEN) for row in read_table(text, "t.csv")] == [
+        None, "it ends before its cell of gpus", None,
+    ]  # fmt: skip
+
+
+def test_a_file_that_ends_inside_its_last_row_is_torn_there():
+    text = "id,gpu,gpus,seq\na,A100,8,2048\nb,A100,5"
+    assert [row.get(BROKEN) for row in read_table(text, "t.csv")] == [
+        None, "the file ends inside this row",
+    ]  # fmt: skip
+    assert read_table(text.replace("b,A100,5", "b,A100,5,512"), "t.csv")[1].get(BROKEN) is None
+
+
+def test_a_quote_that_closes_inside_a_cell_breaks_a_row_that_lacks_cells():
+    text = 'id,source,gpu,gpus,notes\na,"somebody,A100,8,"[T] x"\nb,me,A100,8,a "word" here\n'
+    assert [row.get(BROKEN) for row in read_table(text, "t.csv")] == [
+        "a quote that closes inside a cell", None,
+    ]  # fmt: skip
+
+
+def test_a_table_that_excel_writes_as_unicode_text_is_read(tmp_path, capsys):
+    path = tmp_path / "t.csv"
+    path.write_bytes("id\tgpu\tgpus\na\tTPU\t8\n".encode("utf-16"))
+    assert main(["backtest", str(path)]) == 0
+    assert "not published: layers, hidden, seq" in capsys.readouterr().out

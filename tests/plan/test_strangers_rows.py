@@ -9,10 +9,11 @@ from launcher.cli import main
 from launcher.errors import ConfigError
 from launcher.plan.backtest import predict_job, predict_row
 from launcher.plan.backtest_cells import read_cells
+from launcher.plan.backtest_flops import published_flops_per_token
 from launcher.plan.backtest_hardware import find_devices
 from launcher.plan.backtest_model import known_model
 from launcher.plan.backtest_odd import MEASURED
-from launcher.plan.backtest_rows import published_flops_per_token, read_row
+from launcher.plan.backtest_rows import read_row
 from launcher.plan.backtest_table import BROKEN, LINE, read_table
 from launcher.plan.backtest_words import (
     named_stage,
