@@ -80,7 +80,9 @@ def _compare_silent(row: Mapping[str, str | None], facts: Facts) -> Answer:
     measured = read_row(row, facts)
     if measured.did_not_fit:
         return compare(measured)
-    fitting = [_first_fit(row, cells, facts) for cells in guesses(row, measured.job.layout)]
+    fitting = [
+        _first_fit(row, cells, measured, facts) for cells in guesses(row, measured.job.layout)
+    ]
     found = [answer for answer in fitting if answer is not None]
     if not found:
         return compare(measured)
@@ -88,10 +90,13 @@ def _compare_silent(row: Mapping[str, str | None], facts: Facts) -> Answer:
 
 
 def _first_fit(
-    row: Mapping[str, str | None], choices: Iterable[Mapping[str, str]], facts: Facts
+    row: Mapping[str, str | None],
+    choices: Iterable[Mapping[str, str]],
+    measured: Measured,
+    facts: Facts,
 ) -> Answer | None:
     for cells in choices:
-        answer = compare(read_row({**row, **cells}, facts))
+        answer = compare(read_row({**row, **cells}, facts) if cells else measured)
         if answer.predicted_fits:
             said = tuple(f"{name}={value}" for name, value in cells.items())
             named = tuple(part for part in answer.assumed if part not in said)

@@ -67,6 +67,8 @@ PLAIN["k"] = 1e3
 PER_DEVICE = r"(?: ?/ ?| per )(?:gpu|device|gcd|die|card)s?$"
 """Behind a unit of a column that is per device."""
 
+SIMPLE = re.compile(r"[1-9]\d{0,14}(?:\.\d+)?")
+
 NUMBER = re.compile(r"[~≈]?\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?)\s*([a-z/%]*)\s*[?*]?")
 
 
@@ -100,6 +102,8 @@ def read_number(cells: Mapping[str, str], name: str) -> float | None:
     text = cells[name].lower()
     if not text:
         return None
+    if SIMPLE.fullmatch(text) and name != "mfu":  # as most are
+        return float(text)
     bare = re.sub(r"\([^)]*\)", "", text)  # a remark
     bare = re.sub(r"(?<=\d)[,_ ](?=\d{3}(?!\d))", "", bare)
     bare = re.sub(r"\s*(?:±|\+/?-)\s*[\d.]+", "", bare).strip()  # how far it scatters

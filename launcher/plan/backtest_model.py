@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -71,9 +72,14 @@ def known_model(name: str, models: Mapping[str, Model]) -> Model | None:
 
     `meta-llama/Llama-3.1-70B-L12` is llama3_70b, and `GPT-1.8B` is not gpt_18b.
     """
-    plain = re.sub(r"(llama|qwen)[-_ ]?(\d)\.\d", r"\1\2", name.lower()).rsplit("/", 1)[-1]
-    found = [key for key in models if re.match(_pattern(key), plain)]
-    return models[max(found, key=len)] if found else None
+    key = _known_key(name.lower(), tuple(models))
+    return None if key is None else models[key]
+
+
+@lru_cache(maxsize=1024)
+def _known_key(name: str, keys: tuple[str, ...]) -> str | None:
+    plain = re.sub(r"(llama|qwen)[-_ ]?(\d)\.\d", r"\1\2", name).rsplit("/", 1)[-1]
+    return max((key for key in keys if re.match(_pattern(key), plain)), key=len, default=None)
 
 
 def _pattern(key: str) -> str:

@@ -219,3 +219,12 @@ def test_a_table_that_excel_writes_as_unicode_text_is_read(tmp_path, capsys):
     path.write_bytes("id\tgpu\tgpus\na\tTPU\t8\n".encode("utf-16"))
     assert main(["backtest", str(path)]) == 0
     assert "not published: layers, hidden, seq" in capsys.readouterr().out
+
+
+def test_a_row_that_fits_as_it_stands_is_read_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        "launcher.plan.backtest.read_row", lambda *a: calls.append(a) or read_row(*a)
+    )
+    predict_row(llama(recompute="full", zero_or_fsdp="zero3"), FACTS)
+    assert len(calls) == 1
