@@ -28,11 +28,11 @@ def find_execution(
         changes["overlap_p2p"] = True
     assert hardware.gpu is not None
     is_recent = hardware.gpu.peak_flops.fp8 is not None  # such devices came after FlashAttention
-    if re.search(r"(no|without) flash|torch attention|unfused attention", words):
+    if re.search(NOT_FLASH, words):
         changes["attention"] = "matrix"
     elif re.search(r"flash[- ]?attention[- ]?3|fa3|cudnn", words):
         changes["attention"] = "cudnn"
-    elif "flash" in words or is_long:
+    elif re.search(r"flash|xformers|memory[- ]efficient attention", words) or is_long:
         second = re.search(r"flash[- ]?att\w*[- ]?(?:v?2)(?![0-9])|fa-?2|fav2", words)
         if execution.attention == "matrix" or second:
             changes["attention"] = "flash"
@@ -46,32 +46,56 @@ def find_execution(
         changes["fusion"] = "compiled"
     if re.search(r"async[-_ ]?tp|tp[-_ ]comm[-_ ]overlap", words):
         changes["overlap_tp"] = True
-    if re.search(NO_OVERLAP, words):
-        changes |= {"overlap_tp": False, "overlap_dp": False, "overlap_p2p": False}
-    if "fused ce" in words or "fused cross" in words:
+    for axis in ("tp", "dp", "p2p"):
+        if re.search(NO_OVERLAP, words) or re.search(NO_OVERLAP_OF.format(axis), words):
+            changes[f"overlap_{axis}"] = False
+    if re.search(r"(?<!no )(?<!without )(?:fused (?:ce|cross)|cut cross[- ]entropy|liger)", words):
         changes["fused_loss"] = True
+    if re.search(r"(?:no|without) dropout|dropout[ =:]+0(?!\.?0*[1-9])", words):
+        changes["dropout_masks"] = False
     if re.search(r"cp a2a|ulysses", f"{words} {row['source']} {row['sp']} {row['cp']}".lower()):
         changes["cp_mode"] = "ulysses"
     changes |= _number_formats(row, hardware.gpu)
-    if "parallel attn" in words:
+    if re.search(PARALLEL_BLOCK, words) or re.search(PARALLEL_MODELS, row["model"].lower()):
         changes["parallel_block"] = True
     given = row["sp"].lower()
     is_split = given not in NO if given else program.is_modern
     changes["sequence_parallel"] = tp > 1 and is_split
     if offload := _offload(words + " " + row["zero_or_fsdp"].lower()):
         changes["offload"] = offload
-    if "allocated" in words:
-        changes |= {"reserved": False, "process": False}
-    elif "nvidia-smi" not in words:
-        changes["process"] = False
+    metric = re.search(r"allocated|reserved|nvidia-smi", words)  # what is named behind it is beside
+    if metric is None or metric[0] != "nvidia-smi":
+        changes |= {"reserved": metric is None or metric[0] == "reserved", "process": False}
     recompute, share = read_recompute(row["recompute"], num_layers, layout.pp, vpp)
     changes |= {"recompute": recompute, "recompute_share": share}
     changes["shard_size"] = _shard_size(row, layout, hardware.gpus_per_node or 1)
     return replace(execution, **changes)
 
 
-NO_OVERLAP = r"no (comm|communication) overlap"
+NOT_FLASH = (
+    r"(?:no|not|without|w/o) flash|flash[- _]?att\w*(?: is)?[ =:]+(?:off|no\b|false|disabled|0)"
+    r"|torch attention|unfused attention"
+)
+
+NO_OVERLAP = (
+    r"(?:no|without|w/o) (?:comm\w*(?:[-/ ]comp\w*)?[- ])?overlap"
+    r"|(?<!tp )(?<!dp )(?<!p2p )overlap (?:is )?(?:off|disabled)|not overlapped"
+)
 """In notes: collectives wait for the computing."""
+
+NO_OVERLAP_OF = (
+    r"(?:no|without|w/o) {0}[- ](?:comm\w*[- ])?overlap|{0}[- ]overlap (?:is )?(?:off|dis)"
+)
+"""In notes: those of one axis do."""
+
+PARALLEL_BLOCK = (
+    r"(?<!sequence )(?<!context )(?<!tensor )(?<!model )(?<!data )"
+    r"parallel (?:attn|attention|block|residual|mlp)|gpt[-_]?j[-_ ]residual"
+)
+"""In notes: attention and MLP read the same input."""
+
+PARALLEL_MODELS = r"falcon|(?<![a-z])palm(?![a-z])|gpt-?j(?![a-z])|neox|pythia"
+"""Models whose blocks do."""
 
 NOT_COMPILED = r"(?:no|not|without|w/o) (?:torch\.)?compile|compile\w*[ =:]+(?:off|false|none|no\b)"
 
@@ -113,10 +137,15 @@ OF_SUMS = r"(?:fp|float)32 (?:main |master|grad|accum|optim|reduc|state|param|we
 
 def _offload(words: str) -> str | None:
     """What waits in the node's RAM."""
+    words = re.sub(OF_ACTIVATIONS, "", words)
     if not re.search(r"off-?load", words) or re.search(r"(no|without)( cpu)? off-?load", words):
         return None
     whole = r"param\w*[- ]off-?load|off-?load\w* (of )?(param|weight)|zero-infinity|cpu_offload"
     return "parameters" if re.search(whole, words) else "optimizer"
+
+
+OF_ACTIVATIONS = r"activation\w*[- ](?:cpu[- ])?off-?load\w*|off-?load\w* (?:of )?activation\w*"
+"""Not of state."""
 
 
 def _shard_size(row: Mapping[str, str], layout: Layout, per_node: int) -> int | None:

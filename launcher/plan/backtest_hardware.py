@@ -61,6 +61,9 @@ DEVICES = (
 EFA = {"v100": "efa_100", "a100": "efa_400"}
 """Elastic Fabric Adapters of the instances with these devices; later ones have 3,200 Gb/s."""
 
+INSTANCES = r"(?<![a-z])(?:efa|p3dn|p4de?|p5e?n?)(?![a-z0-9-])|elastic fabric"
+"""In notes: instances that have them."""
+
 UNSTATED = r"(interconnect|network|fabric)( is|:)? (not stated|unstated|unknown|not published)"
 """A row that says so is taken to have 100 Gb/s per GPU."""
 
@@ -73,7 +76,7 @@ def find_devices(row: Mapping[str, str]) -> Devices | None:
             words = row["notes"].lower()
             if re.search(UNSTATED, words):
                 return replace(devices, network="roce_100")
-            if re.search(r"(?<![a-z])efa(?![a-z])|elastic fabric", words):
+            if re.search(INSTANCES, words):
                 return replace(devices, network=EFA.get(devices.gpu[:4], "efa_3200"))
             return devices
     return None
@@ -85,14 +88,26 @@ RATE = r"([\d.]+) ?([GT])b(?:ps|/s|it/s)?(?![A-Za-z])"
 PER_NODE = r"(?:[Pp]er|/) ?(?:[Hh]ost|[Nn]ode|[Ss]erver|[Mm]achine)"
 PER_GPU = r"(?:[Pp]er|/) ?(?:GPU|gpu|device|die|GCD)"
 
-STATED = (
-    (re.compile(rf"(\d+) ?[xX\u00d7] ?{RATE}(?![^;.,]*{PER_GPU})"), "count"),
+ADAPTERS = r"(?:[A-Z][\w-]* )?(?:NICs?|HCAs?|[Aa]dapters?|[Rr]ails?|[Pp]orts?)"
+
+TIMES = r" ?[xX\u00d7] ?"
+
+STATED: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(rf"(\d+){TIMES}{RATE}(?![^;.,]*{PER_GPU})"), "count"),
+    (
+        re.compile(rf"(\d+){TIMES}(\d+) ?(G)(?:bE\b| ?(?:Ethernet|IB|InfiniBand|RoCE|[HNX]DR))"),
+        "count",
+    ),
+    (re.compile(rf"(\d+) {ADAPTERS}(?: of| at|,|:)? {RATE}(?![^;.,]*{PER_GPU})"), "count"),
+    (re.compile(rf"(\d+) (?:[A-Z][\w-]* )?{RATE} {ADAPTERS}(?![^;.,]*{PER_GPU})"), "count"),
     (re.compile(rf"{RATE}[^;.,]{{0,24}}?{PER_GPU}"), "gpu"),
     (re.compile(rf"{RATE}[^;]{{0,40}}?{PER_NODE}"), "node"),
-    (re.compile(r"(\d+) ?[xX\u00d7] ?(EDR|HDR100|HDR|NDR200|NDR|XDR)\b"), "name"),
-)
+    (re.compile(rf"(\d+){TIMES}(EDR|HDR100|HDR|NDR200|NDR|XDR)(?:200|400|800)?\b"), "name"),
+    (re.compile(rf"{RATE} (?:Ethernet|network)"), "node"),
+    (re.compile(r"p3\.16xlarge"), "p3"),
+)  # fmt: skip
 """How notes state a network: `8x200Gb HDR IB`, `400Gb/s/GPU RoCE`, `2 Tb/s RoCE per host`,
-`8x NDR`."""
+`4 NICs of 200 Gb/s`, `8x NDR`, `25 Gbps Ethernet` of a node, `p3.16xlarge` with 25 Gb/s."""
 
 NAMES = {"edr": 100, "hdr100": 100, "hdr": 200, "ndr200": 200, "ndr": 400, "xdr": 800}
 """Gb/s of an InfiniBand port with four lanes (two for those with a number)."""
@@ -104,6 +119,8 @@ def stated_bandwidth(row: Mapping[str, str], gpus_per_node: int) -> float | None
         found = pattern.search(row["notes"])
         if found is None:
             continue
+        if kind == "p3":
+            return 25e9 / 8 / gpus_per_node
         if kind == "name":
             return int(found[1]) * NAMES[found[2].lower()] * 1e9 / 8 / gpus_per_node
         groups = found.groups()
