@@ -189,9 +189,8 @@ def _even_bounds(num_layers: int, num_parts: int) -> list[tuple[int, int]]:
 
 
 def _chain(job: Job) -> Chain:
-    recipe, layout = SCHEDULES[job.layout.schedule], job.layout
-    chunks = layout.vpp if recipe.chunks is None else recipe.chunks
-    return Chain(num_stages=layout.pp, num_chunks=chunks, placement=recipe.placement)
+    placement = SCHEDULES[job.layout.schedule].placement
+    return Chain(num_stages=job.layout.pp, num_chunks=job.layout.vpp, placement=placement)
 
 
 def backtest(rows: Iterable[Mapping[str, str | None]], facts: Facts) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from launcher.plan.backtest_programs import PIPELINE_STATE, find_program
 from launcher.plan.backtest_words import NO, read_recompute
 from launcher.plan.execution import Execution
 from launcher.plan.records import Layout
+from launcher.plan.schedule import SCHEDULES
 
 
 def find_execution(
@@ -24,7 +25,8 @@ def find_execution(
     execution, words = program.execution, f"{row['id']} {row['notes']}".lower()
     changes: dict[str, Any] = {}
     is_long = (read_number(row, "cp") or 1) > 1 or (read_number(row, "seq") or 1) > LONGEST_SCORES
-    if program.is_modern and vpp > 1:  # Megatron-Core overlaps exchanges of interleaved stages
+    is_looped = vpp > 1 and SCHEDULES[layout.schedule].placement == "loop"
+    if program.is_modern and is_looped:  # Megatron-Core overlaps exchanges of interleaved stages
         changes["overlap_p2p"] = True
     assert hardware.gpu is not None
     is_recent = hardware.gpu.peak_flops.fp8 is not None  # such devices came after FlashAttention

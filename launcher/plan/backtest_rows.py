@@ -42,6 +42,7 @@ from launcher.plan.backtest_words import (
 )
 from launcher.plan.execution import Execution, Job
 from launcher.plan.records import Layout
+from launcher.plan.schedule import SCHEDULES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,13 +159,18 @@ def _layout(cells: Mapping[str, str], model: Model, per_node: int, assumed: list
 
 
 def _chunks(cells: Mapping[str, str], pp: int, num_layers: int) -> int:
-    """By the cell, by words, or as the program cuts the stages that it interleaves."""
+    """By the cell, by words, or as the program cuts the stages that it interleaves.
+
+    A schedule that has a number of its own has it whatever the row says: both of its directions
+    are chunks, of which the stage's memory is made up.
+    """
     program, schedule = find_program(dict(cells)), row_schedule(dict(cells))
     default = stated_chunks(dict(cells))
     if default is None and schedule == INTERLEAVED:
         each = program.layers_per_chunk
         default = 2 if each is None else -(-num_layers // (pp * each))
-    return read_integer(cells, "vpp", default or 1)
+    vpp = read_integer(cells, "vpp", default or 1)
+    return SCHEDULES[find_schedule(dict(cells), vpp)].chunks or vpp
 
 
 INTERLEAVED = "interleaved_1f1b"
