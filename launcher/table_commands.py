@@ -51,13 +51,18 @@ def _broken_row(path: str, row: dict[str, Any]) -> Finding:
 
 def calibrate(request: Request) -> int:
     """Measure the kernels of this machine and write them as a table that plans can use."""
+    from launcher.config.kernel_table import COLUMNS
     from launcher.config.local_hardware import detect_machine
     from launcher.submit.calibrate import calibrate as measure
+    from launcher.submit.plan_files import check_target
 
     if len(request.overrides) > 1:
         reason, fix = "writes one file", "launch calibrate FILE"
         raise ConfigError([Finding(field="calibrate", rule="one-table", reason=reason, fix=fix)])
-    path = Path(request.overrides[0] if request.overrides else "kernels.csv")
+    path = Path(request.overrides[0] if request.overrides else "kernels.csv").expanduser()
+    # Before the measuring, which takes its time, and never over a file of another kind.
+    if refused := check_target("calibrate", str(path), ",".join(COLUMNS), "launch calibrate"):
+        raise ConfigError([refused])
     table = measure(detect_machine(), path)
     print(table, end="")
     print(f"\nuse it: launch plan hardware.kernels={path.absolute()}")
