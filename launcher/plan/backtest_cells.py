@@ -102,7 +102,7 @@ def read_number(cells: Mapping[str, str], name: str) -> float | None:
     text = cells[name].lower()
     if not text:
         return None
-    if SIMPLE.fullmatch(text) and name != "mfu":  # as most are
+    if SIMPLE.fullmatch(text) and name not in ("mfu", "params_b"):  # as most are
         return float(text)
     bare = re.sub(r"\([^)]*\)", "", text)  # a remark
     bare = re.sub(r"(?<=\d)[,_ ](?=\d{3}(?!\d))", "", bare)
@@ -119,10 +119,15 @@ def read_number(cells: Mapping[str, str], name: str) -> float | None:
         raise BadRow(f"{name}={cells[name]}: not a positive number")
     if name == "mfu" and value > 1 and found[2] == "":  # percent without its sign
         value /= 100
+    if name == "params_b" and value > MOST_BILLIONS and found[2] == "":  # not in billions
+        value /= 1e9
     if name == "mfu" and value > 1:
         raise BadRow(f"mfu={cells[name]}: more than the peak")
     return value
 
+
+MOST_BILLIONS = 1e5
+"""Of parameters: a hundred times the largest models."""
 
 NODES_BY_DEVICES = r"(\d{1,6}) ?(?:nodes?|hosts?|servers?)? ?[x\u00d7*] ?(\d{1,3})(?: ?gpus?)?"
 """`8x8`, `8 nodes x 8`."""

@@ -5,6 +5,7 @@ import pytest
 from launcher.cli import main
 from launcher.plan.backtest import predict_row
 from launcher.plan.backtest_cells import read_cells, read_number
+from launcher.plan.backtest_model import known_model
 from launcher.plan.backtest_rows import read_row
 from launcher.plan.backtest_table import BROKEN, LINE, read_table
 from launcher.plan.backtest_words import read_recompute, zero_stage
@@ -228,3 +229,32 @@ def test_a_row_that_fits_as_it_stands_is_read_once(monkeypatch):
     )
     predict_row(llama(recompute="full", zero_or_fsdp="zero3"), FACTS)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [("meta-llama/Meta-Llama-3-70B", 80), ("Meta-Llama-3-8B", 32), ("LLaMA-13B", 40),
+     ("llama 7b", 32), ("GPT-175B", 96)],
+)  # fmt: skip
+def test_models_are_known_by_what_people_call_them(name, layers):
+    model = known_model(name, FACTS.models)
+    assert model is not None
+    assert model.num_layers == layers
+
+
+def test_parameters_may_be_counted_one_by_one():
+    assert read_number(read_cells({"params_b": "6740000000"}), "params_b") == 6.74
+    assert read_number(read_cells({"params_b": "6.74e9"}), "params_b") == 6.74
+
+
+def test_parameters_that_the_dimensions_do_not_make_are_named():
+    said = "6.74 billion parameters by its dimensions, not 8.5"
+    assert said in predict_row(llama(params_b=8.5), FACTS).assumed
+    assert not any("billion" in words for words in predict_row(llama(), FACTS).assumed)
+
+
+@pytest.mark.parametrize("notes", ["num_experts=16, topk=2", "experts: 16 (top_k: 2)"])
+def test_experts_are_read_as_options_too(notes):
+    row = llama(model="a moe", params_b="", notes=notes, ep=8)
+    experts = read_row(row, FACTS).job.model.experts
+    assert (experts.num_experts, experts.experts_per_token) == (16, 2)
