@@ -26,7 +26,7 @@ DEVICES = (
     (r"p4d|a100.*p4d", _devices("a100_40gb", "hgx_a100", "efa_400")),
     (r"p5en?(?![a-z])", _devices("h200_sxm", "hgx_h100", "efa_3200")),
     (r"p5(?![a-z0-9])", _devices("h100_sxm", "hgx_h100", "efa_3200")),
-    (r"a100.*(pcie.*40|40.*pcie)", _devices("a100_40gb", "pcie4", "ib_hdr200")),
+    (r"a100.*(pcie.*40|40.*pcie)", _devices("a100_pcie_40gb", "pcie4", "ib_hdr200")),
     (r"a100.*40", _devices("a100_40gb", "hgx_a100", "ib_hdr200")),
     (r"a100.*pcie", _devices("a100_pcie_80gb", "pcie4", "ib_hdr200")),
     (r"a100", _devices("a100_80gb", "hgx_a100", "ib_hdr200")),
