@@ -69,6 +69,9 @@ def find_execution(
     if metric is None or metric[0] != "nvidia-smi":
         changes |= {"reserved": metric is None or metric[0] == "reserved", "process": False}
     recompute, share = read_recompute(row["recompute"], num_layers, layout.pp, vpp)
+    if recompute == "selective" and program.selects_operators:
+        is_core = re.search("attn|attention|core", row["recompute"].lower())
+        recompute = recompute if is_core else "operators"
     changes |= {"recompute": recompute, "recompute_share": share}
     changes["shard_size"] = _shard_size(row, layout, hardware.gpus_per_node or 1)
     return replace(execution, **changes)

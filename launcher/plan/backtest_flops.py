@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from launcher.plan.backtest_cells import read_number
+from launcher.plan.backtest_cells import BadRow, read_number
 from launcher.plan.backtest_programs import find_program
 from launcher.plan.execution import Job
 from launcher.plan.kernels import peak_flops
@@ -13,21 +13,63 @@ from launcher.plan.work import forward_flops_per_token, model_flops_per_token
 
 
 def measured_step_s(cells: Mapping[str, str], job: Job) -> float | None:
-    """Given, or from tokens/s, TFLOP/s or MFU by the source's convention."""
-    if (given := read_number(cells, "step_time_s")) is not None:
-        return given
-    layout = job.layout
-    tokens = layout.global_batch_size * layout.sequence_length / layout.world_size
-    if (rate := read_number(cells, "tokens_per_s_per_gpu")) is not None:
-        return tokens / rate
-    if (rate := read_number(cells, "tflops_per_gpu")) is not None:
-        return tokens * published_flops_per_token(cells, job) / (rate * 1e12)
-    if (share := read_number(cells, "mfu")) is not None:
-        assert job.hardware.gpu is not None
-        kind = "bf16" if find_program(dict(cells)).mfu_of_bf16 else job.execution.matmul
-        peak = _stated_peak(cells) or peak_flops(job.hardware.gpu, kind)
-        return tokens * published_flops_per_token(cells, job) / (share * peak)
+    """Given, or from tokens/s, TFLOP/s or MFU by the source's convention.
+
+    BadRow where no device could be so fast: a rate of all devices together, or another unit.
+    """
+    for column, step_s in (
+        ("step_time_s", _given),
+        ("tokens_per_s_per_gpu", _by_tokens),
+        ("tflops_per_gpu", _by_flops),
+        ("mfu", _by_share),
+    ):
+        if (value := read_number(cells, column)) is None:
+            continue
+        found = step_s(cells, job, value)
+        if found < (1 - ROUNDING) * _least_s(job):
+            raise BadRow(f"{column}={cells[column]}: beyond the peak of a device")
+        return found
     return None
+
+
+ROUNDING = 0.01
+"""Of a published figure."""
+
+
+def _least_s(job: Job) -> float:
+    """Seconds of its products alone at the highest peak that the device has, causal attention at
+    half; 0 where how many there are may be a guess.
+    """
+    model, gpu = job.model, job.hardware.gpu
+    assert gpu is not None
+    if model.experts or model.encoder:
+        return 0.0
+    peak = max(gpu.peak_flops.bf16, gpu.peak_flops.fp8 or 0.0)
+    return _tokens(job) * model_flops_per_token(model, job.layout.sequence_length) / peak
+
+
+def _tokens(job: Job) -> float:
+    """Per device and step."""
+    return job.layout.global_batch_size * job.layout.sequence_length / job.layout.world_size
+
+
+def _given(cells: Mapping[str, str], job: Job, seconds: float) -> float:
+    return seconds
+
+
+def _by_tokens(cells: Mapping[str, str], job: Job, rate: float) -> float:
+    return _tokens(job) / rate
+
+
+def _by_flops(cells: Mapping[str, str], job: Job, rate: float) -> float:
+    return _tokens(job) * published_flops_per_token(cells, job) / (rate * 1e12)
+
+
+def _by_share(cells: Mapping[str, str], job: Job, share: float) -> float:
+    assert job.hardware.gpu is not None
+    kind = "bf16" if find_program(dict(cells)).mfu_of_bf16 else job.execution.matmul
+    peak = _stated_peak(cells) or peak_flops(job.hardware.gpu, kind)
+    return _tokens(job) * published_flops_per_token(cells, job) / (share * peak)
 
 
 def _stated_peak(cells: Mapping[str, str]) -> float | None:

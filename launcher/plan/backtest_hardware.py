@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from launcher.config.schema import Gpu
+
 
 @dataclass(frozen=True, kw_only=True)
 class Devices:
@@ -21,13 +23,16 @@ def _devices(gpu: str, node: str, network: str, gpus_per_node: int = 8) -> Devic
     return Devices(gpu=gpu, node=node, network=network, gpus_per_node=gpus_per_node)
 
 
+FORTY = r"(?<!\d)40(?!\d)"
+"""GB of an A100; `DGX-A100-640GB` has eight of 80, one of 320 eight of 40."""
+
 DEVICES = (
     (r"p4de", _devices("a100_80gb", "hgx_a100", "efa_400")),
     (r"p4d|a100.*p4d", _devices("a100_40gb", "hgx_a100", "efa_400")),
     (r"p5en?(?![a-z])", _devices("h200_sxm", "hgx_h100", "efa_3200")),
     (r"p5(?![a-z0-9])", _devices("h100_sxm", "hgx_h100", "efa_3200")),
-    (r"a100.*(pcie.*40|40.*pcie)", _devices("a100_pcie_40gb", "pcie4", "ib_hdr200")),
-    (r"a100.*40", _devices("a100_40gb", "hgx_a100", "ib_hdr200")),
+    (rf"a100.*(pcie.*{FORTY}|{FORTY}.*pcie)", _devices("a100_pcie_40gb", "pcie4", "ib_hdr200")),
+    (rf"a100.*({FORTY}|320 ?gb)", _devices("a100_40gb", "hgx_a100", "ib_hdr200")),
     (r"a100.*pcie", _devices("a100_pcie_80gb", "pcie4", "ib_hdr200")),
     (r"a100", _devices("a100_80gb", "hgx_a100", "ib_hdr200")),
     (r"a800", _devices("a100_80gb", "hgx_a800", "ib_hdr200")),
@@ -81,6 +86,23 @@ def find_devices(row: Mapping[str, str]) -> Devices | None:
             return devices
     return None
 
+
+def stated_memory(cell: str, gpu: Gpu) -> int | None:
+    """Bytes of a variant of a device that differs in its memory: `H20-141GB`, `A100-64GB`.
+
+    None where the cell says what the facts have, or what several of them have together.
+    """
+    usual = re.search(r"(\d+)GB", gpu.name)
+    found = re.search(r"(?<!\d)(\d{2,3}) ?g(?:i?b)?(?![a-z])", cell.lower())
+    if usual is None or found is None:
+        return None
+    share = int(found[1]) / int(usual[1])
+    is_variant = 0.5 < share < 1.9 and abs(share - 1) > SAME_MEMORY
+    return round(share * gpu.memory_bytes) if is_variant else None
+
+
+SAME_MEMORY = 0.1
+"""By which the memory on a device's label may miss what drivers report of it."""
 
 RATE = r"([\d.]+) ?([GT])b(?:ps|/s|it/s)?(?![A-Za-z])"
 """Bits: `80GB` and `600 GB/s` are memory and NVLink."""

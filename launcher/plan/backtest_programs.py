@@ -31,6 +31,8 @@ class Program:
     """Shards weights around its own kernels (Megatron-FSDP); others do around torch's."""
     mfu_of_bf16: bool = False
     """Its utilisation is of the 16-bit peak, whatever products multiply in."""
+    selects_operators: bool = False
+    """Its selective recomputation is of operators where a row does not say of what."""
     layers_per_chunk: int | None = None
     """Of interleaved stages; None: each stage is cut in two where a row says no number."""
 
@@ -123,6 +125,7 @@ PROGRAMS = (
         ),
         default_stage=3,
         microbatch_per_stage=True,
+        selects_operators=True,  # selective_ac_option = "op" in the files of its own models
         mfu_of_bf16=True,  # `get_peak_flops` in torchtitan/tools/utils.py knows no other
     ),
     Program(

@@ -27,6 +27,7 @@ from launcher.plan.backtest_hardware import (
     Devices,
     find_devices,
     stated_bandwidth,
+    stated_memory,
     stated_taper,
 )
 from launcher.plan.backtest_model import read_model
@@ -87,7 +88,7 @@ def read_row(row: Mapping[str, str | None], facts: Facts) -> Measured:
     if hardware_names is None or hardware_names.gpu not in facts.gpus:
         raise Unsupported(f"no facts of gpu={cells['gpu']} in conf/hardware/gpu")
     layout = _layout(cells, model, hardware_names.gpus_per_node, assumed)
-    hardware = _hardware(cells, layout, facts, hardware_names)
+    hardware = _hardware(cells, layout, facts, hardware_names, assumed)
     execution = find_execution(cells, layout, model.num_layers, hardware)
     assumed += not_understood(cells, execution, layout.zero_stage)
     if execution.weight_bytes == 4 and layout.zero_stage < 3:
@@ -96,11 +97,12 @@ def read_row(row: Mapping[str, str | None], facts: Facts) -> Measured:
         execution = gather_ahead(execution, cells)
     job = Job(model=model, hardware=hardware, layout=layout, execution=execution)
     memory = read_number(cells, "mem_gib")
+    numbers = {"gpus": str(layout.world_size), "seq": str(layout.sequence_length)}
     names = ("source", "model", "gpu", "gpus", "seq", "precision")
     return Measured(
         id=cells["id"],
         source=cells["source"],
-        group=tuple(cells[name] for name in names),
+        group=tuple(numbers.get(name, cells[name]) for name in names),
         job=job,
         step_s=measured_step_s(cells, job),
         memory_bytes=None if memory is None else round(memory * 2**30),
@@ -204,7 +206,9 @@ def _check_experts(model: Model, ep: int, ranks: int) -> None:
         raise BadRow(f"ep={ep}: does not divide {number} experts and {ranks} ranks")
 
 
-def _hardware(cells: Mapping[str, str], layout: Layout, facts: Facts, names: Devices) -> Hardware:
+def _hardware(
+    cells: Mapping[str, str], layout: Layout, facts: Facts, names: Devices, assumed: list[str]
+) -> Hardware:
     fabric = facts.networks[names.network]
     if "roce" in cells["notes"].lower():
         fabric = facts.networks["roce_100"].model_copy(update={"bandwidth": fabric.bandwidth})
@@ -212,9 +216,13 @@ def _hardware(cells: Mapping[str, str], layout: Layout, facts: Facts, names: Dev
         fabric = fabric.model_copy(update={"bandwidth": stated})
     if taper := stated_taper(cells):
         fabric = fabric.model_copy(update={"oversubscription": taper})
+    gpu = facts.gpus[names.gpu]
+    if memory := stated_memory(cells["gpu"], gpu):
+        assumed.append(f"gpu={cells['gpu']}: as {gpu.name} but for its memory")
+        gpu = gpu.model_copy(update={"memory_bytes": memory})
     return Hardware(
         name=cells["gpu"], num_nodes=layout.nodes, gpus_per_node=layout.gpus_per_node,
-        gpu=facts.gpus[names.gpu], node=facts.nodes[names.node], network=fabric,
+        gpu=gpu, node=facts.nodes[names.node], network=fabric,
     )  # fmt: skip
 
 
