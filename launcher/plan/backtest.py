@@ -12,7 +12,7 @@ from launcher.config.schema import Run
 from launcher.plan.backtest_cells import BadRow, Unsupported, read_cells, read_integer, read_number
 from launcher.plan.backtest_hardware import share_fabrics
 from launcher.plan.backtest_rows import Facts, Measured, for_fit, read_row
-from launcher.plan.backtest_silent import guesses
+from launcher.plan.backtest_silent import guesses, last_guesses
 from launcher.plan.backtest_sweeps import Answer, sweeps
 from launcher.plan.backtest_table import BROKEN, LINE
 from launcher.plan.backtest_words import zero_stage
@@ -80,13 +80,12 @@ def _compare_silent(row: Mapping[str, str | None], facts: Facts) -> Answer:
     measured = read_row(row, facts)
     if measured.did_not_fit:
         return compare(measured)
-    fitting = [
-        _first_fit(row, cells, measured, facts) for cells in guesses(row, measured.job.layout)
-    ]
-    found = [answer for answer in fitting if answer is not None]
-    if not found:
-        return compare(measured)
-    return min(found, key=lambda answer: answer.predicted_step_s or 0.0)
+    for guess in (guesses, last_guesses):
+        choices = guess(row, measured.job.layout)
+        fitting = [_first_fit(row, cells, measured, facts) for cells in choices]
+        if found := [answer for answer in fitting if answer is not None]:
+            return min(found, key=lambda answer: answer.predicted_step_s or 0.0)
+    return compare(measured)
 
 
 def _first_fit(

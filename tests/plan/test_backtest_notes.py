@@ -2,6 +2,7 @@
 
 import pytest
 
+from launcher.plan.backtest import predict_row
 from launcher.plan.backtest_hardware import stated_bandwidth
 from launcher.plan.backtest_rows import read_row
 
@@ -95,3 +96,23 @@ def test_adapters_of_a_node_are_counted(notes, gigabits):
 def test_instances_that_notes_name_have_their_fabric(gpu, notes, gigabits):
     hardware = read_row(llama(gpu=gpu, notes=notes), FACTS).job.hardware
     assert hardware.network.bandwidth == gigabits * 1e9 / 8
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [{"step_time_s": "N/A (OOM)"}, {"step_time_s": "", "mem_gib": ">80", "notes": "[O]"},
+     {"step_time_s": "", "mem_gib": 80, "notes": "[O] tried 81"},
+     {"step_time_s": "oom", "mem_gib": 80}],
+)  # fmt: skip
+def test_a_run_that_did_not_fit_has_measured_no_memory(cells):
+    found = read_row(llama(**cells), FACTS)
+    assert (found.did_not_fit, found.memory_bytes) == (True, None)
+    assert not read_row(llama(step_time_s="3.5 (OOM at mb 4)"), FACTS).did_not_fit
+
+
+def test_what_a_program_shards_is_not_all_that_a_silent_row_may_have_sharded():
+    # 34 B in one piece: its optimizer state alone over 64 devices leaves 136 GB on each
+    cells = {"layers": 48, "hidden": 8192, "heads": 64, "kv_heads": 8, "ffn": 22016, "params_b": 34}
+    answer = predict_row(llama(source="Megatron-LM", model="llama2-34b", **cells), FACTS)
+    assert answer.predicted_fits
+    assert any(words in answer.assumed for words in ("zero_or_fsdp=zero2", "zero_or_fsdp=zero3"))
