@@ -55,8 +55,7 @@ def find_execution(
         changes["fused_loss"] = True
     if re.search(r"(?:no|without) dropout|dropout[ =:]+0(?!\.?0*[1-9])", words):
         changes["dropout_masks"] = False
-    if re.search(r"cp a2a|ulysses", f"{words} {row['source']} {row['sp']} {row['cp']}".lower()):
-        changes["cp_mode"] = "ulysses"
+    changes |= _cp_mode(" ".join((words, *(row[name].lower() for name in CP_WORDS))))
     changes |= _number_formats(row, hardware.gpu)
     if re.search(PARALLEL_BLOCK, words) or re.search(PARALLEL_MODELS, row["model"].lower()):
         changes["parallel_block"] = True
@@ -75,6 +74,18 @@ def find_execution(
     changes |= {"recompute": recompute, "recompute_share": share}
     changes["shard_size"] = _shard_size(row, layout, hardware.gpus_per_node or 1)
     return replace(execution, **changes)
+
+
+CP_WORDS = ("source", "source_url_or_repo_path", "sp", "cp")
+
+
+def _cp_mode(words: str) -> dict[str, Any]:
+    """How ranks that share a sequence exchange it, where the row says so."""
+    if re.search(r"cp a2a|ulysses", words):
+        return {"cp_mode": "ulysses"}
+    if re.search(r"2407\.21783|(?:cp|kv|context)[^;,.]{0,20}all[- ]?gather", words):  # Llama 3
+        return {"cp_mode": "all_gather"}
+    return {"cp_mode": "ring"} if re.search(r"ring[- ]attention|(?:cp[ =]|\()ring", words) else {}
 
 
 NOT_FLASH = (

@@ -116,3 +116,15 @@ def test_what_a_program_shards_is_not_all_that_a_silent_row_may_have_sharded():
     answer = predict_row(llama(source="Megatron-LM", model="llama2-34b", **cells), FACTS)
     assert answer.predicted_fits
     assert any(words in answer.assumed for words in ("zero_or_fsdp=zero2", "zero_or_fsdp=zero3"))
+
+
+@pytest.mark.parametrize(
+    ("cells", "mode"),
+    [({"source": "Megatron-LM"}, "ring"), ({"source": "torchtitan"}, "all_gather"),
+     ({"source": "torchtitan", "notes": "ring attention"}, "ring"),
+     ({"source": "Llama 3 (2407.21783)"}, "all_gather"),
+     ({"notes": "CP by all-gather"}, "all_gather"), ({"notes": "KV all-gather"}, "all_gather"),
+     ({"cp": "4 (ulysses)"}, "ulysses"), ({"source": "torchtitan", "cp": "4 (ring)"}, "ring")],
+)  # fmt: skip
+def test_how_a_cut_sequence_is_exchanged_is_read(cells, mode):
+    assert job(**{"cp": 4} | cells).execution.cp_mode == mode
