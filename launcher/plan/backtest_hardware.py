@@ -114,8 +114,12 @@ ADAPTERS = r"(?:[A-Z][\w-]* )?(?:NICs?|HCAs?|[Aa]dapters?|[Rr]ails?|[Pp]orts?)"
 
 TIMES = r" ?[xX\u00d7] ?"
 
+PORTS = "(EDR|HDR100|HDR|NDR200|NDR|XDR|OPA|Omni-Path)"
+NAME = r"(?:[A-Z][\w-]* ){0,2}"
+
 STATED: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(rf"(\d+){TIMES}{RATE}(?![^;.,]*{PER_GPU})"), "count"),
+    (re.compile(rf"(\d+){TIMES}{NAME}{RATE}(?![^;.,]*{PER_GPU})"), "count"),
+    (re.compile(rf"{RATE}(?: [A-Z][\w-]*){{0,2}}{TIMES}(\d+)(?! ?[GT]b)"), "times"),
     (
         re.compile(rf"(\d+){TIMES}(\d+) ?(G)(?:bE\b| ?(?:Ethernet|IB|InfiniBand|RoCE|[HNX]DR))"),
         "count",
@@ -124,15 +128,16 @@ STATED: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(rf"(\d+) (?:[A-Z][\w-]* )?{RATE} {ADAPTERS}(?![^;.,]*{PER_GPU})"), "count"),
     (re.compile(rf"{RATE}[^;.,]{{0,24}}?{PER_GPU}"), "gpu"),
     (re.compile(rf"{RATE}[^;]{{0,40}}?{PER_NODE}"), "node"),
-    (re.compile(rf"(\d+){TIMES}(EDR|HDR100|HDR|NDR200|NDR|XDR)(?:200|400|800)?\b"), "name"),
+    (re.compile(rf"(\d+){TIMES}{PORTS}(?: ?100|200|400|800)?\b"), "name"),
     (re.compile(rf"{RATE} (?:Ethernet|network)"), "node"),
     (re.compile(r"p3\.16xlarge"), "p3"),
 )  # fmt: skip
 """How notes state a network: `8x200Gb HDR IB`, `400Gb/s/GPU RoCE`, `2 Tb/s RoCE per host`,
 `4 NICs of 200 Gb/s`, `8x NDR`, `25 Gbps Ethernet` of a node, `p3.16xlarge` with 25 Gb/s."""
 
-NAMES = {"edr": 100, "hdr100": 100, "hdr": 200, "ndr200": 200, "ndr": 400, "xdr": 800}
-"""Gb/s of an InfiniBand port with four lanes (two for those with a number)."""
+NAMES = {"edr": 100, "hdr100": 100, "hdr": 200, "ndr200": 200, "ndr": 400, "xdr": 800,
+         "opa": 100, "omni-path": 100}  # fmt: skip
+"""Gb/s of an InfiniBand port with four lanes (two for those with a number), or of Omni-Path."""
 
 
 def stated_bandwidth(row: Mapping[str, str], gpus_per_node: int) -> float | None:
@@ -146,10 +151,12 @@ def stated_bandwidth(row: Mapping[str, str], gpus_per_node: int) -> float | None
         if kind == "name":
             return int(found[1]) * NAMES[found[2].lower()] * 1e9 / 8 / gpus_per_node
         groups = found.groups()
+        if kind == "times":
+            groups = (groups[2], *groups[:2])
         rate = float(groups[-2]) * (1e12 if groups[-1] == "T" else 1e9) / 8
         if kind == "gpu":
             return rate
-        return rate * (int(groups[0]) if kind == "count" else 1) / gpus_per_node
+        return rate * (int(groups[0]) if kind in ("count", "times") else 1) / gpus_per_node
     return None
 
 
