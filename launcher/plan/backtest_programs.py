@@ -213,10 +213,12 @@ FIRST_FLASH = 2301
 
 def find_program(row: dict[str, str]) -> Program:
     """What trained this row."""
-    source = " ".join((row["source"], row["source_url_or_repo_path"], row["notes"])).lower()
+    notes = _own_words(row["notes"])
+    source = " ".join((row["source"], row["source_url_or_repo_path"], notes)).lower()
     title = row["source"].lower()
     for program in PROGRAMS:
         if re.search(program.pattern, title) and program.pattern:
+            notes = ""  # what it names besides is beside
             break
     else:
         program = next(entry for entry in PROGRAMS if re.search(entry.pattern, source))
@@ -225,7 +227,7 @@ def find_program(row: dict[str, str]) -> Program:
     is_torch = program.execution.weight_bytes == SHARDED_STATE["weight_bytes"]
     if is_fsdp and not is_torch and not is_own:
         program = Program(pattern="fsdp", execution=FSDP)
-    written = _written(row)
+    written = _written(row["source"], row["source_url_or_repo_path"], notes)
     is_old = bool(written) and min(written) < FIRST_FLASH and "flash" not in source
     if is_old and is_fsdp:
         old = replace(program.execution, attention="matrix", dropout_masks=True)
@@ -237,9 +239,23 @@ def find_program(row: dict[str, str]) -> Program:
     return program
 
 
-def _written(row: dict[str, str]) -> list[int]:
-    """Months of the papers that the row is from: notes may name others."""
-    for column in ("source", "source_url_or_repo_path", "notes"):
-        if found := re.findall(r"\b([12]\d{3})\.\d{4,5}\b", row[column]):
-            return [int(number) for number in found]
-    return []
+def _own_words(notes: str) -> str:
+    """Notes without the papers whose way to count FLOPs they name: `MFU as in 2204.02311`."""
+    clauses = notes.split(";")
+    counts = r"(?i)flop|\bm?hfu|mfu|\beq(?:uation)?\b|formula|convention"
+    return ";".join(
+        re.sub(rf"{PAPER}|(?i:narayanan|korthikanti)", "", clause)
+        if re.search(counts, clause)
+        else clause
+        for clause in clauses
+    )
+
+
+PAPER = r"\b([12]\d{3})\.\d{4,5}\b"
+"""Its month on arXiv, and its number."""
+
+
+def _written(*texts: str) -> list[int]:
+    """Months of the papers that the row is from, by the first text that names some."""
+    found = next(filter(None, (re.findall(PAPER, text) for text in texts)), [])
+    return [int(number) for number in found]

@@ -130,3 +130,17 @@ def test_what_a_program_shards_is_not_all_that_a_silent_row_may_have_sharded():
 )  # fmt: skip
 def test_how_a_cut_sequence_is_exchanged_is_read(cells, mode):
     assert job(**{"cp": 4} | cells).execution.cp_mode == mode
+
+
+@pytest.mark.parametrize(
+    ("source", "notes", "attention"),
+    [("Megatron-Core 0.9", "FLOPs by eq. 3 of SC21 (2104.04473)", "cudnn"),
+     ("MegaScale", "MFU as in 2204.02311", "cudnn"), ("InternEvo", "ZeRO of 1910.02054", "flash"),
+     ("some lab", "TFLOP/s as 2104.04473 counts them", "flash"),
+     ("some lab", "TFLOP/s by Narayanan's formula", "flash"),
+     ("some lab", "from arXiv 2110.12345; MFU", "matrix"),
+     ("some lab (2110.12345)", "MFU", "matrix")],
+)  # fmt: skip
+def test_papers_that_notes_name_beside_are_not_the_rows_own(source, notes, attention):
+    found = job(source=source, notes=notes, gpu="A100", seq=2048)
+    assert found.execution.attention == attention
