@@ -241,13 +241,11 @@ def find_program(row: dict[str, str]) -> Program:
 
 def _own_words(notes: str) -> str:
     """Notes without the papers whose way to count FLOPs they name: `MFU as in 2204.02311`."""
-    clauses = notes.split(";")
-    counts = r"(?i)flop|\bm?hfu|mfu|\beq(?:uation)?\b|formula|convention"
+    counts = r"(?i)flop|mfu|hfu|\beq(?:uation)?\b|formula|convention"
+    cited = rf"{PAPER}|(?i:narayanan|korthikanti)"
     return ";".join(
-        re.sub(rf"{PAPER}|(?i:narayanan|korthikanti)", "", clause)
-        if re.search(counts, clause)
-        else clause
-        for clause in clauses
+        re.sub(cited, "", clause) if re.search(counts, clause) else clause
+        for clause in notes.split(";")
     )
 
 
