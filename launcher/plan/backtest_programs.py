@@ -95,6 +95,9 @@ convention of 2 + 2 + 12 bytes."""
 FSDP = Execution(attention="flash", fusion="eager", overlap_dp=True, **SHARDED_STATE)
 """PyTorch's FSDP around torch's own kernels."""
 
+NO_ZERO = "(?:bubble|shot|warm|init|dropout|weight|padding|grad)"
+"""Behind the word where it is a number."""
+
 PROGRAMS = (
     Program(
         # grad_sync_dtype=bf16: NVIDIA/NeMo-Framework-Launcher, examples/training/*/h100/*.sh;
@@ -114,7 +117,7 @@ PROGRAMS = (
         has_own_fsdp=True,
     ),
     Program(
-        pattern=r"torchtitan|titan",
+        pattern=r"(?<![a-z])(?:torch)?titan(?! rtx| x\b|[a-z ]*super)",
         execution=replace(
             FSDP,
             cuts_loss_by_dtensor=True,
@@ -180,7 +183,7 @@ PROGRAMS = (
         has_own_fsdp=True,
     ),
     Program(
-        pattern=r"deepspeed|\bzero\b(?![- ]?bubble)|zero[- ]?(3|infinity|offload)",
+        pattern=rf"deepspeed|\bzero\b(?![- ]?{NO_ZERO})|zero[- ]?(3|infinity|offload)",
         execution=DEEPSPEED,
     ),
     Program(
@@ -240,7 +243,10 @@ def find_program(row: dict[str, str]) -> Program:
 
 
 def _own_words(notes: str) -> str:
-    """Notes without the papers whose way to count FLOPs they name: `MFU as in 2204.02311`."""
+    """Notes without what is denied or compared with, and without the papers whose way to count
+    FLOPs they name: `MFU as in 2204.02311`.
+    """
+    notes = re.sub(DENIED, "", notes)
     counts = r"(?i)flop|mfu|hfu|\beq(?:uation)?\b|formula|convention"
     cited = rf"{PAPER}|(?i:narayanan|korthikanti)"
     return ";".join(
@@ -248,6 +254,11 @@ def _own_words(notes: str) -> str:
         for clause in notes.split(";")
     )
 
+
+DENIED = (
+    r"(?i)\b(?:no|not|without|unlike|versus|vs\.?|than|against|compared (?:with|to)|instead of)"
+    r" (?:an? |the |with )?[\w-]+"
+)
 
 PAPER = r"\b([12]\d{3})\.\d{4,5}\b"
 """Its month on arXiv, and its number."""

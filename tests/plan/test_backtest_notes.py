@@ -144,3 +144,17 @@ def test_how_a_cut_sequence_is_exchanged_is_read(cells, mode):
 def test_papers_that_notes_name_beside_are_not_the_rows_own(source, notes, attention):
     found = job(source=source, notes=notes, gpu="A100", seq=2048)
     assert found.execution.attention == attention
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [
+        "no FSDP",
+        "compared with Megatron-LM",
+        "faster than DeepSpeed",
+        "zero-shot",
+        "on a Titan RTX",
+    ],
+)
+def test_programs_that_notes_deny_or_compare_with_are_not_the_rows(notes):
+    assert job(notes=notes, gpu="A100").execution == job(notes="", gpu="A100").execution
