@@ -213,6 +213,9 @@ FIRST_FLASH = 2301
 """Papers on arXiv before this month are taken to write attention scores out: FlashAttention
 (May 2022) came into Megatron-LM and DeepSpeed in 2023."""
 
+OLD_RUNS = r"bigscience|bloom|mt-nlg|turing[- ]nlg|narayanan|korthikanti"
+"""Runs of before, whichever later paper a row has them from."""
+
 
 def find_program(row: dict[str, str]) -> Program:
     """What trained this row."""
@@ -237,9 +240,20 @@ def find_program(row: dict[str, str]) -> Program:
         return replace(program, execution=old, is_modern=False)
     if is_old and program.is_modern:
         program = Program(pattern="", execution=MEGATRON_2021, is_modern=False)
-    if written and min(written) >= FIRST_FLASH and not program.is_modern:
+    is_new = bool(written) and min(written) >= FIRST_FLASH and not re.search(OLD_RUNS, title)
+    if is_new and not program.is_modern:
         return replace(program, execution=replace(program.execution, attention="flash"))
     return program
+
+
+def unknown_program(row: dict[str, str]) -> str | None:
+    """What a row is taken for whose source and notes name no program that is known."""
+    program = find_program(row)
+    if program.pattern:
+        return None
+    is_old = program.execution.dropout_masks
+    kind = "Megatron-LM's of 2021" if is_old else "Megatron-Core's, with FlashAttention 2"
+    return f"no program that is known: kernels and overlap as {kind}"
 
 
 def _own_words(notes: str) -> str:

@@ -32,7 +32,7 @@ from launcher.plan.backtest_hardware import (
 )
 from launcher.plan.backtest_model import read_model
 from launcher.plan.backtest_odd import not_understood, take_out_of_memory
-from launcher.plan.backtest_programs import find_program
+from launcher.plan.backtest_programs import find_program, unknown_program
 from launcher.plan.backtest_words import (
     SHARDED,
     find_schedule,
@@ -90,6 +90,7 @@ def read_row(row: Mapping[str, str | None], facts: Facts) -> Measured:
     layout = _layout(cells, model, hardware_names.gpus_per_node, assumed)
     hardware = _hardware(cells, layout, facts, hardware_names, assumed)
     execution = find_execution(cells, layout, model.num_layers, hardware)
+    assumed += filter(None, [unknown_program(cells)])
     assumed += not_understood(cells, execution, layout.zero_stage)
     if execution.weight_bytes == 4 and layout.zero_stage < 3:
         execution = keep_gathered(execution, layout.pp)

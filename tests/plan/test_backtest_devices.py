@@ -1,4 +1,4 @@
-"""Devices by their memory, figures that no device reaches, and sweeps however rows are written."""
+"""Devices by their memory, figures that no device reaches, sweeps and programs that rows name."""
 
 import pytest
 
@@ -65,3 +65,22 @@ def test_chains_of_broadcasts_are_internevos_zero_1_and_not_its_zero_3():
                                gpus=gpus, global_batch=4 * gpus), FACTS).predicted_step_s
              for gpus in (64, 1024)]  # fmt: skip
     assert steps[1] < 1.3 * steps[0]
+
+
+@pytest.mark.parametrize(
+    ("source", "kind"),
+    [("somebody", "Megatron-Core's, with FlashAttention 2"), ("DeepSpeed", None), ("FSDP", None),
+     ("a paper (2104.01234)", "Megatron-LM's of 2021")],
+)  # fmt: skip
+def test_a_program_that_nobody_names_is_said_to_be_taken_for_one(source, kind):
+    said = [word for word in read_row(llama(source=source), FACTS).assumed if "program" in word]
+    assert said == ([f"no program that is known: kernels and overlap as {kind}"] if kind else [])
+
+
+@pytest.mark.parametrize(
+    ("source", "attention"),
+    [("MT-NLG, by a paper (2312.12345)", "matrix"), ("Narayanan in 2305.12345", "matrix"),
+     ("Megatron-DeepSpeed (2309.14509)", "flash"), ("GPT-NeoX (2401.00001)", "flash")],
+)  # fmt: skip
+def test_a_later_paper_does_not_change_the_run_that_it_cites(source, attention):
+    assert job(source=source, gpu="A100").execution.attention == attention
