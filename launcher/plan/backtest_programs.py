@@ -200,6 +200,20 @@ PROGRAMS = (
         has_own_fsdp=True,
     ),
     Program(
+        # huggingface/nanotron: TritonRMSNorm and torch's operators around FlashAttention 2
+        # (models/llama.py); gradients are added to float32 sums, and those reduced, by hooks of
+        # the backward pass (gradient_accumulator.py).
+        pattern=r"nanotron|ultra-?scale[- ]playbook",
+        execution=replace(
+            UNKNOWN,
+            fusion="eager",
+            fused_norm=True,
+            fuses_gradients=False,
+            gradient_bytes=4,
+            reduce_bytes=4,
+        ),
+    ),
+    Program(
         # Loops around models of torch's own operators.
         pattern=r"hugging ?face|(?<![a-z])hf(?![a-z])|transformers|\baccelerate\b|axolotl"
         r"|llama[- ]?factory|torchtune|lit-?gpt|lightning",

@@ -84,3 +84,10 @@ def test_a_program_that_nobody_names_is_said_to_be_taken_for_one(source, kind):
 )  # fmt: skip
 def test_a_later_paper_does_not_change_the_run_that_it_cites(source, attention):
     assert job(source=source, gpu="A100").execution.attention == attention
+
+
+@pytest.mark.parametrize("source", ["nanotron", "Hugging Face nanotron", "Ultra-Scale Playbook"])
+def test_nanotron_is_one_program_by_all_its_names(source):
+    found = job(source=source).execution
+    assert (found.attention, found.fusion, found.fused_norm) == ("flash", "eager", True)
+    assert (found.gradient_bytes, found.reduce_bytes, found.fuses_gradients) == (4, 4, False)
