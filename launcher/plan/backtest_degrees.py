@@ -34,7 +34,11 @@ def complete_degrees(cells: Mapping[str, str], assumed: list[str]) -> dict[str, 
 
 def _sequence_degree(cells: Mapping[str, str]) -> int:
     """Ranks that share a sequence by the cell `sp`: `ulysses(8)`, or `8` that is not tp's."""
-    found = re.search(r"(\d{1,6})(?!\d)", cells["sp"])
+    found = re.fullmatch(DEGREE, cells["sp"].lower())
     if found is None or read_integer(cells, "cp", 1) > 1:
         return 1
     return int(found[1]) if int(found[1]) != read_integer(cells, "tp", 1) else 1
+
+
+DEGREE = r"(?:[a-z]+[- ])?(?:ulysses|ring|sp|cp|degree)?[-_ =:(x]*(\d{1,4})\)?"
+"""Not the number in `yes (since 2022)`."""

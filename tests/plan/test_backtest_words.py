@@ -142,7 +142,8 @@ def test_batches_of_tokens_are_whole_samples(batch, samples):
     ("cells", "axis", "size"),
     [({"tp": "", "pp": 2, "dp": 8}, "tp", 4), ({"tp": 4, "pp": "", "dp": 8}, "pp", 2),
      ({"tp": 4, "pp": 2, "cp": "", "dp": 4}, "cp", 2), ({"gpus": "", "tp": 4, "dp": 8}, "dp", 8),
-     ({"sp": "ulysses(8)"}, "cp", 8), ({"sp": 8, "tp": 8}, "cp", 1), ({"sp": "yes"}, "cp", 1)],
+     ({"sp": "ulysses(8)"}, "cp", 8), ({"sp": 8, "tp": 8}, "cp", 1), ({"sp": "yes"}, "cp", 1),
+     ({"sp": "yes (since 2022)"}, "cp", 1), ({"sp": "DS-Ulysses 4"}, "cp", 4)],
 )  # fmt: skip
 def test_a_degree_that_is_left_out_follows_from_the_others(cells, axis, size):
     found = read_row(llama(**cells), FACTS)
