@@ -44,18 +44,25 @@ def _broken_row(path: str, row: dict[str, Any]) -> Finding:
     if reason:
         return Finding(field=f"{where}: {cell}", rule="broken-row", reason=reason, fix=fix)
     fix = "quotes around cells that hold a comma, and two of them for one inside"
+    if "ends" in cell:
+        fix = "all of its cells, or no row"
     return Finding(field=where, rule="broken-row", reason=cell, fix=fix)
 
 
 def calibrate(request: Request) -> int:
     """Measure the kernels of this machine and write them as a table that plans can use."""
+    from launcher.config.kernel_table import COLUMNS
     from launcher.config.local_hardware import detect_machine
     from launcher.submit.calibrate import calibrate as measure
+    from launcher.submit.plan_files import check_target
 
     if len(request.overrides) > 1:
         reason, fix = "writes one file", "launch calibrate FILE"
         raise ConfigError([Finding(field="calibrate", rule="one-table", reason=reason, fix=fix)])
-    path = Path(request.overrides[0] if request.overrides else "kernels.csv")
+    path = Path(request.overrides[0] if request.overrides else "kernels.csv").expanduser()
+    # Before the measuring, which takes its time, and never over a file of another kind.
+    if refused := check_target("calibrate", str(path), ",".join(COLUMNS), "launch calibrate"):
+        raise ConfigError([refused])
     table = measure(detect_machine(), path)
     print(table, end="")
     print(f"\nuse it: launch plan hardware.kernels={path.absolute()}")
@@ -71,9 +78,14 @@ def _table_path(request: Request) -> str:
     )
 
 
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+
+
 def _read_text(path: str) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        content = Path(path).read_bytes()
+        # Excel's "Unicode text" begins with the mark of UTF-16.
+        return content.decode("utf-16" if content[:2] in UTF_16 else "utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not text in UTF-8"
         fix = "a CSV file of measured runs in UTF-8; docs/backtest.md names the columns"

@@ -26,7 +26,8 @@ def with_kernels(values: dict[str, Any]) -> tuple[dict[str, Any], list[Finding]]
     if gpu.get("kernels"):
         return values, []
     try:
-        rows = _read(Path(name).expanduser(), float(gpu["peak_flops"]["fp32"]))
+        peak_flops = float(gpu["peak_flops"]["fp32"])
+        rows = _read(Path(name).expanduser(), peak_flops, hardware.get("device") == "cpu")
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         return values, [
@@ -41,26 +42,53 @@ def with_kernels(values: dict[str, Any]) -> tuple[dict[str, Any], list[Finding]]
     return values | {"hardware": hardware | {"gpu": gpu | {"kernels": rows}}}, []
 
 
-def _read(path: Path, peak_flops: float) -> list[dict[str, Any]]:
+def _read(path: Path, peak_flops: float, is_cpu: bool) -> list[dict[str, Any]]:
     import csv  # only where a table is named
 
-    with path.open(encoding="utf-8", newline="") as stream:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream)
         if missing := [column for column in COLUMNS if column not in (reader.fieldnames or ())]:
             raise ValueError(f"no column {', '.join(missing)}")
-        rows = [_row(row, number, peak_flops) for number, row in enumerate(reader, 2)]
+        try:
+            lines = [(number, _whole(row, number)) for number, row in enumerate(reader, 2)]
+        except csv.Error as error:
+            raise ValueError(f"line {reader.line_num}: {error}") from None
+    for number, row in lines:
+        if row["device"].lower().startswith("cpu") != is_cpu:
+            kind = "CPU" if is_cpu else "GPU"
+            raise ValueError(f"line {number}: device={row['device']} is no {kind}")
+    rows = [_row(row, number, peak_flops) for number, row in lines]
     if not 0 < len(rows) <= LIMIT_ROWS:
         raise ValueError(f"{len(rows)} rows; 1 to {LIMIT_ROWS} can be used")
     return rows
+
+
+def _whole(row: dict[str, str | None], number: int) -> dict[str, str]:
+    cells = {column: (row[column] or "").strip() for column in COLUMNS}
+    if empty := [column for column, cell in cells.items() if not cell]:
+        raise ValueError(f"line {number}: no {', '.join(empty)}")
+    return cells
 
 
 def _row(row: dict[str, str], number: int, peak_flops: float) -> dict[str, Any]:
     """Processes that share a CPU have a part of its peak, and take as much longer."""
     if row["kind"] not in get_args(KernelKind) or row["type"] not in get_args(MatmulType):
         raise ValueError(f"line {number}: kind={row['kind']} type={row['type']}")
-    measured, peak = float(row["seconds"]), float(row["peak_flops_fp32"])
-    sizes = {axis: int(row[axis]) for axis in ("m", "n", "k")}
-    if not (0 < measured < math.inf and 0 < peak < math.inf and min(sizes.values()) > 0):
-        raise ValueError(f"line {number}: not a positive number")
+    measured, peak = (_positive(row, column, number) for column in ("seconds", "peak_flops_fp32"))
+    sizes = {axis: _positive(row, axis, number) for axis in ("m", "n", "k")}
+    if fraction := [axis for axis, size in sizes.items() if size != int(size)]:
+        raise ValueError(f"line {number}: {fraction[0]}={row[fraction[0]]} is not a whole number")
     scaled = measured * max(1.0, peak / peak_flops)
-    return {"kind": row["kind"], "type": row["type"], **sizes, "seconds": scaled}
+    return {"kind": row["kind"], "type": row["type"], "seconds": scaled} | {
+        axis: int(size) for axis, size in sizes.items()
+    }
+
+
+def _positive(row: dict[str, str], column: str, number: int) -> float:
+    try:
+        value = float(row[column])
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ValueError(f"line {number}: {column}={row[column]} is not a positive number")
+    return value

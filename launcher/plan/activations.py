@@ -63,14 +63,16 @@ def _quantised_saving(job: Job, size: Size, inputs: int) -> int:
     """Bytes that 8-bit inputs of products save: behind both norms and behind the activation.
 
     What attention computed is kept besides, for its own backward: there a byte comes on top.
+    Experts read routed copies of tokens; what is behind the norm stays as it is for their router.
     """
-    less = job.execution.element_bytes - 1
-    experts = job.model.experts
-    ffn = size.tokens * size.ffn
-    if experts:
-        ffn = routed_tokens(job, size) * experts.ffn_hidden_size
-        ffn //= job.layout.tp if job.layout.ep == 1 else 1
-    return less * (2 * inputs + ffn) - size.tokens * size.queries
+    less, experts = job.execution.element_bytes - 1, job.model.experts
+    if experts is None:
+        return less * (2 * inputs + size.tokens * size.ffn) - size.tokens * size.queries
+    layout, routed = job.layout, routed_tokens(job, size)
+    ffn = experts.ffn_hidden_size // (layout.tp if layout.ep == 1 else 1)
+    shared = experts.num_shared * experts.ffn_hidden_size // layout.tp
+    products = inputs + routed * (job.model.hidden_size + ffn) + size.tokens * shared
+    return less * products - size.tokens * size.queries
 
 
 def attention_width(job: Job, size: Size) -> int:

@@ -12,7 +12,7 @@ from launcher.config.schema import Run
 from launcher.plan.backtest_cells import BadRow, Unsupported, read_cells, read_integer, read_number
 from launcher.plan.backtest_hardware import share_fabrics
 from launcher.plan.backtest_rows import Facts, Measured, for_fit, read_row
-from launcher.plan.backtest_silent import guesses
+from launcher.plan.backtest_silent import guesses, last_guesses
 from launcher.plan.backtest_sweeps import Answer, sweeps
 from launcher.plan.backtest_table import BROKEN, LINE
 from launcher.plan.backtest_words import zero_stage
@@ -80,18 +80,22 @@ def _compare_silent(row: Mapping[str, str | None], facts: Facts) -> Answer:
     measured = read_row(row, facts)
     if measured.did_not_fit:
         return compare(measured)
-    fitting = [_first_fit(row, cells, facts) for cells in guesses(row, measured.job.layout)]
-    found = [answer for answer in fitting if answer is not None]
-    if not found:
-        return compare(measured)
-    return min(found, key=lambda answer: answer.predicted_step_s or 0.0)
+    for guess in (guesses, last_guesses):
+        choices = guess(row, measured.job.layout)
+        fitting = [_first_fit(row, cells, measured, facts) for cells in choices]
+        if found := [answer for answer in fitting if answer is not None]:
+            return min(found, key=lambda answer: answer.predicted_step_s or 0.0)
+    return compare(measured)
 
 
 def _first_fit(
-    row: Mapping[str, str | None], choices: Iterable[Mapping[str, str]], facts: Facts
+    row: Mapping[str, str | None],
+    choices: Iterable[Mapping[str, str]],
+    measured: Measured,
+    facts: Facts,
 ) -> Answer | None:
     for cells in choices:
-        answer = compare(read_row({**row, **cells}, facts))
+        answer = compare(read_row({**row, **cells}, facts) if cells else measured)
         if answer.predicted_fits:
             said = tuple(f"{name}={value}" for name, value in cells.items())
             named = tuple(part for part in answer.assumed if part not in said)
@@ -184,9 +188,8 @@ def _even_bounds(num_layers: int, num_parts: int) -> list[tuple[int, int]]:
 
 
 def _chain(job: Job) -> Chain:
-    recipe, layout = SCHEDULES[job.layout.schedule], job.layout
-    chunks = layout.vpp if recipe.chunks is None else recipe.chunks
-    return Chain(num_stages=layout.pp, num_chunks=chunks, placement=recipe.placement)
+    placement = SCHEDULES[job.layout.schedule].placement
+    return Chain(num_stages=job.layout.pp, num_chunks=job.layout.vpp, placement=placement)
 
 
 def backtest(rows: Iterable[Mapping[str, str | None]], facts: Facts) -> dict[str, Any]:

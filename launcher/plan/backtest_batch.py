@@ -15,10 +15,15 @@ MOST_ROUNDING = 0.05
 MOST_TOKENS = 2**30
 """Of one step: far more than any run trains on at once."""
 
+MOST_SAMPLES = 2**16
+"""Of one step: likewise."""
+
 ACCUMULATION = re.compile(
-    r"(?:grad(?:ient)?[-_ ]acc(?:um(?:ulation)?)?(?:[-_ ]steps)?|\bgas|micro_num"
-    r"|num[-_ ]micro[-_ ]?batches)[ =:]+(\d+)"
+    r"(?:(?:grad(?:ient)?[-_ ]acc|accum)(?:um)?(?:ulation)?(?:[-_ ]steps)?|\bgas|\bga|micro_num"
+    r"|micro[-_ ]?batches(?: per \w+)?)(?:[ =:]+of)?[ =:]+(\d+)"
+    r"|(\d+) (?:micro[- ]?batches|(?:grad(?:ient)?[- ])?accumulation steps)"
 )
+"""In notes: `GAS 32`, `gradient accumulation of 4`, `m = 16 microbatches`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +39,9 @@ def read_batch(
     cells: Mapping[str, str], dp: int, pp: int, length: int, assumed: list[str]
 ) -> Batch:
     """What is not published follows from the rest, or is one sample per forward."""
-    stated = ACCUMULATION.search(cells["notes"].lower())
+    stated = _stated_count(cells["notes"].lower())
     samples = _samples(cells, length)
-    if samples is not None and samples * length > MOST_TOKENS:
+    if samples is not None and (samples * length > MOST_TOKENS or samples > MOST_SAMPLES):
         samples = max(1, round(samples / length))
         assumed.append(f"global_batch={samples}: as it stands it can only be tokens")
     micro = read_integer(cells, "micro_batch", 0)
@@ -45,10 +50,10 @@ def read_batch(
             raise Unsupported("not published: global_batch, micro_batch")
         if stated is None and pp > 1:
             raise Unsupported("not published: global_batch, or microbatches per step")
-        samples = micro * dp * (int(stated[1]) if stated else 1)
+        samples = micro * dp * (stated or 1)
         assumed.append(f"global_batch={samples}")
     if not micro:
-        micro = _micro(cells, samples // dp, pp, int(stated[1]) if stated else None)
+        micro = _micro(cells, samples // dp, pp, stated)
         assumed.append(f"micro_batch={micro}")
     elif _is_local_batch(cells, samples, micro * dp, pp, micro):
         micro //= pp
@@ -59,6 +64,11 @@ def read_batch(
     if count * micro * dp != samples:
         assumed.append(f"global_batch={count * micro * dp}, the nearest that the layout can do")
     return Batch(samples=count * micro * dp, micro=micro, count=count)
+
+
+def _stated_count(notes: str) -> int | None:
+    found = ACCUMULATION.search(notes)
+    return int(found[1] or found[2]) or None if found else None
 
 
 def _is_local_batch(
@@ -72,13 +82,15 @@ def _is_local_batch(
 
 
 def _samples(cells: Mapping[str, str], length: int) -> int | None:
-    """`1024`, or `4M tokens`."""
+    """`1024`, or `4M tokens`: of 2^20 each where that makes whole samples and 10^6 does not."""
     text = cells["global_batch"].lower()
-    tokens = re.fullmatch(r"([\d.,]+) ?([km]?) ?(?:tok(?:en)?s?)?", text)
+    tokens = re.fullmatch(r"~?([\d.,]+(?:e\d)?) ?([km]?) ?(?:tok(?:en)?s?)?", text)
     if tokens and (tokens[2] == "m" or "tok" in text):
-        scale = {"": 1.0, "k": 1e3, "m": 1e6}[tokens[2]]
-        value = float(tokens[1].replace(",", "")) * scale
-        return max(1, round(value / length))
+        value = float(tokens[1].replace(",", ""))
+        scales = {"": (1, 1), "k": (10**3, 2**10), "m": (10**6, 2**20)}[tokens[2]]
+        decimal, binary = (value * scale / length for scale in scales)
+        is_binary = binary == int(binary) and decimal != int(decimal)
+        return max(1, round(binary if is_binary else decimal))
     return (
         None
         if read_number(cells, "global_batch") is None

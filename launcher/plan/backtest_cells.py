@@ -1,7 +1,7 @@
 """Cells of a table of measured runs as people write them: other names, units, marks for nothing.
 
-`1,024`, `~512`, `16 (inferred)`, `32k`, `41.5 %`, `850 ms`, `66.5 GiB`, `80 GB` and `-` are read as
-what they mean; what cannot be read names its cell.
+`1,024`, `~512`, `16 (inferred)`, `32k`, `41.5 %`, `850 ms`, `5.1 ± 0.1`, `66.5 GiB`, `8x8` nodes,
+`400 TFLOP/s/GPU` and `-` are read as what they mean; what cannot be read names its cell.
 """
 
 from __future__ import annotations
@@ -46,12 +46,14 @@ NOTHING = ("", "-", "--", "\u2013", "\u2014", "?", "n/a", "na", "null", "unknown
 """Cells that say that nothing was published, in lower case."""
 
 SCALES: dict[str, dict[str, float]] = {
-    "step_time_s": {"": 1.0, "s": 1.0, "sec": 1.0, "ms": 1e-3, "min": 60.0},
+    "step_time_s": {"": 1.0, "s": 1.0, "sec": 1.0, "seconds": 1.0, "ms": 1e-3, "min": 60.0},
     "mem_gib": {"": 1.0, "gib": 1.0, "mib": 2.0**-10, "tib": 2.0**10, "gb": 1e9 / 2**30,
                 "mb": 1e6 / 2**30, "g": 1.0},
     "params_b": {"": 1.0, "b": 1.0, "m": 1e-3, "t": 1e3},
-    "tflops_per_gpu": {"": 1.0, "tflop/s": 1.0, "tflops": 1.0, "pflop/s": 1e3, "pflops": 1e3},
-    "tokens_per_s_per_gpu": {"": 1.0, "k": 1e3, "tokens/s": 1.0, "tok/s": 1.0, "tps": 1.0},
+    "tflops_per_gpu": {"": 1.0, "tflop/s": 1.0, "tflops/s": 1.0, "tflops": 1.0, "tflop": 1.0,
+                       "pflop/s": 1e3, "pflops": 1e3},
+    "tokens_per_s_per_gpu": {"": 1.0, "k": 1e3, "tokens/s": 1.0, "tok/s": 1.0, "tps": 1.0,
+                             "k tokens/s": 1e3, "ktok/s": 1e3},
     "mfu": {"": 1.0, "%": 0.01},
     "seq": {"": 1.0, "k": 2.0**10, "m": 2.0**20, "tokens": 1.0},
     "vocab": {"": 1.0, "k": 1e3},
@@ -61,6 +63,11 @@ SCALES: dict[str, dict[str, float]] = {
 PLAIN = dict.fromkeys(("", "x", "gpus", "samples", "sequences", "seqs", "layers", "heads"), 1.0)
 PLAIN["k"] = 1e3
 """Those of all other columns."""
+
+PER_DEVICE = r"(?: ?/ ?| per )(?:gpu|device|gcd|die|card)s?$"
+"""Behind a unit of a column that is per device."""
+
+SIMPLE = re.compile(r"[1-9]\d{0,14}(?:\.\d+)?")
 
 NUMBER = re.compile(r"[~≈]?\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?)\s*([a-z/%]*)\s*[?*]?")
 
@@ -95,8 +102,14 @@ def read_number(cells: Mapping[str, str], name: str) -> float | None:
     text = cells[name].lower()
     if not text:
         return None
+    if SIMPLE.fullmatch(text) and name not in ("mfu", "params_b"):  # as most are
+        return float(text)
     bare = re.sub(r"\([^)]*\)", "", text)  # a remark
-    bare = re.sub(r"(?<=\d)[,_ ](?=\d{3}(?!\d))", "", bare).strip()
+    bare = re.sub(r"(?<=\d)[,_ ](?=\d{3}(?!\d))", "", bare)
+    bare = re.sub(r"\s*(?:±|\+/?-)\s*[\d.]+", "", bare).strip()  # how far it scatters
+    bare = re.sub(r"/sec(?:ond)?$", "/s", re.sub(PER_DEVICE, "", bare))
+    if name == "gpus" and (product := re.fullmatch(NODES_BY_DEVICES, bare)):
+        bare = str(int(product[1]) * int(product[2]))
     found = NUMBER.fullmatch(bare)
     scales = SCALES.get(name, PLAIN)
     if found is None or found[2] not in scales:
@@ -106,9 +119,18 @@ def read_number(cells: Mapping[str, str], name: str) -> float | None:
         raise BadRow(f"{name}={cells[name]}: not a positive number")
     if name == "mfu" and value > 1 and found[2] == "":  # percent without its sign
         value /= 100
+    if name == "params_b" and value > MOST_BILLIONS and found[2] == "":  # not in billions
+        value /= 1e9
     if name == "mfu" and value > 1:
         raise BadRow(f"mfu={cells[name]}: more than the peak")
     return value
+
+
+MOST_BILLIONS = 1e5
+"""Of parameters: a hundred times the largest models."""
+
+NODES_BY_DEVICES = r"(\d{1,6}) ?(?:nodes?|hosts?|servers?)? ?[x\u00d7*] ?(\d{1,3})(?: ?gpus?)?"
+"""`8x8`, `8 nodes x 8`."""
 
 
 def read_integer(cells: Mapping[str, str], name: str, default: int) -> int:

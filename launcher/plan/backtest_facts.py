@@ -13,6 +13,7 @@ from launcher.plan.backtest_programs import PIPELINE_STATE, find_program
 from launcher.plan.backtest_words import NO, read_recompute
 from launcher.plan.execution import Execution
 from launcher.plan.records import Layout
+from launcher.plan.schedule import SCHEDULES
 
 
 def find_execution(
@@ -24,15 +25,16 @@ def find_execution(
     execution, words = program.execution, f"{row['id']} {row['notes']}".lower()
     changes: dict[str, Any] = {}
     is_long = (read_number(row, "cp") or 1) > 1 or (read_number(row, "seq") or 1) > LONGEST_SCORES
-    if program.is_modern and vpp > 1:  # Megatron-Core overlaps exchanges of interleaved stages
+    is_looped = vpp > 1 and SCHEDULES[layout.schedule].placement == "loop"
+    if program.is_modern and is_looped:  # Megatron-Core overlaps exchanges of interleaved stages
         changes["overlap_p2p"] = True
     assert hardware.gpu is not None
     is_recent = hardware.gpu.peak_flops.fp8 is not None  # such devices came after FlashAttention
-    if re.search(r"(no|without) flash|torch attention|unfused attention", words):
+    if re.search(NOT_FLASH, words):
         changes["attention"] = "matrix"
     elif re.search(r"flash[- ]?attention[- ]?3|fa3|cudnn", words):
         changes["attention"] = "cudnn"
-    elif "flash" in words or is_long:
+    elif re.search(r"flash|xformers|memory[- ]efficient attention", words) or is_long:
         second = re.search(r"flash[- ]?att\w*[- ]?(?:v?2)(?![0-9])|fa-?2|fav2", words)
         if execution.attention == "matrix" or second:
             changes["attention"] = "flash"
@@ -42,36 +44,76 @@ def find_execution(
         changes["attention"] = "matrix"
     if re.search(r"(?<![a-z])eager", words):
         changes["fusion"] = "eager"
-    elif re.search(r"torch\.compile|(?<![a-z])compile", words):
+    elif re.search(r"(?<![a-z])compile", words) and not re.search(NOT_COMPILED, words):
         changes["fusion"] = "compiled"
     if re.search(r"async[-_ ]?tp|tp[-_ ]comm[-_ ]overlap", words):
         changes["overlap_tp"] = True
-    if re.search(NO_OVERLAP, words):
-        changes |= {"overlap_tp": False, "overlap_dp": False, "overlap_p2p": False}
-    if "fused ce" in words or "fused cross" in words:
+    for axis in ("tp", "dp", "p2p"):
+        if re.search(NO_OVERLAP, words) or re.search(NO_OVERLAP_OF.format(axis), words):
+            changes[f"overlap_{axis}"] = False
+    if re.search(r"(?<!no )(?<!without )(?:fused (?:ce|cross)|cut cross[- ]entropy|liger)", words):
         changes["fused_loss"] = True
-    if re.search(r"cp a2a|ulysses", words + row["source"].lower()):
-        changes["cp_mode"] = "ulysses"
+    if re.search(r"(?:no|without) dropout|dropout[ =:]+0(?!\.?0*[1-9])", words):
+        changes["dropout_masks"] = False
+    changes |= _cp_mode(" ".join((words, *(row[name].lower() for name in CP_WORDS))))
     changes |= _number_formats(row, hardware.gpu)
-    if "parallel attn" in words:
+    if re.search(PARALLEL_BLOCK, words) or re.search(PARALLEL_MODELS, row["model"].lower()):
         changes["parallel_block"] = True
     given = row["sp"].lower()
     is_split = given not in NO if given else program.is_modern
     changes["sequence_parallel"] = tp > 1 and is_split
     if offload := _offload(words + " " + row["zero_or_fsdp"].lower()):
         changes["offload"] = offload
-    if "allocated" in words:
-        changes |= {"reserved": False, "process": False}
-    elif "nvidia-smi" not in words:
-        changes["process"] = False
+    metric = re.search(r"allocated|reserved|nvidia-smi", words)  # what is named behind it is beside
+    if metric is None or metric[0] != "nvidia-smi":
+        changes |= {"reserved": metric is None or metric[0] == "reserved", "process": False}
     recompute, share = read_recompute(row["recompute"], num_layers, layout.pp, vpp)
+    if recompute == "selective" and program.selects_operators:
+        is_core = re.search("attn|attention|core", row["recompute"].lower())
+        recompute = recompute if is_core else "operators"
     changes |= {"recompute": recompute, "recompute_share": share}
-    changes["shard_size"] = _shard_size(row, hardware.gpus_per_node or 1)
+    changes["shard_size"] = _shard_size(row, layout, hardware.gpus_per_node or 1)
     return replace(execution, **changes)
 
 
-NO_OVERLAP = r"no (comm|communication) overlap"
+CP_WORDS = ("source", "source_url_or_repo_path", "sp", "cp")
+
+
+def _cp_mode(words: str) -> dict[str, Any]:
+    """How ranks that share a sequence exchange it, where the row says so."""
+    if re.search(r"cp a2a|ulysses", words):
+        return {"cp_mode": "ulysses"}
+    if re.search(r"2407\.21783|(?:cp|kv|context)[^;,.]{0,20}all[- ]?gather", words):  # Llama 3
+        return {"cp_mode": "all_gather"}
+    return {"cp_mode": "ring"} if re.search(r"ring[- ]attention|(?:cp[ =]|\()ring", words) else {}
+
+
+NOT_FLASH = (
+    r"(?:no|not|without|w/o) flash|flash[- _]?att\w*(?: is)?[ =:]+(?:off|no\b|false|disabled|0)"
+    r"|torch attention|unfused attention"
+)
+
+NO_OVERLAP = (
+    r"(?:no|without|w/o) (?:comm\w*(?:[-/ ]comp\w*)?[- ])?overlap"
+    r"|(?<!tp )(?<!dp )(?<!p2p )overlap (?:is )?(?:off|disabled)|not overlapped"
+)
 """In notes: collectives wait for the computing."""
+
+NO_OVERLAP_OF = (
+    r"(?:no|without|w/o) {0}[- ](?:comm\w*[- ])?overlap|{0}[- ]overlap (?:is )?(?:off|dis)"
+)
+"""In notes: those of one axis do."""
+
+PARALLEL_BLOCK = (
+    r"(?<!sequence )(?<!context )(?<!tensor )(?<!model )(?<!data )"
+    r"parallel (?:attn|attention|block|residual|mlp)|gpt[-_]?j[-_ ]residual"
+)
+"""In notes: attention and MLP read the same input."""
+
+PARALLEL_MODELS = r"falcon|(?<![a-z])palm(?![a-z])|gpt-?j(?![a-z])|neox|pythia"
+"""Models whose blocks do."""
+
+NOT_COMPILED = r"(?:no|not|without|w/o) (?:torch\.)?compile|compile\w*[ =:]+(?:off|false|none|no\b)"
 
 NO_FLASH = "V100"
 """Devices for which FlashAttention and cuDNN's fused attention have no kernels: Megatron's and
@@ -84,9 +126,14 @@ LONGEST_SCORES = 8192
 def _number_formats(row: Mapping[str, str], gpu: Gpu) -> dict[str, Any]:
     """What `fp8(delayed)`, `fp16`, `bf16-mixed`, `amp` and `fp32` say of kernels and state."""
     words = re.sub(r"[-_]|(?:no|without) f(?:p|loat)8", "", row["precision"].lower())
-    known = "fp4|int8|int4|tf32|bf16|bfloat16|fp16|float16|half|amp|mixed|fp32|float32"
-    # Whatever else is named, products are what 8-bit formats are for.
-    first = re.search(r"(?<!u)f(?:p|loat)8|e4m3", words) or re.search(f"{known}|single", words)
+    words = re.sub(OF_SUMS, "", words)
+    known = "fp4|int8|int4|tf32|bf16|bfloat16|fp16|float16|half|amp|mixed"
+    # Whatever else is named, products are what 8-bit formats are for, and then 16-bit ones.
+    first = (
+        re.search(r"(?<!u)f(?:p|loat)8|e4m3", words)
+        or re.search(known, words)
+        or re.search("fp32|float32|single", words)
+    )
     kind = first[0] if first else ""
     if kind in ("fp4", "int8", "int4", "tf32"):
         raise Unsupported(f"precision={row['precision']}: no facts of its rates")
@@ -100,24 +147,48 @@ def _number_formats(row: Mapping[str, str], gpu: Gpu) -> dict[str, Any]:
     return {}
 
 
+OF_SUMS = r"(?:fp|float)32 (?:main |master|grad|accum|optim|reduc|state|param|weight)\w*"
+"""What is in 32 bits beside products in fewer."""
+
+
 def _offload(words: str) -> str | None:
     """What waits in the node's RAM."""
+    words = re.sub(OF_ACTIVATIONS, "", words)
     if not re.search(r"off-?load", words) or re.search(r"(no|without)( cpu)? off-?load", words):
         return None
     whole = r"param\w*[- ]off-?load|off-?load\w* (of )?(param|weight)|zero-infinity|cpu_offload"
     return "parameters" if re.search(whole, words) else "optimizer"
 
 
-def _shard_size(row: Mapping[str, str], per_node: int) -> int | None:
-    """`hsdp(16-GPU groups)`, `MiCS` with `partition size 16` in notes; inside a node by default."""
-    text = row["zero_or_fsdp"].lower()
-    if re.search(IN_GROUPS, text):
-        text += " " + row["notes"].lower()
-    size = r"(?:shard|partition|mics)(?:[ _]?(?:shard|group|size))*[ =:]+(\d+)"
-    if groups := re.search(rf"(\d+)[- ](?:gpu|way) (?:groups?|shards?|partitions?)|{size}", text):
-        return int(groups[1] or groups[2])
-    return per_node if re.search(IN_GROUPS, text) else None
+OF_ACTIVATIONS = r"activation\w*[- ](?:cpu[- ])?off-?load\w*|off-?load\w* (?:of )?activation\w*"
+"""Not of state."""
 
+
+def _shard_size(row: Mapping[str, str], layout: Layout, per_node: int) -> int | None:
+    """`hsdp(16-GPU groups)`, `MiCS` with `partition size 16` in notes; inside a node by default.
+
+    `HSDP 4x16` is torch's mesh of them: 4 replicas of 16 shards.
+    """
+    text, ranks = row["zero_or_fsdp"].lower(), layout.dp * layout.cp
+    if is_grouped := re.search(IN_GROUPS, text) is not None:
+        text += " " + row["notes"].lower()
+    if found := re.search(SHARDS, text):
+        return int(next(filter(None, found.groups())))
+    if is_grouped:
+        replicas = re.search(r"(\d+) replicas|replica\w*[ =:]+(\d+)", text)
+        if replicas and ranks % (number := int(replicas[1] or replicas[2])) == 0:
+            return ranks // number
+        mesh = re.search(r"(\d+) ?[x\u00d7*] ?(\d+)", text)
+        if mesh and int(mesh[1]) * int(mesh[2]) == ranks:
+            return int(mesh[2])
+    return per_node if is_grouped else None
+
+
+SHARDS = (
+    r"(\d+)[- ](?:gpu|way|rank) (?:groups?|shards?|partitions?)|(\d+) shards"
+    r"|(?:shard|partition|mics)(?:[ _]?(?:shard|group|size|degree))*[ =:]+(\d+)"
+)
+"""Ranks that state is sharded over."""
 
 IN_GROUPS = r"hsdp|hybrid|(?<![a-z])mics(?![a-z])"
 """State sharded over groups of ranks with replicas: HSDP, and MiCS (arXiv:2205.00119), which is
@@ -127,9 +198,8 @@ ZeRO-3 inside partition groups and sums gradients over their replicas."""
 def keep_gathered(execution: Execution, pp: int) -> Execution:
     """FSDP whose weights stay gathered for the step: 16-bit ones beside the sharded master copy."""
     is_pipeline = pp > 1  # whose sums over microbatches autograd and FSDP make
-    return replace(
-        execution, torch_pipeline=is_pipeline, fuses_gradients=not is_pipeline, **PIPELINE_STATE
-    )
+    state = PIPELINE_STATE if execution.element_bytes == 2 else {}
+    return replace(execution, torch_pipeline=is_pipeline, fuses_gradients=not is_pipeline, **state)
 
 
 def gather_ahead(execution: Execution, row: Mapping[str, str]) -> Execution:

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from launcher.config.schema import Gpu
+
 
 @dataclass(frozen=True, kw_only=True)
 class Devices:
@@ -21,13 +23,16 @@ def _devices(gpu: str, node: str, network: str, gpus_per_node: int = 8) -> Devic
     return Devices(gpu=gpu, node=node, network=network, gpus_per_node=gpus_per_node)
 
 
+FORTY = r"(?<!\d)40(?!\d)"
+"""GB of an A100; `DGX-A100-640GB` has eight of 80, one of 320 eight of 40."""
+
 DEVICES = (
     (r"p4de", _devices("a100_80gb", "hgx_a100", "efa_400")),
     (r"p4d|a100.*p4d", _devices("a100_40gb", "hgx_a100", "efa_400")),
     (r"p5en?(?![a-z])", _devices("h200_sxm", "hgx_h100", "efa_3200")),
     (r"p5(?![a-z0-9])", _devices("h100_sxm", "hgx_h100", "efa_3200")),
-    (r"a100.*(pcie.*40|40.*pcie)", _devices("a100_40gb", "pcie4", "ib_hdr200")),
-    (r"a100.*40", _devices("a100_40gb", "hgx_a100", "ib_hdr200")),
+    (rf"a100.*(pcie.*{FORTY}|{FORTY}.*pcie)", _devices("a100_pcie_40gb", "pcie4", "ib_hdr200")),
+    (rf"a100.*({FORTY}|320 ?gb)", _devices("a100_40gb", "hgx_a100", "ib_hdr200")),
     (r"a100.*pcie", _devices("a100_pcie_80gb", "pcie4", "ib_hdr200")),
     (r"a100", _devices("a100_80gb", "hgx_a100", "ib_hdr200")),
     (r"a800", _devices("a100_80gb", "hgx_a800", "ib_hdr200")),
@@ -61,6 +66,9 @@ DEVICES = (
 EFA = {"v100": "efa_100", "a100": "efa_400"}
 """Elastic Fabric Adapters of the instances with these devices; later ones have 3,200 Gb/s."""
 
+INSTANCES = r"(?<![a-z])(?:efa|p3dn|p4de?|p5e?n?)(?![a-z0-9-])|elastic fabric"
+"""In notes: instances that have them."""
+
 UNSTATED = r"(interconnect|network|fabric)( is|:)? (not stated|unstated|unknown|not published)"
 """A row that says so is taken to have 100 Gb/s per GPU."""
 
@@ -73,11 +81,28 @@ def find_devices(row: Mapping[str, str]) -> Devices | None:
             words = row["notes"].lower()
             if re.search(UNSTATED, words):
                 return replace(devices, network="roce_100")
-            if re.search(r"(?<![a-z])efa(?![a-z])|elastic fabric", words):
+            if re.search(INSTANCES, words):
                 return replace(devices, network=EFA.get(devices.gpu[:4], "efa_3200"))
             return devices
     return None
 
+
+def stated_memory(cell: str, gpu: Gpu) -> int | None:
+    """Bytes of a variant of a device that differs in its memory: `H20-141GB`, `A100-64GB`.
+
+    None where the cell says what the facts have, or what several of them have together.
+    """
+    usual = re.search(r"(\d+)GB", gpu.name)
+    found = re.search(r"(?<!\d)(\d{2,3}) ?g(?:i?b)?(?![a-z])", cell.lower())
+    if usual is None or found is None:
+        return None
+    share = int(found[1]) / int(usual[1])
+    is_variant = 0.5 < share < 1.9 and abs(share - 1) > SAME_MEMORY
+    return round(share * gpu.memory_bytes) if is_variant else None
+
+
+SAME_MEMORY = 0.1
+"""By which the memory on a device's label may miss what drivers report of it."""
 
 RATE = r"([\d.]+) ?([GT])b(?:ps|/s|it/s)?(?![A-Za-z])"
 """Bits: `80GB` and `600 GB/s` are memory and NVLink."""
@@ -85,17 +110,34 @@ RATE = r"([\d.]+) ?([GT])b(?:ps|/s|it/s)?(?![A-Za-z])"
 PER_NODE = r"(?:[Pp]er|/) ?(?:[Hh]ost|[Nn]ode|[Ss]erver|[Mm]achine)"
 PER_GPU = r"(?:[Pp]er|/) ?(?:GPU|gpu|device|die|GCD)"
 
-STATED = (
-    (re.compile(rf"(\d+) ?[xX\u00d7] ?{RATE}(?![^;.,]*{PER_GPU})"), "count"),
+ADAPTERS = r"(?:[A-Z][\w-]* )?(?:NICs?|HCAs?|[Aa]dapters?|[Rr]ails?|[Pp]orts?)"
+
+TIMES = r" ?[xX\u00d7] ?"
+
+PORTS = "(EDR|HDR100|HDR|NDR200|NDR|XDR|OPA|Omni-Path)"
+NAME = r"(?:[A-Z][\w-]* ){0,2}"
+
+STATED: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(rf"(\d+){TIMES}{NAME}{RATE}(?![^;.,]*{PER_GPU})"), "count"),
+    (re.compile(rf"{RATE}(?: [A-Z][\w-]*){{0,2}}{TIMES}(\d+)(?! ?[GT]b)"), "times"),
+    (
+        re.compile(rf"(\d+){TIMES}(\d+) ?(G)(?:bE\b| ?(?:Ethernet|IB|InfiniBand|RoCE|[HNX]DR))"),
+        "count",
+    ),
+    (re.compile(rf"(\d+) {ADAPTERS}(?: of| at|,|:)? {RATE}(?![^;.,]*{PER_GPU})"), "count"),
+    (re.compile(rf"(\d+) (?:[A-Z][\w-]* )?{RATE} {ADAPTERS}(?![^;.,]*{PER_GPU})"), "count"),
     (re.compile(rf"{RATE}[^;.,]{{0,24}}?{PER_GPU}"), "gpu"),
     (re.compile(rf"{RATE}[^;]{{0,40}}?{PER_NODE}"), "node"),
-    (re.compile(r"(\d+) ?[xX\u00d7] ?(EDR|HDR100|HDR|NDR200|NDR|XDR)\b"), "name"),
-)
+    (re.compile(rf"(\d+){TIMES}{PORTS}(?: ?100|200|400|800)?\b"), "name"),
+    (re.compile(rf"{RATE} (?:Ethernet|network)"), "node"),
+    (re.compile(r"p3\.16xlarge"), "p3"),
+)  # fmt: skip
 """How notes state a network: `8x200Gb HDR IB`, `400Gb/s/GPU RoCE`, `2 Tb/s RoCE per host`,
-`8x NDR`."""
+`4 NICs of 200 Gb/s`, `8x NDR`, `25 Gbps Ethernet` of a node, `p3.16xlarge` with 25 Gb/s."""
 
-NAMES = {"edr": 100, "hdr100": 100, "hdr": 200, "ndr200": 200, "ndr": 400, "xdr": 800}
-"""Gb/s of an InfiniBand port with four lanes (two for those with a number)."""
+NAMES = {"edr": 100, "hdr100": 100, "hdr": 200, "ndr200": 200, "ndr": 400, "xdr": 800,
+         "opa": 100, "omni-path": 100}  # fmt: skip
+"""Gb/s of an InfiniBand port with four lanes (two for those with a number), or of Omni-Path."""
 
 
 def stated_bandwidth(row: Mapping[str, str], gpus_per_node: int) -> float | None:
@@ -104,13 +146,17 @@ def stated_bandwidth(row: Mapping[str, str], gpus_per_node: int) -> float | None
         found = pattern.search(row["notes"])
         if found is None:
             continue
+        if kind == "p3":
+            return 25e9 / 8 / gpus_per_node
         if kind == "name":
             return int(found[1]) * NAMES[found[2].lower()] * 1e9 / 8 / gpus_per_node
         groups = found.groups()
+        if kind == "times":
+            groups = (groups[2], *groups[:2])
         rate = float(groups[-2]) * (1e12 if groups[-1] == "T" else 1e9) / 8
         if kind == "gpu":
             return rate
-        return rate * (int(groups[0]) if kind == "count" else 1) / gpus_per_node
+        return rate * (int(groups[0]) if kind in ("count", "times") else 1) / gpus_per_node
     return None
 
 

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -71,9 +72,17 @@ def known_model(name: str, models: Mapping[str, Model]) -> Model | None:
 
     `meta-llama/Llama-3.1-70B-L12` is llama3_70b, and `GPT-1.8B` is not gpt_18b.
     """
-    plain = re.sub(r"(llama|qwen)[-_ ]?(\d)\.\d", r"\1\2", name.lower()).rsplit("/", 1)[-1]
-    found = [key for key in models if re.match(_pattern(key), plain)]
-    return models[max(found, key=len)] if found else None
+    key = _known_key(name.lower(), tuple(models))
+    return None if key is None else models[key]
+
+
+@lru_cache(maxsize=1024)
+def _known_key(name: str, keys: tuple[str, ...]) -> str | None:
+    plain = re.sub(r"(llama|qwen)[-_ ]?(\d)\.\d", r"\1\2", name).rsplit("/", 1)[-1]
+    plain = re.sub(r"^meta[-_ ](?=llama)", "", plain)
+    plain = re.sub(r"^llama[-_ ]?(?=(?:7|13)b)", "llama2_", plain)  # the same dimensions
+    plain = re.sub(r"^gpt[-_ ]?(?=175b)", "gpt3_", plain)
+    return max((key for key in keys if re.match(_pattern(key), plain)), key=len, default=None)
 
 
 def _pattern(key: str) -> str:
@@ -126,8 +135,10 @@ def _said_of_experts(text: str) -> dict[str, int]:
     """`64 experts, top-6, expert ffn 1408, 2 shared` or `shared expert ffn 2816`."""
     words = text.lower()
     patterns = {
-        "num_experts": r"(?<!\d)(\d+)\s*(?:routed )?experts(?! per| active| are active)",
-        "experts_per_token": r"top[- ]?(?:k ?= ?)?(\d+)|(\d+) (?:active )?(?:experts )?per token",
+        "num_experts": r"(?<!\d)(\d+)\s*(?:routed )?experts(?! per| active| are active)"
+        r"|(?<!shared )experts ?[=:] ?(\d+)",
+        "experts_per_token": r"top[-_ ]?(?:k ?[=:] ?)?(\d+)"
+        r"|(\d+) (?:active )?(?:experts )?per token",
         "ffn_hidden_size": r"(?<!shared )(?<!shared-)(?:expert|moe)[-_ ]ffn[-_a-z ]*[=: ] ?(\d+)",
         "num_shared": r"(\d+) shared(?![- ]expert[-_ ]ffn)",
     }
@@ -204,15 +215,18 @@ def _dense(
     params_b = read_number(cells, "params_b")
     model = _fit_kind(common, params_b)
     size_b = count_parameters(model) / 1e9
-    if params_b is None or known or abs(math.log(params_b / size_b)) < math.log(MIXTURE):
+    if params_b is None or abs(math.log(params_b / size_b)) < math.log(SAID_OTHERWISE):
         return model
-    if params_b > size_b:
+    if not known and params_b > MIXTURE * size_b:
         with suppress(Unsupported):
             experts = _experts_by_size(cells, common, assumed)
             return Model.model_validate(common | LLAMA | {"experts": experts})
     assumed.append(f"{size_b:.3g} billion parameters by its dimensions, not {params_b:g}")
     return model
 
+
+SAID_OTHERWISE = 1.15
+"""Parameters over those of these dimensions, from which `assumed` names both."""
 
 MIXTURE = 1.6
 """Parameters over those of a dense model of these dimensions, above which there are experts."""

@@ -19,21 +19,31 @@ FAILED = re.compile(
 def take_out_of_memory(cells: dict[str, str]) -> bool:
     """Whether the row measured that it did not fit; cells that say so are emptied.
 
-    By the tag `[O]`, by a cell, or by the notes of a row that measured nothing else.
+    By the tag `[O]`, by a cell, or by the notes of a row that measured nothing else. What memory
+    such a row names is none that a step took.
     """
     tag = re.match(r"\[([A-Za-z]+)\]", cells["notes"])
-    failed = [name for name in MEASURED if FAILED.fullmatch(cells[name].lower().strip(" .!*"))]
-    cells.update(dict.fromkeys(failed, ""))
+    failed = [name for name in MEASURED if _says_failed(cells[name].lower())]
     if failed or (tag and "o" in tag[1].lower()):
+        cells.update(dict.fromkeys([*failed, "mem_gib"], ""))
         return True
     has_figure = any(cells[name] for name in MEASURED)
     return not tag and not has_figure and FAILED.search(cells["notes"].lower()) is not None
 
 
-SHARDING = rf"\d|\b(?:{'|'.join(NO + YES)})\b|ddp|dp\b|shard|replic|zero|dist|opt|fsdp|os\b|mics"
+def _says_failed(cell: str) -> bool:
+    """`OOM`, `N/A (out of memory)`; not a figure with a remark."""
+    return FAILED.search(cell) is not None and re.search(r"\d", cell) is None
+
+
+SHARDING = (
+    rf"\d|\b(?:{'|'.join(NO + YES)})\b|ddp|dp\b|shard|replic|zero|dist|opt|fsdp|os\b|mics"
+    r"|hybrid|gemini"
+)
 RECOMPUTE = (
     rf"\d|\b(?:{'|'.join(NO + YES)})\b|full|block|layer|all\b|every|re-?comp|checkp|\bs?ac\b|sel"
-    r"|attn|attention|mlp|moe|norm|act|up_proj|softmax|uniform|core|ops?\b|operators"
+    r"|attn|attention|mlp|moe|norm|act|up_proj|softmax|uniform|core|ops?\b|operators|half|remat"
+    r"|minimal|dots?\b|save_dot"
 )
 PRECISION = r"16|8|4|32|half|amp|mixed|single|e4m3|default"
 

@@ -31,6 +31,8 @@ class Program:
     """Shards weights around its own kernels (Megatron-FSDP); others do around torch's."""
     mfu_of_bf16: bool = False
     """Its utilisation is of the 16-bit peak, whatever products multiply in."""
+    selects_operators: bool = False
+    """Its selective recomputation is of operators where a row does not say of what."""
     layers_per_chunk: int | None = None
     """Of interleaved stages; None: each stage is cut in two where a row says no number."""
 
@@ -93,6 +95,9 @@ convention of 2 + 2 + 12 bytes."""
 FSDP = Execution(attention="flash", fusion="eager", overlap_dp=True, **SHARDED_STATE)
 """PyTorch's FSDP around torch's own kernels."""
 
+NO_ZERO = "(?:bubble|shot|warm|init|dropout|weight|padding|grad)"
+"""Behind the word where it is a number."""
+
 PROGRAMS = (
     Program(
         # grad_sync_dtype=bf16: NVIDIA/NeMo-Framework-Launcher, examples/training/*/h100/*.sh;
@@ -112,7 +117,7 @@ PROGRAMS = (
         has_own_fsdp=True,
     ),
     Program(
-        pattern=r"torchtitan|titan",
+        pattern=r"(?<![a-z])(?:torch)?titan(?! rtx| x\b|[a-z ]*super)",
         execution=replace(
             FSDP,
             cuts_loss_by_dtensor=True,
@@ -123,6 +128,7 @@ PROGRAMS = (
         ),
         default_stage=3,
         microbatch_per_stage=True,
+        selects_operators=True,  # selective_ac_option = "op" in the files of its own models
         mfu_of_bf16=True,  # `get_peak_flops` in torchtitan/tools/utils.py knows no other
     ),
     Program(
@@ -177,7 +183,7 @@ PROGRAMS = (
         has_own_fsdp=True,
     ),
     Program(
-        pattern=r"deepspeed|\bzero\b(?![- ]?bubble)|zero[- ]?(3|infinity|offload)",
+        pattern=rf"deepspeed|\bzero\b(?![- ]?{NO_ZERO})|zero[- ]?(3|infinity|offload)",
         execution=DEEPSPEED,
     ),
     Program(
@@ -194,6 +200,20 @@ PROGRAMS = (
         has_own_fsdp=True,
     ),
     Program(
+        # huggingface/nanotron: TritonRMSNorm and torch's operators around FlashAttention 2
+        # (models/llama.py); gradients are added to float32 sums, and those reduced, by hooks of
+        # the backward pass (gradient_accumulator.py).
+        pattern=r"nanotron|ultra-?scale[- ]playbook",
+        execution=replace(
+            UNKNOWN,
+            fusion="eager",
+            fused_norm=True,
+            fuses_gradients=False,
+            gradient_bytes=4,
+            reduce_bytes=4,
+        ),
+    ),
+    Program(
         # Loops around models of torch's own operators.
         pattern=r"hugging ?face|(?<![a-z])hf(?![a-z])|transformers|\baccelerate\b|axolotl"
         r"|llama[- ]?factory|torchtune|lit-?gpt|lightning",
@@ -207,35 +227,72 @@ FIRST_FLASH = 2301
 """Papers on arXiv before this month are taken to write attention scores out: FlashAttention
 (May 2022) came into Megatron-LM and DeepSpeed in 2023."""
 
+OLD_RUNS = r"bigscience|bloom|mt-nlg|turing[- ]nlg|narayanan|korthikanti"
+"""Runs of before, whichever later paper a row has them from."""
+
 
 def find_program(row: dict[str, str]) -> Program:
     """What trained this row."""
-    source = " ".join((row["source"], row["source_url_or_repo_path"], row["notes"])).lower()
+    notes = _own_words(row["notes"])
+    source = " ".join((row["source"], row["source_url_or_repo_path"], notes)).lower()
     title = row["source"].lower()
     for program in PROGRAMS:
         if re.search(program.pattern, title) and program.pattern:
+            notes = ""  # what it names besides is beside
             break
     else:
         program = next(entry for entry in PROGRAMS if re.search(entry.pattern, source))
     is_fsdp = says_fsdp(row["zero_or_fsdp"])
+    is_own = program.has_own_fsdp or re.search("megatron|mcore", row["zero_or_fsdp"].lower())
     is_torch = program.execution.weight_bytes == SHARDED_STATE["weight_bytes"]
-    if is_fsdp and not is_torch and not program.has_own_fsdp:
+    if is_fsdp and not is_torch and not is_own:
         program = Program(pattern="fsdp", execution=FSDP)
-    written = _written(row)
+    written = _written(row["source"], row["source_url_or_repo_path"], notes)
     is_old = bool(written) and min(written) < FIRST_FLASH and "flash" not in source
     if is_old and is_fsdp:
         old = replace(program.execution, attention="matrix", dropout_masks=True)
         return replace(program, execution=old, is_modern=False)
     if is_old and program.is_modern:
         program = Program(pattern="", execution=MEGATRON_2021, is_modern=False)
-    if written and min(written) >= FIRST_FLASH and not program.is_modern:
+    is_new = bool(written) and min(written) >= FIRST_FLASH and not re.search(OLD_RUNS, title)
+    if is_new and not program.is_modern:
         return replace(program, execution=replace(program.execution, attention="flash"))
     return program
 
 
-def _written(row: dict[str, str]) -> list[int]:
-    """Months of the papers that the row is from: notes may name others."""
-    for column in ("source", "source_url_or_repo_path", "notes"):
-        if found := re.findall(r"\b([12]\d{3})\.\d{4,5}\b", row[column]):
-            return [int(number) for number in found]
-    return []
+def unknown_program(row: dict[str, str]) -> str | None:
+    """What a row is taken for whose source and notes name no program that is known."""
+    program = find_program(row)
+    if program.pattern:
+        return None
+    is_old = program.execution.dropout_masks
+    kind = "Megatron-LM's of 2021" if is_old else "Megatron-Core's, with FlashAttention 2"
+    return f"no program that is known: kernels and overlap as {kind}"
+
+
+def _own_words(notes: str) -> str:
+    """Notes without what is denied or compared with, and without the papers whose way to count
+    FLOPs they name: `MFU as in 2204.02311`.
+    """
+    notes = re.sub(DENIED, "", notes)
+    counts = r"(?i)flop|mfu|hfu|\beq(?:uation)?\b|formula|convention"
+    cited = rf"{PAPER}|(?i:narayanan|korthikanti)"
+    return ";".join(
+        re.sub(cited, "", clause) if re.search(counts, clause) else clause
+        for clause in notes.split(";")
+    )
+
+
+DENIED = (
+    r"(?i)\b(?:no|not|without|unlike|versus|vs\.?|than|against|compared (?:with|to)|instead of)"
+    r" (?:an? |the |with )?[\w-]+"
+)
+
+PAPER = r"\b([12]\d{3})\.\d{4,5}\b"
+"""Its month on arXiv, and its number."""
+
+
+def _written(*texts: str) -> list[int]:
+    """Months of the papers that the row is from, by the first text that names some."""
+    found = next(filter(None, (re.findall(PAPER, text) for text in texts)), [])
+    return [int(number) for number in found]

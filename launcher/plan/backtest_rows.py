@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -17,22 +16,25 @@ from launcher.plan.backtest_cells import (
     read_integer,
     read_number,
 )
+from launcher.plan.backtest_degrees import complete_degrees
 from launcher.plan.backtest_facts import (
     find_execution,
     gather_ahead,
     keep_gathered,
 )
+from launcher.plan.backtest_flops import measured_step_s
 from launcher.plan.backtest_hardware import (
     Devices,
     find_devices,
     stated_bandwidth,
+    stated_memory,
     stated_taper,
 )
 from launcher.plan.backtest_model import read_model
 from launcher.plan.backtest_odd import not_understood, take_out_of_memory
-from launcher.plan.backtest_programs import find_program
+from launcher.plan.backtest_programs import find_program, unknown_program
 from launcher.plan.backtest_words import (
-    YES,
+    SHARDED,
     find_schedule,
     named_stage,
     row_schedule,
@@ -40,9 +42,8 @@ from launcher.plan.backtest_words import (
     zero_stage,
 )
 from launcher.plan.execution import Execution, Job
-from launcher.plan.kernels import peak_flops
 from launcher.plan.records import Layout
-from launcher.plan.work import forward_flops_per_token, model_flops_per_token
+from launcher.plan.schedule import SCHEDULES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +76,10 @@ def read_row(row: Mapping[str, str | None], facts: Facts) -> Measured:
     """Raises Unsupported or BadRow."""
     cells = read_cells(row)
     did_not_fit = take_out_of_memory(cells)
+    assumed: list[str] = []
+    cells = complete_degrees(cells, assumed)
     if missing := [column for column in ("gpu", "gpus") if not cells[column]]:
         raise Unsupported(f"not published: {', '.join(missing)}")
-    assumed: list[str] = []
     try:
         model = read_model(cells, facts.models, assumed)
     except Refused as error:  # a size beyond those of any model
@@ -86,8 +88,9 @@ def read_row(row: Mapping[str, str | None], facts: Facts) -> Measured:
     if hardware_names is None or hardware_names.gpu not in facts.gpus:
         raise Unsupported(f"no facts of gpu={cells['gpu']} in conf/hardware/gpu")
     layout = _layout(cells, model, hardware_names.gpus_per_node, assumed)
-    hardware = _hardware(cells, layout, facts, hardware_names)
+    hardware = _hardware(cells, layout, facts, hardware_names, assumed)
     execution = find_execution(cells, layout, model.num_layers, hardware)
+    assumed += filter(None, [unknown_program(cells)])
     assumed += not_understood(cells, execution, layout.zero_stage)
     if execution.weight_bytes == 4 and layout.zero_stage < 3:
         execution = keep_gathered(execution, layout.pp)
@@ -95,13 +98,14 @@ def read_row(row: Mapping[str, str | None], facts: Facts) -> Measured:
         execution = gather_ahead(execution, cells)
     job = Job(model=model, hardware=hardware, layout=layout, execution=execution)
     memory = read_number(cells, "mem_gib")
+    numbers = {"gpus": str(layout.world_size), "seq": str(layout.sequence_length)}
     names = ("source", "model", "gpu", "gpus", "seq", "precision")
     return Measured(
         id=cells["id"],
         source=cells["source"],
-        group=tuple(cells[name] for name in names),
+        group=tuple(numbers.get(name, cells[name]) for name in names),
         job=job,
-        step_s=_measured_step_s(cells, job),
+        step_s=measured_step_s(cells, job),
         memory_bytes=None if memory is None else round(memory * 2**30),
         did_not_fit=did_not_fit,
         assumed=tuple(assumed),
@@ -158,13 +162,18 @@ def _layout(cells: Mapping[str, str], model: Model, per_node: int, assumed: list
 
 
 def _chunks(cells: Mapping[str, str], pp: int, num_layers: int) -> int:
-    """By the cell, by words, or as the program cuts the stages that it interleaves."""
+    """By the cell, by words, or as the program cuts the stages that it interleaves.
+
+    A schedule that has a number of its own has it whatever the row says: both of its directions
+    are chunks, of which the stage's memory is made up.
+    """
     program, schedule = find_program(dict(cells)), row_schedule(dict(cells))
     default = stated_chunks(dict(cells))
     if default is None and schedule == INTERLEAVED:
         each = program.layers_per_chunk
         default = 2 if each is None else -(-num_layers // (pp * each))
-    return read_integer(cells, "vpp", default or 1)
+    vpp = read_integer(cells, "vpp", default or 1)
+    return SCHEDULES[find_schedule(dict(cells), vpp)].chunks or vpp
 
 
 INTERLEAVED = "interleaved_1f1b"
@@ -173,7 +182,7 @@ INTERLEAVED = "interleaved_1f1b"
 def _zero_stage(cells: Mapping[str, str], dp: int, pp: int, assumed: list[str]) -> int:
     """By the cell, or as the program has it where nobody sets it."""
     said = cells["zero_or_fsdp"].lower()
-    if said and said not in YES:
+    if said and said not in SHARDED:
         return zero_stage(said, pp)
     if dp == 1:
         assumed.append("no dp to shard over")
@@ -198,7 +207,9 @@ def _check_experts(model: Model, ep: int, ranks: int) -> None:
         raise BadRow(f"ep={ep}: does not divide {number} experts and {ranks} ranks")
 
 
-def _hardware(cells: Mapping[str, str], layout: Layout, facts: Facts, names: Devices) -> Hardware:
+def _hardware(
+    cells: Mapping[str, str], layout: Layout, facts: Facts, names: Devices, assumed: list[str]
+) -> Hardware:
     fabric = facts.networks[names.network]
     if "roce" in cells["notes"].lower():
         fabric = facts.networks["roce_100"].model_copy(update={"bandwidth": fabric.bandwidth})
@@ -206,87 +217,14 @@ def _hardware(cells: Mapping[str, str], layout: Layout, facts: Facts, names: Dev
         fabric = fabric.model_copy(update={"bandwidth": stated})
     if taper := stated_taper(cells):
         fabric = fabric.model_copy(update={"oversubscription": taper})
+    gpu = facts.gpus[names.gpu]
+    if memory := stated_memory(cells["gpu"], gpu):
+        assumed.append(f"gpu={cells['gpu']}: as {gpu.name} but for its memory")
+        gpu = gpu.model_copy(update={"memory_bytes": memory})
     return Hardware(
         name=cells["gpu"], num_nodes=layout.nodes, gpus_per_node=layout.gpus_per_node,
-        gpu=facts.gpus[names.gpu], node=facts.nodes[names.node], network=fabric,
+        gpu=gpu, node=facts.nodes[names.node], network=fabric,
     )  # fmt: skip
-
-
-def _measured_step_s(cells: Mapping[str, str], job: Job) -> float | None:
-    """Given, or from tokens/s, TFLOP/s or MFU by the source's convention."""
-    if (given := read_number(cells, "step_time_s")) is not None:
-        return given
-    layout = job.layout
-    tokens = layout.global_batch_size * layout.sequence_length / layout.world_size
-    if (rate := read_number(cells, "tokens_per_s_per_gpu")) is not None:
-        return tokens / rate
-    if (rate := read_number(cells, "tflops_per_gpu")) is not None:
-        return tokens * published_flops_per_token(cells, job) / (rate * 1e12)
-    if (share := read_number(cells, "mfu")) is not None:
-        assert job.hardware.gpu is not None
-        kind = "bf16" if find_program(dict(cells)).mfu_of_bf16 else job.execution.matmul
-        peak = _stated_peak(cells) or peak_flops(job.hardware.gpu, kind)
-        return tokens * published_flops_per_token(cells, job) / (share * peak)
-    return None
-
-
-def _stated_peak(cells: Mapping[str, str]) -> float | None:
-    """FLOP/s that a utilisation is a share of, where notes name them: `peak 312`, `989 peak`."""
-    number = r"(\d{3,4}(?:\.\d+)?)"
-    words = cells["notes"].lower()
-    found = re.search(rf"peak (?:of )?{number}|{number} ?(?:tflop\S*)? peak", words)
-    return None if found is None else float(found[1] or found[2]) * 1e12
-
-
-CAUSAL = re.compile(
-    r"(?<!non-)(?<!non )causal[- ](?:attention|half|flops|mask)|attention (?:counted )?at half"
-)
-"""Notes of sources whose FLOPs have half of the attention; by default they have all of it."""
-
-NO_ATTENTION = re.compile(r"(?:without|no|excluding) attention|attention (?:is )?not counted|6nd")
-"""Notes of sources that count parameters alone."""
-
-RECOMPUTE_COUNTED = (
-    r"narayanan|2104\.04473|bloom|bigscience|2211\.05100|mt-nlg|turing[- ]nlg|2201\.11990"
-    r"|neox|2304\.11277|megatron[- ]?deepspeed"
-)
-"""Sources whose TFLOP/s count the recomputed forward of the blocks (SC21, equation 3); what
-Megatron-DeepSpeed prints does (four passes instead of three in its `throughput_calculator`)."""
-
-
-def published_flops_per_token(cells: Mapping[str, str], job: Job) -> float:
-    """As the source counts them: attention whole, and recomputation where it says so."""
-    words = f"{cells['source']} {cells['source_url_or_repo_path']} {cells['notes']}".lower()
-    model, length = job.model, job.layout.sequence_length
-    is_causal = CAUSAL.search(words) is not None
-    if NO_ATTENTION.search(words):
-        is_causal, length = False, 1
-    total = model_flops_per_token(model, length, causal=is_causal)
-    execution = job.execution
-    if execution.recompute in ("full", "selective") and _counts_recompute(cells, words):
-        again = forward_flops_per_token(model, length, causal=is_causal, with_head=False)
-        if execution.recompute == "selective":  # attention's core alone
-            again -= forward_flops_per_token(model, 0, causal=False, with_head=False)
-        total += execution.recompute_share * again
-    return total
-
-
-def _counts_recompute(cells: Mapping[str, str], words: str) -> bool:
-    """Where its words say so, or the source does and they do not say that it does not."""
-    again = r"(?:(?:the|all|full|activation|recomputed|forward)[- ])*(?:re-?comput|checkpointing)"
-    counted = rf"(?:incl(?:\.|ud(?:e|es|ed|ing))|count(?:s|ed|ing)?) {again}"
-    passive = r"re-?comput\w* (?:flops |forward |passes )*(?:is |are )?(?:included|counted)"
-    denied = rf"(?:not|n't|without|nor|never) {counted}|no re-?comput|exclud\w* {again}"
-    if re.search(denied, words):
-        return False
-    if re.search(rf"{counted}|{passive}|hardware flop|{IS_HFU}", words):
-        return True
-    source = f"{cells['source']} {cells['source_url_or_repo_path']}".lower()
-    return re.search(RECOMPUTE_COUNTED, source) is not None
-
-
-IS_HFU = r"(?<!not )\bhfu\b(?!,? (?:is )?(?:not (?!mfu)|un)|\W*(?:of |was |is |=|:)*\s*\d|/mfu)"
-"""A utilisation that is said to be of hardware FLOPs; not one that is stated beside another."""
 
 
 def for_fit(job: Job) -> Job:

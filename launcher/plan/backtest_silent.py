@@ -36,6 +36,18 @@ def guesses(row: Mapping[str, str | None], layout: Layout) -> Iterator[Iterator[
         yield _choices({"recompute": "full"}, shardings, micros)
 
 
+def last_guesses(
+    row: Mapping[str, str | None], layout: Layout
+) -> Iterator[Iterator[dict[str, str]]]:
+    """Where none of these fits: more is sharded than the program does by itself."""
+    cells = read_cells(row)
+    if cells["zero_or_fsdp"] or layout.dp == 1 or layout.pp > 1 or layout.zero_stage == 0:
+        return
+    shardings = [{"zero_or_fsdp": name} for name in SHARDINGS[layout.zero_stage :]]
+    for mode in ({},) if cells["recompute"] else ({}, {"recompute": "full"}):
+        yield _choices(mode, shardings, [{}])
+
+
 def _choices(
     mode: dict[str, str], shardings: list[dict[str, str]], micros: list[dict[str, str]]
 ) -> Iterator[dict[str, str]]:

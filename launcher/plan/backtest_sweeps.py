@@ -40,8 +40,9 @@ def sweeps(answers: Sequence[Answer]) -> list[dict[str, Any]]:
     groups: dict[tuple[str, ...], list[Answer]] = {}
     for answer in answers:
         if answer.predicted_step_s and answer.measured_step_s:
-            groups.setdefault(answer.group, []).append(answer)
-    groups = {group: _layouts(members) for group, members in groups.items()}
+            same = tuple(part.casefold() for part in answer.group)
+            groups.setdefault(same, []).append(answer)
+    groups = {members[0].group: _layouts(members) for members in groups.values()}
     return [
         {
             "group": " ".join(group),

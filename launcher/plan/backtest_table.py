@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from launcher.errors import ConfigError, Finding
-from launcher.frozen import frozen
 from launcher.plan.backtest_cells import COLUMNS, column_name, column_unit
+from launcher.plan.backtest_odd import MEASURED
 
 REQUIRED = ("gpu", "gpus")
 """Columns without which no row can be predicted; others may be absent, as empty cells."""
@@ -19,9 +21,9 @@ def read_table(text: str, name: str) -> list[dict[str, str | None]]:
 
     Blank rows are none; a column that means the same as an earlier one is left out.
     """
-    text = text.lstrip("\ufeff")
+    text = PREAMBLE.sub(lambda found: "\n" * found[0].count("\n"), text.lstrip("\ufeff"))
     header_line = text.lstrip().partition("\n")[0]
-    delimiter = max(",;\t", key=header_line.count)
+    delimiter = max(",;\t|", key=header_line.count)
     records = [record for record in _records(text, delimiter) if any(record.cells)]
     if not records:
         fix = f"a first line that names columns: {','.join(COLUMNS)}"
@@ -37,19 +39,54 @@ def read_table(text: str, name: str) -> list[dict[str, str | None]]:
             [_empty(name, "a header, and no rows", "a row per measured run below it")]
         )
     units = [column_unit(cell) for cell in records[0].cells]
-    return [_cells(header, units, record, at) for at, record in enumerate(records[1:], 2)]
+    if not text.endswith(("\n", "\r")):
+        _mark_torn_end(records)
+    rows = [_cells(header, units, record, at) for at, record in enumerate(records[1:], 2)]
+    return _with_points(rows, delimiter)
+
+
+PREAMBLE = re.compile(r"\A(?:[ \t]*(?:#(?![^\n]*gpus)[^\n]*|sep=[^\n]{1,3})?\r?\n)+")
+"""Remarks before the header, and the line by which Excel says what separates cells."""
+
+
+def _mark_torn_end(records: Sequence[_Record]) -> None:
+    """A file that ends inside a row, where all others are whole."""
+    *whole, last = (len(record.cells) for record in records)
+    if len(whole) > 1 and min(whole) == max(whole) > last:
+        records[-1].broken = records[-1].broken or "the file ends inside this row"
+
+
+FRACTIONS = ("params_b", *MEASURED)
+"""Columns whose numbers need not be whole."""
+
+
+def _with_points(rows: list[dict[str, str | None]], delimiter: str) -> list[dict[str, str | None]]:
+    """Where commas mark decimals, points in their place: `3,528` of a table whose cells are
+    separated by semicolons, or in which `0,41` or `3,5` stands and nowhere `3.5`.
+    """
+    cells = [row.get(column) or "" for row in rows for column in FRACTIONS]
+    if any(re.search(r"\d\.\d", cell) for cell in cells):
+        return rows
+    if delimiter != ";" and not any(re.match(r"0,\d|\d+,\d{1,2}(?!\d)", cell) for cell in cells):
+        return rows
+    return [
+        row | {name: (row[name] or "").replace(",", ".") for name in FRACTIONS if name in row}
+        for row in rows
+    ]
 
 
 HOW = "a CSV file of measured runs; docs/backtest.md names the columns"
 
 
-@frozen
+@dataclass(kw_only=True)
 class _Record:
     cells: list[str]
     line: int
     """Of the file, where the record ends."""
     broken: str = ""
     """What is wrong with it as a whole."""
+    has_loose_quotes: bool = False
+    """Inside its cells; nothing is wrong where it has all cells nevertheless."""
 
 
 def _records(text: str, delimiter: str) -> Iterator[_Record]:
@@ -80,7 +117,10 @@ def _first_record(lines: Sequence[str], start: int, delimiter: str) -> _Record:
             cells = next(csv.reader(lines[start:end], delimiter=delimiter))
         except csv.Error as error:
             cells, broken = [lines[start].partition(delimiter)[0][:80]], str(error)
-    return _Record(cells=[cell.strip() for cell in cells], line=end, broken=broken)
+    return _Record(
+        cells=[cell.strip() for cell in cells], line=end, broken=broken,
+        has_loose_quotes=end == start + 1 and lines[start].count('"') % 2 == 1,
+    )  # fmt: skip
 
 
 def _is_torn(lines: Sequence[str], delimiter: str) -> bool:
@@ -125,9 +165,14 @@ def _cells(
     for column, unit, cell in zip(header, units, line, strict=False):
         has_unit = not unit or not cell or cell[-1].isalpha()
         cells.setdefault(column, cell if has_unit else f"{cell} {unit}")
+    missing = [name for name in REQUIRED if header.index(name) >= len(line)]
     if record.broken:
         cells[BROKEN] = record.broken
     elif any(line[len(header) :]):
         cells[BROKEN] = "more cells than columns"
+    elif record.has_loose_quotes and len(line) < len(header):
+        cells[BROKEN] = "a quote that closes inside a cell"
+    elif missing:
+        cells[BROKEN] = f"it ends before its cell of {missing[0]}"
     cells["id"] = cells.get("id") or f"row {number}"
     return cells | {LINE: str(record.line)}

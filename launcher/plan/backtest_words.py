@@ -13,27 +13,45 @@ NO = ("no", "none", "off", "false", "0", "n", "disabled", "without")
 YES = ("yes", "true", "on", "y", "enabled")
 """Ways to write that something is used, as its program does it by default."""
 
+SHARDED = (*YES, "zero", "zero dp", "zero-dp", "sharded", "sharding", "group sharded")
+"""Ways to write that something is sharded, without a word on what."""
+
 
 def says_fsdp(text: str) -> bool:
-    """`fsdp2(zero3)`, `FSDP: yes`; not `no fsdp`, `fsdp=0`."""
+    """`fsdp2(zero3)`, `FSDP: yes`, `HSDP 4x8`, `FULL_SHARD`; not `no fsdp`, `fsdp=0`."""
     text = text.lower()
     off = rf"(?:non?|without)[- ]?fsdp|fsdp[ =:]+(?:{'|'.join(NO)})(?![a-z0-9])"
-    return "fsdp" in text and not re.search(off, text)
+    return re.search(FSDP_NAMES, text) is not None and not re.search(off, text)
+
+
+FSDP_NAMES = r"[fh]sdp|(?:full|hybrid)_shard|shard_grad_op|dp[-_ ]?shard"
+"""PyTorch's FSDP, its strategies and torchtitan's degree of it."""
 
 
 def zero_stage(text: str, pp: int) -> int:
     """Of `zero1(dist-opt)`, `ZeRO stage 2`, `fsdp2(zero3)`, `fsdp`, `SHARD_GRAD_OP`, `ddp`, `0`."""
     if re.search(r"(?<![a-z])mics(?![a-z])|zero\+\+|zero[- ]?infinity", text):
         return 3
-    if found := re.search(r"(?:zero|stage|^z|^)[-_ ]*(?:stage)?[-_ =:]*([0-3])(?!\d)", text):
+    if found := re.search(rf"(?:zero|stage|sharding|^z|^){STAGE}", text):
         return int(found[1])
-    if re.search(r"shard_grad_op|grad_op|\bos\+g\b|zero[- ]?offload", text):
+    if found := re.search(r"(?<![a-z])p?_?os(?![a-z])( ?\+ ?g)?( ?\+ ?p)?", text):
+        return 1 + sum(part is not None for part in found.groups())  # ZeRO's own P_os+g+p
+    if re.search(r"shard_grad_op|grad_op|zero[- ]?offload", text):
         return 2
-    if re.search(r"no_shard|\bddp\b", text):
+    if re.search(r"no_shard|\bddp\b|dp[-_ ]?shard[ =:]*1(?!\d)", text):
         return 0
-    if says_fsdp(text) or re.search(r"hsdp|(?:fully?|hybrid)[- _]?shard", text):
-        return 3 if pp == 1 else 2  # inside a pipeline weights stay gathered for the step
-    return 1 if re.search(r"dist|\bp?os\b|optim", text) else 0
+    if says_fsdp(text) or re.search(r"hybrid|fully?[- _]?shard|gemini", text):
+        keeps = re.search(KEEPS_GATHERED, text) is not None
+        is_said = "reshard" in text and not keeps
+        # inside a pipeline weights stay gathered for the step, unless the row says that they do not
+        return 3 if (pp == 1 or is_said) and not keeps else 2
+    return 1 if re.search(r"dist|optim|weight[- ]update", text) else 0
+
+
+STAGE = r"[-_ ]*(?:stage)?[-_ =:]*([0-3])(?![\dx])"
+
+KEEPS_GATHERED = r"(?:no|not|without|never)[- _]?reshard|reshard\w*[ =:]+(?:false|never|no|off|0)\b"
+"""FSDP's weights are gathered once per step, as under ZeRO-2."""
 
 
 def named_stage(source: str) -> int | None:
@@ -59,15 +77,20 @@ def read_recompute(
         return "full", min(1.0, share)
     if {"op", "sac", "ops", "operators"} & set(words):
         return "operators", 1.0
-    if re.match(r"sel|attn|attention|core", text) or "selective" in words:
+    if re.search(r"(?:attn|attention)\W+(?:and )?mlp", text) and not re.search(r"\bsel", text):
+        return "full", 1.0
+    if re.match(r"attn|attention|core", text) or re.search(r"\bsel", text):
         return "selective", 1.0
-    if re.search(CHEAP, text) and not re.search(r"mlp|moe(?!_?act)|full|all|block", text):
+    # Megatron-Core's module `mlp` is that of dense layers, of which models with MLA have few.
+    costly = r"moe(?!_?act)|full|all|block" if "mla" in text else r"mlp|moe(?!_?act)|full|all|block"
+    if re.search(CHEAP, text) and not re.search(costly, text):
         return "selective", 1.0
     return "full", 1.0
 
 
-CHEAP = r"norm|_?act(?![a-z])|up_proj|swiglu|gelu|softmax"
-"""Modules of Megatron-Core whose recomputation takes about what that of an attention core does."""
+CHEAP = r"norm|_?act(?![a-z])|up_proj|swiglu|gelu|softmax|minimal|\bdots\b|save_dot"
+"""Modules of Megatron-Core whose recomputation takes about what that of an attention core does;
+policies of JAX that keep what matrix products made do too."""
 
 
 def _share(text: str, num_layers: int, pp: int, vpp: int) -> float | None:
@@ -82,12 +105,16 @@ def _share(text: str, num_layers: int, pp: int, vpp: int) -> float | None:
         return float(found[1]) / 100
     if "uniform" in text:  # all of them, in groups of so many
         return 1.0
-    if found := re.search(r"(\d+) (?:of \d+ )?(?:layers|blocks)", text):
+    if re.search(r"\bhalf\b", text):
+        return 0.5
+    if found := re.search(r"(\d+) ?(?:/|of|out of) ?(\d+) (?:layers|blocks)", text):
+        return int(found[1]) / max(1, int(found[2]))
+    # Megatron's method `block` counts layers of each chunk of the pipeline.
+    if found := re.search(r"\bblock\b\D{0,24}?(\d+)", text):
+        return int(found[1]) * pp * vpp / num_layers
+    if found := re.search(r"(\d+) (?:layers|blocks)", text):
         stages = pp if re.search(r"(?:per|each|every)[- ](?:\w+ )?(?:stage|rank)", text) else 1
         return int(found[1]) * stages / num_layers
-    # Megatron's method `block` counts layers of each chunk of the pipeline.
-    if found := re.search(r"block[ ,:/=_-]*(\d+)", text):
-        return int(found[1]) * pp * vpp / num_layers
     return None
 
 

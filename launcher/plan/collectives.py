@@ -142,7 +142,7 @@ def _state_traffic(job: Job, links: Links, parameters: float, units: int) -> Sta
     gradients = execution.reduce_bytes * parameters
     weights = execution.gather_bytes * parameters
     between = _many_s("all_reduce", gradients / links.shard.group_size, units, links.replica)
-    if stage and execution.whole_tensors:
+    if stage in (1, 2) and execution.whole_tensors:  # its ZeRO-3 cuts every tensor
         owners = min(links.shard.group_size, count_tensors(job.model, units))
         reduce_s = owners * broadcast_s(gradients / owners, links.shard) + between
         gather_s = owners * broadcast_s(weights / owners, links.shard)

@@ -82,13 +82,19 @@ def write_files(files: Sequence[PlanFile], plan: Plan) -> list[Path]:
 
 
 def _check(file: PlanFile) -> Finding | None:
-    def finding(rule: str, reason: str, fix: str = "") -> Finding:
-        return Finding(field=file.flag, value=file.path, rule=rule, reason=reason, fix=fix)
+    return check_target(file.flag, file.path, file.mark, f"launch plan {file.flag}")
 
-    if not file.path:
+
+def check_target(flag: str, path: str, mark: str, writer: str) -> Finding | None:
+    """Why a file that was asked for could not be written, or is not `writer`'s to replace."""
+
+    def finding(rule: str, reason: str, fix: str = "") -> Finding:
+        return Finding(field=flag, value=path, rule=rule, reason=reason, fix=fix)
+
+    if not path:
         return finding("no-such-directory", "the name of the file is empty")
     try:
-        target = os.path.realpath(file.path)
+        target = os.path.realpath(path)
         folder = os.path.dirname(target)
         if not os.path.isdir(folder):
             return finding("no-such-directory", f"{folder} is not a folder")
@@ -101,12 +107,11 @@ def _check(file: PlanFile) -> Finding | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        return _unwritable(file, error)
+        return finding("file-not-writable", error.strerror or str(error))
     except ValueError:
         return finding("file-not-writable", "the name has a null character")
-    if head and file.mark.encode() not in head:
-        reason = f"it is there, and no `launch plan {file.flag}` wrote it"
-        return finding("file-exists", reason, "another name")
+    if head and mark.encode() not in head:
+        return finding("file-exists", f"it is there, and no `{writer}` wrote it", "another name")
     return None
 
 

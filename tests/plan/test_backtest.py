@@ -211,6 +211,7 @@ def test_sharding_is_read_from_its_words(text, stage):
 @pytest.mark.parametrize(
     ("gpu", "facts"),
     [("NVIDIA A100-SXM4-40GB", "a100_40gb"), ("A100 80GB PCIe", "a100_pcie_80gb"),
+     ("A100-PCIE-40GB", "a100_pcie_40gb"),
      ("H100 SXM5", "h100_sxm"), ("H100 PCIe", "h100_pcie_80gb"),
      ("H100 NVLink", "h100_sxm"), ("8x H100", "h100_sxm"), ("GH200", "gh200_96gb"),
      ("H20", "h20"), ("H200", "h200_sxm"), ("B200", "b200_sxm"), ("GB200 NVL72", "gb200"),

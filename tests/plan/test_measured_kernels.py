@@ -2,6 +2,7 @@
 
 import pytest
 
+from launcher.cli import main
 from launcher.config.kernel_table import COLUMNS, with_kernels
 from launcher.config.schema import Gpu
 from launcher.plan.kernels import Gemm, attention_s, elementwise_s, gemm_s
@@ -48,10 +49,11 @@ def test_attention_and_memory_are_corrected_too():
 HEADER = ",".join(COLUMNS)
 
 
-def table(tmp_path, *lines, header=HEADER):
+def table(tmp_path, *lines, header=HEADER, device="cpu"):
     path = tmp_path / "kernels.csv"
     path.write_text("\n".join((header, *lines)) + "\n")
-    return {"hardware": {"kernels": str(path), "gpu": {"peak_flops": {"fp32": 5e10}}}}
+    gpu = {"peak_flops": {"fp32": 5e10}}
+    return {"hardware": {"kernels": str(path), "device": device, "gpu": gpu}}
 
 
 def test_processes_that_share_a_core_take_as_much_longer(tmp_path):
@@ -69,6 +71,49 @@ def test_a_broken_table_is_refused_with_its_reason(tmp_path, line):
     _, (finding,) = with_kernels(table(tmp_path, line))
     assert finding.rule == "kernel-table-readable"
     assert finding.field == "hardware.kernels"
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [("cpu,1,matmul,fp32,8,8", "line 3: no k, seconds"),
+     ("cpu,1,matmul,fp32,8,8,8.5,1", "line 3: k=8.5 is not a whole number"),
+     ("cpu,1,matmul,fp32,8,8,8,soon", "line 3: seconds=soon is not a positive number"),
+     ("H100,1,matmul,fp32,8,8,8,1", "line 3: device=H100 is no CPU")],
+)  # fmt: skip
+def test_a_broken_line_is_named_with_its_cell(tmp_path, line, reason):
+    _, (finding,) = with_kernels(table(tmp_path, "cpu,1,matmul,fp32,8,8,8,1", line))
+    assert finding.reason == f"not a table of measured kernels: {reason}"
+
+
+def test_kernels_of_a_cpu_correct_no_gpu(tmp_path):
+    line = "cpu core,1e11,memory,fp32,1024,1,1,0.25"
+    _, (finding,) = with_kernels(table(tmp_path, line, device="cuda"))
+    assert finding.reason.endswith("line 2: device=cpu core is no GPU")
+
+
+def test_a_table_with_a_byte_order_mark_is_read(tmp_path):
+    values, findings = with_kernels(
+        table(tmp_path, "cpu,1,matmul,fp32,8,8,8,1", header="\ufeff" + HEADER)
+    )
+    assert not findings
+    assert values["hardware"]["gpu"]["kernels"]
+
+
+@pytest.mark.parametrize("name", ["train.py", "nowhere/kernels.csv", "."])
+def test_measuring_begins_only_where_its_table_can_be_written(tmp_path, monkeypatch, name):
+    (tmp_path / "train.py").write_text("print('mine')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("launcher.submit.calibrate.calibrate", lambda *_: pytest.fail("measured"))
+    assert main(["calibrate", name]) == 2
+    assert (tmp_path / "train.py").read_text() == "print('mine')"
+
+
+def test_an_earlier_table_is_measured_anew(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "kernels.csv"
+    path.write_text(HEADER + "\n")
+    monkeypatch.setattr("launcher.submit.calibrate.calibrate", lambda *_: "measured\n")
+    assert main(["calibrate", str(path)]) == 0
+    assert "measured" in capsys.readouterr().out
 
 
 def test_a_table_without_its_columns_is_refused(tmp_path):

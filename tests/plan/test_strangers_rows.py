@@ -9,16 +9,18 @@ from launcher.cli import main
 from launcher.errors import ConfigError
 from launcher.plan.backtest import predict_job, predict_row
 from launcher.plan.backtest_cells import read_cells
+from launcher.plan.backtest_flops import published_flops_per_token
 from launcher.plan.backtest_hardware import find_devices
 from launcher.plan.backtest_model import known_model
 from launcher.plan.backtest_odd import MEASURED
-from launcher.plan.backtest_rows import published_flops_per_token, read_row
+from launcher.plan.backtest_rows import read_row
 from launcher.plan.backtest_table import BROKEN, LINE, read_table
 from launcher.plan.backtest_words import (
     named_stage,
     read_recompute,
     zero_stage,
 )
+from launcher.plan.memory import estimate_job_memory
 
 from .test_backtest import FACTS
 from .test_unseen_rows import make_row, mixture
@@ -76,7 +78,7 @@ def test_and_in_16_elsewhere(precision):
 
 @pytest.mark.parametrize(
     ("name", "notes", "schedule", "vpp"),
-    [("x", "zero-bubble H1", "zb_h1", 1), ("x", "ZBVZeroBubble", "zb_v", 1),
+    [("x", "zero-bubble H1", "zb_h1", 1), ("x", "ZBVZeroBubble", "zb_v", 2),
      ("x", "1F1B; ZB-2p would need twice the memory", "1f1b", 1), ("a_zb-2p", "", "zb_2p", 1),
      ("a_1f1b", "beside zb-2p", "1f1b", 1), ("x", "1F1B-I", "interleaved_1f1b", 2),
      ("x", "vpp=4", "interleaved_1f1b", 4), ("x", "non-interleaved 1F1B", "1f1b", 1),
@@ -85,6 +87,28 @@ def test_and_in_16_elsewhere(precision):
 def test_schedules_and_chunks_are_read_from_words(name, notes, schedule, vpp):
     layout = job(id=name, notes=notes, pp=4).layout
     assert (layout.schedule, layout.vpp) == (schedule, vpp)
+
+
+@pytest.mark.parametrize("vpp", ["", 1, 2])
+@pytest.mark.parametrize(
+    ("notes", "least", "most"),
+    [("zb-v", 1.0, 1.25), ("dualpipe", 1.0, 1.25), ("zb-h1", 1.0, 1.25), ("gpipe", 4.0, 4.6)],
+)
+def test_schedules_hold_the_share_of_1f1bs_activations_that_they_are_made_for(
+    notes, least, most, vpp
+):
+    cells = {"pp": 8, "gpus": 8, "global_batch": 32, "recompute": "none", "zero_or_fsdp": "none"}
+    if notes == "zb-h1" and vpp == 2:  # as many chunks as one likes: a schedule of its own
+        return
+    jobs = [job(**cells, notes="1F1B"), job(**cells, notes=notes, vpp=vpp)]
+    plain, other = (max(_activations(each)) for each in jobs)
+    assert least <= other / plain <= most
+
+
+def _activations(a_job):
+    stages, step = predict_job(a_job)
+    memory = estimate_job_memory(a_job, stages, step.simulation.peak_in_flight)
+    return [stage.activations_bytes for stage in memory.per_stage]
 
 
 def test_the_zero_bubble_paper_interleaves_stages_of_one_layer():

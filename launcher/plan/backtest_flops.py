@@ -1,0 +1,145 @@
+"""The step that a row measured, from what it publishes: its source's way to count FLOPs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from launcher.plan.backtest_cells import BadRow, read_number
+from launcher.plan.backtest_programs import find_program
+from launcher.plan.execution import Job
+from launcher.plan.kernels import peak_flops
+from launcher.plan.work import forward_flops_per_token, model_flops_per_token
+
+
+def measured_step_s(cells: Mapping[str, str], job: Job) -> float | None:
+    """Given, or from tokens/s, TFLOP/s or MFU by the source's convention.
+
+    BadRow where no device could be so fast: a rate of all devices together, or another unit.
+    """
+    for column, step_s in (
+        ("step_time_s", _given),
+        ("tokens_per_s_per_gpu", _by_tokens),
+        ("tflops_per_gpu", _by_flops),
+        ("mfu", _by_share),
+    ):
+        if (value := read_number(cells, column)) is None:
+            continue
+        found = step_s(cells, job, value)
+        if found < (1 - ROUNDING) * _least_s(job):
+            raise BadRow(f"{column}={cells[column]}: beyond the peak of a device")
+        return found
+    return None
+
+
+ROUNDING = 0.01
+"""Of a published figure."""
+
+
+def _least_s(job: Job) -> float:
+    """Seconds of its products alone at the highest peak that the device has, causal attention at
+    half; 0 where how many there are may be a guess.
+    """
+    model, gpu = job.model, job.hardware.gpu
+    assert gpu is not None
+    if model.experts or model.encoder:
+        return 0.0
+    peak = max(gpu.peak_flops.bf16, gpu.peak_flops.fp8 or 0.0)
+    return _tokens(job) * model_flops_per_token(model, job.layout.sequence_length) / peak
+
+
+def _tokens(job: Job) -> float:
+    """Per device and step."""
+    return job.layout.global_batch_size * job.layout.sequence_length / job.layout.world_size
+
+
+def _given(cells: Mapping[str, str], job: Job, seconds: float) -> float:
+    return seconds
+
+
+def _by_tokens(cells: Mapping[str, str], job: Job, rate: float) -> float:
+    return _tokens(job) / rate
+
+
+def _by_flops(cells: Mapping[str, str], job: Job, rate: float) -> float:
+    return _tokens(job) * published_flops_per_token(cells, job) / (rate * 1e12)
+
+
+def _by_share(cells: Mapping[str, str], job: Job, share: float) -> float:
+    assert job.hardware.gpu is not None
+    kind = "bf16" if find_program(dict(cells)).mfu_of_bf16 else job.execution.matmul
+    peak = _stated_peak(cells) or peak_flops(job.hardware.gpu, kind)
+    return _tokens(job) * published_flops_per_token(cells, job) / (share * peak)
+
+
+def _stated_peak(cells: Mapping[str, str]) -> float | None:
+    """FLOP/s that a utilisation is a share of, where notes name them: `peak 312`, `989 peak`."""
+    number = r"(\d{3,4}(?:\.\d+)?)"
+    words = cells["notes"].lower()
+    found = re.search(rf"peak (?:of )?{number}|{number} ?(?:tflop\S*)? peak", words)
+    return None if found is None else float(found[1] or found[2]) * 1e12
+
+
+CAUSAL = re.compile(
+    r"(?<!non-)(?<!non )causal[- ](?:attention|half|flops|mask|factor)"
+    r"|flops(?: are|,|:|;)? causal"
+    r"|attention (?:flops )?(?:counted )?(?:at half|halved|as half|causal)"
+)
+"""Notes of sources whose FLOPs have half of the attention; by default they have all of it."""
+
+NO_ATTENTION = re.compile(
+    r"(?:without|no|excluding|excl\.|ignor\w+) attention(?= flop| term| part|\s*[;,.)]|\s*$)"
+    r"|attention (?:flops )?(?:is |are )?(?:not counted|ignored|excluded)|6nd"
+)
+"""Notes of sources that count parameters alone."""
+
+RECOMPUTE_COUNTED = (
+    r"narayanan|2104\.04473|bloom|bigscience|2211\.05100|mt-nlg|turing[- ]nlg|2201\.11990"
+    r"|neox|2304\.11277|megatron[- ]?deepspeed"
+)
+"""Sources whose TFLOP/s count the recomputed forward of the blocks (SC21, equation 3); what
+Megatron-DeepSpeed prints does (four passes instead of three in its `throughput_calculator`)."""
+
+
+def published_flops_per_token(cells: Mapping[str, str], job: Job) -> float:
+    """As the source counts them: attention whole, and recomputation where it says so."""
+    words = f"{cells['source']} {cells['source_url_or_repo_path']} {cells['notes']}".lower()
+    model, length = job.model, job.layout.sequence_length
+    is_causal = CAUSAL.search(words) is not None
+    if NO_ATTENTION.search(words):
+        is_causal, length = False, 1
+    total = model_flops_per_token(model, length, causal=is_causal)
+    execution = job.execution
+    if execution.recompute in ("full", "selective") and _counts_recompute(cells, words):
+        again = forward_flops_per_token(model, length, causal=is_causal, with_head=False)
+        if execution.recompute == "selective":  # attention's core alone
+            again -= forward_flops_per_token(model, 0, causal=False, with_head=False)
+        total += execution.recompute_share * again
+    return total
+
+
+def _counts_recompute(cells: Mapping[str, str], words: str) -> bool:
+    """Where its words say so, or the source does and they do not say that it does not."""
+    again = r"(?:(?:the|all|full|activation|recomputed|forward)[- ])*(?:re-?comput|checkpointing)"
+    counted = rf"(?:incl(?:\.|ud(?:e|es|ed|ing))|count(?:s|ed|ing)?) {again}"
+    passive = r"re-?comput\w* (?:flops |forward |passes )*(?:is |are )?(?:included|counted)"
+    denied = rf"(?:not|n't|without|nor|never) {counted}|no re-?comput|exclud\w* {again}"
+    if re.search(denied, words):
+        return False
+    if re.search(rf"{counted}|{passive}|{HARDWARE}|{IS_HFU}", words):
+        return True
+    if re.search(r"model[- ](?:t?flop|compute)", words):
+        return False
+    source = f"{cells['source']} {cells['source_url_or_repo_path']}".lower()
+    return re.search(RECOMPUTE_COUNTED, source) is not None
+
+
+HARDWARE = (
+    r"(?:hardware|\bhw)[- ]t?flop|flop\S*,? (?:are |is |= ?)?(?:of )?(?:the )?(?:hardware|hw)\b"
+    r"|\b8 ?nd\b|\b96 ?b ?s ?l ?h"
+)
+"""Words for FLOPs that a device does, the recomputed forward among them; 96 B s l h^2 is SC21's
+third equation, 8 N D the same without attention."""
+
+IS_HFU = r"(?<!not )\bhfu\b(?!,? (?:is )?(?:not (?!mfu)|un)|\W*(?:of |was |is |=|:)*\s*\d|/mfu)"
+"""A utilisation that is said to be of hardware FLOPs; not one that is stated beside another."""
