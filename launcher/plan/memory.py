@@ -18,7 +18,7 @@ from launcher.plan.memory_shares import (
     snapshot_bytes,
 )
 from launcher.plan.records import Layout, Memory, Stage, StageMemory
-from launcher.plan.stages import count_stage_parameters
+from launcher.plan.stages import count_stage_parameters, largest_block
 from launcher.plan.temporaries import (
     backward_temporary_bytes,
     block_leftover_bytes,
@@ -216,7 +216,7 @@ def pass_buffers(job: Job, stage: Stage) -> int:
     buffers = max(working, logits) + unused_gradients_bytes(job)
     if execution.window_masks and sees_whole_sequences(job):  # one for all blocks of a stage
         buffers += layout.sequence_length**2 * execution.element_bytes
-    block = count_stage_parameters(job.model, 1, False, False, layout.tp, layout.ep)
+    block = largest_block(job.model, layout.tp, layout.ep)
     if execution.torch_pipeline:  # a gather's own buffers, of the block at hand and the next one
         buffers += 2 * block * execution.gather_bytes
     if layout.zero_stage == 3 and layout.engine == "deepspeed":

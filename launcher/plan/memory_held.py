@@ -8,7 +8,7 @@ from launcher.plan.execution import Job
 from launcher.plan.memory_pipeline import gradients_of_one_chunk
 from launcher.plan.memory_shares import rank_parameters, rank_share
 from launcher.plan.records import Stage
-from launcher.plan.stages import count_stage_parameters
+from launcher.plan.stages import largest_block
 from launcher.plan.traffic import gradients_are_whole
 
 BUCKET_ELEMENTS = 2**25
@@ -63,7 +63,7 @@ def _resident_weights(job: Job, weights: int) -> int:
     if job.execution.offload != "parameters":
         return weights
     layout = job.layout
-    block = count_stage_parameters(job.model, 1, False, False, layout.tp, layout.ep)
+    block = largest_block(job.model, layout.tp, layout.ep)
     return min(weights, 2 * block * job.execution.element_bytes)
 
 

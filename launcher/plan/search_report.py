@@ -29,9 +29,10 @@ def limits_of(predicted: Predicted) -> dict[str, float]:
     wait_s = max(0.0, time.exposed_communication_s - tail_s)
     seconds: dict[str, float] = {}
     for entry in predicted.estimate.step.communication:
-        inside = {"tp", "cp", "ep"} | ({"dp"} if layout.zero_stage == 3 else set())
-        if entry.axis in inside:
-            seconds[entry.axis] = seconds.get(entry.axis, 0.0) + entry.seconds_per_step
+        inside = {"tp", "cp", "ep", "host"} | ({"dp"} if layout.zero_stage == 3 else set())
+        axis = entry.axis.removeprefix("expert ")  # dp of experts is dp
+        if axis in inside:
+            seconds[axis] = seconds.get(axis, 0.0) + entry.seconds_per_step
     total = sum(seconds.values()) or 1.0
     shares = {f"{axis} communication": wait_s * each / total for axis, each in seconds.items()}
     key = "dp communication"
