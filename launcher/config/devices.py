@@ -34,6 +34,6 @@ def fewer_stages(run: Run, most: int) -> str:
     left = max(1, devices // ((degrees.tp or 1) * degrees.cp))
     if degrees.dp and not degrees.tp:  # tp takes what this leaves
         left = max(1, left // degrees.dp)
-    pp = max(divisors(left, limit=most))
+    pp = max(divisors(left, limit=max(1, most)))
     has_dp = degrees.dp and degrees.tp
     return f"parallelism.pp={pp}" + (f" parallelism.dp={left // pp}" if has_dp else "")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from launcher.config.devices import AXES, fewer_stages, known_dp, num_devices
+from launcher.config.devices import AXES, known_dp, num_devices
 from launcher.config.rule import Rule, divisors
 from launcher.config.rules_context import heads_allow, sequence_lengths
-from launcher.config.schedule_facts import most_stages
+from launcher.config.schedule_facts import most_stages, needs_pipeline, room_for_stages
 from launcher.config.schema import Run
 
 
@@ -68,6 +68,11 @@ def _pp_layers(run: Run) -> str | None:
     if pp and pp > layers:
         return f"{pp} stages for model.num_layers={layers} leave a stage without a block"
     return None
+
+
+def _pp_candidates(run: Run) -> list[int]:
+    most, least = most_stages(run), 2 if needs_pipeline(run) else 1
+    return [pp for pp in divisors(num_devices(run) or most, limit=most) if pp >= least]
 
 
 def _mesh_fills_devices(run: Run) -> str | None:
@@ -209,10 +214,8 @@ LAYOUT_RULES = (
         says="pp is at most model.num_layers",
         why="A pipeline stage without a block only adds a hop.",
         broken=_pp_layers,
-        candidates=lambda run: divisors(
-            num_devices(run) or run.model.num_layers, limit=most_stages(run)
-        ),
-        fix=lambda run: fewer_stages(run, most_stages(run)),
+        candidates=_pp_candidates,
+        fix=room_for_stages,
     ),
     Rule(
         id="mesh-fills-devices",

@@ -14,7 +14,7 @@ from launcher.plan.costs import (
     tied_copy,
 )
 from launcher.plan.records import Layout, Stage
-from launcher.plan.stages import count_stage_parameters, dense_layers_of, largest_block
+from launcher.plan.stages import largest_block
 
 _SUM_BYTES = 4
 """Gradients are copied into a float32 buffer that is reduced."""
@@ -33,20 +33,11 @@ def outer_groups(model: Model, stage: Stage, tp: int) -> tuple[int, ...]:
     return tuple(groups)
 
 
-def gathered_per_microbatch(model: Model, stage: Stage, tp: int, ep: int = 1) -> int:
-    """Elements that zero_stage=3 gathers: blocks twice, the others once.
+def gathered_per_microbatch(model: Model, stage: Stage, tp: int, size: int) -> int:
+    """Elements that zero_stage=3 gathers of a stage's `size`: blocks twice, the others once.
 
     A lookup's backward reads no weight, and the head's begins where its forward ends.
     """
-    size = count_stage_parameters(
-        model,
-        stage.num_layers,
-        stage.is_first,
-        stage.is_last,
-        tp,
-        ep,
-        dense_layers_of(model, stage),
-    )
     return 2 * size - sum(outer_groups(model, stage, tp))
 
 

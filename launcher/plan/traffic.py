@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from operator import itemgetter
 
 from launcher.plan.collectives import Links, boundary_bytes, exchange_s, expert_links
 from launcher.plan.context_traffic import cp_traffic
@@ -11,11 +12,12 @@ from launcher.plan.encoder import encoder_job
 from launcher.plan.execution import Job
 from launcher.plan.links import Link, sent_bytes, transfer_s
 from launcher.plan.memory_fsdp2 import gathered_per_microbatch
+from launcher.plan.memory_shares import rank_parameters
 from launcher.plan.operator_records import size_of
 from launcher.plan.operators import block_work
 from launcher.plan.records import Communication, Layout, Stage
-from launcher.plan.stage_state import fetched_bytes, stage_state
-from launcher.plan.stages import dense_layers_of
+from launcher.plan.stage_state import fetched_bytes
+from launcher.plan.stages import count_expert_parameters, dense_layers_of
 from launcher.plan.tensor_traffic import count_collectives, partial_gradients
 
 
@@ -125,48 +127,52 @@ def _blocks_again(job: Job, blocks: int) -> int:
 
 def _data_parallel(job: Job, stages: Sequence[Stage], links: Links) -> list[Communication]:
     """Of the stage that holds most; experts, which have fewer replicas, by themselves."""
-    layout, model = job.layout, job.model
-    states = [stage_state(job, stage, links) for stage in stages]
-    fullest = max(range(len(states)), key=lambda index: states[index].parameters)
-    state, stage = states[fullest], stages[fullest]
-    experts = round(state.expert_parameters) if layout.ep > 1 else 0
-    plain = round(state.parameters) - experts
-    gathered = None
-    if layout.engine == "fsdp2" and layout.zero_stage == 3:
-        gathered = gathered_per_microbatch(model, stage, layout.tp, layout.ep) - 2 * experts
-    units = max(1, stage.num_layers)
-    entries = _shared("dp", job, plain, gathered, units, links)
-    if experts and (apart := expert_links(job, links)).dp.group_size > 1:
-        entries += _shared("expert dp", job, experts, gathered and 2 * experts, units, apart)
-    return entries
+    entries = list(_shared("dp", job, stages, links, of_experts=False))
+    if job.layout.ep > 1:
+        entries += _shared("expert dp", job, stages, expert_links(job, links), of_experts=True)
+    return [entry for entry in entries if entry.group_size > 1]
 
 
 def _shared(
-    axis: str, job: Job, size: int, gathered: int | None, units: int, links: Links
-) -> list[Communication]:
+    axis: str, job: Job, stages: Sequence[Stage], links: Links, *, of_experts: bool
+) -> Iterator[Communication]:
     """Gradients once, or per microbatch where they are sharded; weights after the step or before
-    every use: `gathered` elements per microbatch, where that is not twice the `size`.
+    every use.
     """
     layout, execution = job.layout, job.execution
-    reductions = 1 if gradients_are_whole(layout) else layout.num_microbatches
-    scatters = layout.zero_stage == 3 or (layout.zero_stage and not execution.reduces_by_all_reduce)
-    op = "reduce_scatter" if scatters else "all_reduce"
-    shard = links.shard if layout.zero_stage else links.dp
-    gradients = execution.reduce_bytes * size
+    sizes = [_shared_size(job, stage, of_experts) for stage in stages]
+    size, stage = max(zip(sizes, stages, strict=True), key=itemgetter(0))
+    units = max(1, stage.num_layers)
 
     def entry(op: str, payload: int, times: int, link: Link) -> Communication:
         return _entry(axis, op, payload / units, units * times, link)
 
-    entries = [entry(op, gradients, reductions, shard if scatters else links.dp)]
-    if scatters and links.replica.group_size > 1:  # HSDP: sums of the groups, over their replicas
-        part = gradients // shard.group_size
-        entries.append(entry("all_reduce", part, reductions, links.replica))
-    gathers = {0: 0, 1: 1, 2: 1, 3: 2 * layout.num_microbatches}[layout.zero_stage]
-    if gathered is not None:
-        gathers, size = layout.num_microbatches, gathered
-    if gathers:
-        entries.append(entry("all_gather", execution.gather_bytes * size, gathers, shard))
-    return [one for one in entries if one.group_size > 1]
+    reductions = 1 if gradients_are_whole(layout) else layout.num_microbatches
+    gradients = execution.reduce_bytes * size
+    shard = links.shard if layout.zero_stage else links.dp
+    if layout.zero_stage == 3 or (layout.zero_stage and not execution.reduces_by_all_reduce):
+        yield entry("reduce_scatter", gradients, reductions, shard)
+        # HSDP: sums of the groups, over their replicas
+        yield entry("all_reduce", gradients // shard.group_size, reductions, links.replica)
+    else:
+        yield entry("all_reduce", gradients, reductions, links.dp)
+    if layout.zero_stage == 3:
+        elements = 2 * size
+        if layout.engine == "fsdp2" and not of_experts:
+            elements = gathered_per_microbatch(job.model, stage, layout.tp, size)
+        yield entry("all_gather", execution.gather_bytes * elements, layout.num_microbatches, shard)
+    elif layout.zero_stage:
+        yield entry("all_gather", execution.gather_bytes * size, 1, shard)
+
+
+def _shared_size(job: Job, stage: Stage, of_experts: bool) -> int:
+    """Elements of a rank's part of a stage that have all of dp x cp for replicas, or fewer."""
+    size, layout = rank_parameters(job, stage), job.layout
+    if layout.ep == 1:
+        return size
+    dense = dense_layers_of(job.model, stage)
+    experts = count_expert_parameters(job.model, stage.num_layers, dense, layout.tp, layout.ep)
+    return experts if of_experts else size - experts
 
 
 def _fetches(job: Job, stages: Sequence[Stage]) -> Communication:

@@ -88,7 +88,11 @@ EXAMPLES: dict[str, list[Callable[[], Run]]] = {
             hardware=h100(1), parallelism={**OPEN, "tp": 4},
         )
     ],
-    "pp-at-most-layers": [lambda: eight(pp=8)],
+    "pp-at-most-layers": [
+        lambda: eight(pp=8),
+        lambda: with_value(eight(pp=4, vpp=2, schedule="zb_v"), "model.num_layers", 3),
+        lambda: with_value(eight(pp=2, schedule="zb_h1"), "model.num_layers", 1),
+    ],
     "mesh-fills-devices": [
         lambda: eight(tp=1, pp=2, dp=2),
         lambda: eight(tp=4, pp=4),
@@ -175,6 +179,9 @@ EXAMPLES: dict[str, list[Callable[[], Run]]] = {
         lambda: eight(pp=4, vpp=2, schedule="dualpipev"),
         lambda: eight(tp=1, pp=4, dp=2, vpp=2, schedule="zb_v"),
         lambda: eight(pp=4, dp=2, vpp=2, schedule="zb_v"),
+        lambda: with_value(eight(pp=2, vpp=2, schedule="zb_v"), "model.num_layers", 3),
+        lambda: with_value(eight(pp=2, vpp=2, schedule="zb_v"), "model.num_layers", 1),
+        lambda: with_value(eight(pp=8, vpp=2, schedule="zb_h1"), "model.num_layers", 5),
     ],
     "microbatches-suit-schedule": [
         lambda: make_run(

@@ -51,6 +51,16 @@ def test_gradients_of_experts_are_summed_over_their_own_replicas():
     assert "expert dp" not in {one.axis for one in experts_plan(ep=16).communication}
 
 
+def test_the_stage_with_the_largest_table_sums_most_where_others_have_the_experts():
+    degrees = {"pp": 2, "dp": 8, "zero_stage": 0, "layers_per_stage": [2, 4]}
+    found = experts_plan(**degrees)
+    experts = 4 * 16 * ONE_EXPERT
+    stages = [found.stages[0].parameters, found.stages[1].parameters - experts]
+    plain = entries(found, "dp")["all_reduce"].bytes_per_step
+    assert plain == pytest.approx(2 * 7 / 8 * 4 * max(stages))
+    assert stages[0] > stages[1]
+
+
 @pytest.mark.parametrize("degrees", [{}, {"tp": 2, "dp": 8}, {"ep": 1}, {"recompute": "full"}])
 def test_the_table_has_the_seconds_that_nothing_hides(degrees):
     found = experts_plan(overlap_tp=False, **degrees)
