@@ -26,6 +26,12 @@ def known_dp(run: Run) -> int | None:
     return None if remainder else rest or None
 
 
+def tp_candidates(run: Run) -> list[int]:
+    """Numbers of ranks inside a node that the heads can be shared out to."""
+    per_node = run.hardware.gpus_per_node
+    return divisors(run.model.num_heads, limit=per_node or run.model.num_heads)
+
+
 def fewer_stages(run: Run, most: int) -> str:
     """What to type for as many stages as the devices allow, with the dp that they leave."""
     degrees, devices = run.parallelism, num_devices(run)
