@@ -39,6 +39,9 @@ MODEL = TINY | {
 }  # fmt: skip
 
 
+BATCH = "train.global_batch_size"
+
+
 def small_run(memory_gib=3.2, nodes=2, per_node=4, batch=16, **model):
     hardware = h100(num_nodes=nodes, gpus_per_node=per_node)
     hardware["gpu"] = hardware["gpu"] | {
@@ -236,6 +239,28 @@ def test_blocks_dealt_out_by_hand_keep_their_stages_in_every_change():
     assert found.best_change.after.choice.pp == 2
 
 
+@pytest.mark.parametrize(
+    ("typed", "beside"),
+    [
+        # An open batch would follow the number of stages.
+        (("parallelism.tp=1", "parallelism.pp=4", "train.micro_batch_size=4"), BATCH),
+        # What follows was typed and would contradict.
+        (("parallelism.pp=4", "parallelism.dp=2", f"{BATCH}=32"), "parallelism.dp"),
+        (("parallelism.tp=1", f"{BATCH}=32", "parallelism.pp=1", "parallelism.zero_stage=3"), None),
+    ],
+)
+def test_the_best_change_gains_what_is_said_as_it_is_typed(capsys, typed, beside):
+    words = ("model=gpt2_1.5b", "hardware=h100x8", *typed)
+    found = json.loads(launch(capsys, "search", "--json", *words)[1])["best_change"]
+    change = [f"{key}={value}" for key, value in found["change"].items()]
+    own, after = (
+        json.loads(launch(capsys, "plan", "--json", *words, *more)[1])["time"]["tokens_per_s"]
+        for more in ([], change)
+    )
+    assert found["gain"] == pytest.approx(after / own - 1)
+    assert beside is None or beside in found["change"]
+
+
 def test_typed_words_and_presets_fix_keys():
     run = load_run(["parallelism=zero1", "hardware=h100x8", "model=llama3_8b"]).run
     assert "tp" in fixed_keys(["parallelism=zero1"], run)
@@ -263,6 +288,23 @@ def test_commands_reproduce_the_prediction(capsys):
         plan = json.loads(out)
         assert plan["time"]["step_s"] == entry["time"]["step_s"]
         assert plan["memory"]["peak_bytes"] == entry["memory"]["peak_bytes"]
+
+
+def test_commands_name_the_folder_of_options_of_ones_own(capsys, tmp_path):
+    folder = tmp_path / "my conf"
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "mine.yaml").write_text("defaults: [llama3_8b, _self_]\nname: mine\n")
+    words = (f"--config-dir={folder}", "model=mine", "hardware=h100x8", "parallelism.tp=8")
+    _, out, _ = launch(capsys, "search", "--json", *words)
+    best = json.loads(out)["candidates"][0]
+    _, *typed = shlex.split(best["command"])
+    code, out, _ = launch(capsys, *typed, "--json")
+    assert code == 0
+    assert json.loads(out)["time"]["step_s"] == best["time"]["step_s"]
+    _, out, _ = launch(capsys, "search", *words)
+    printed = out[out.index("launch plan") :].replace("\\\n", " ")
+    code, out, _ = launch(capsys, *shlex.split(printed)[1:], "--json")
+    assert json.loads(out)["time"]["step_s"] == best["time"]["step_s"]
 
 
 def test_the_screen_is_at_most_100_columns(capsys):
