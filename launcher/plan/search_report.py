@@ -13,7 +13,7 @@ from launcher.plan.search_advice import Found
 from launcher.plan.search_choice import dotted
 from launcher.plan.search_predict import Predicted, predict
 from launcher.plan.search_remedy import Remedy
-from launcher.plan.search_words import command, overrides_of, remedied
+from launcher.plan.search_words import command, command_words, overrides_of, remedied
 from launcher.plan.units import plural
 
 WIDTH = 100
@@ -69,8 +69,10 @@ def limit_words(predicted: Predicted) -> str:
     return "compute"
 
 
-def found_json(found: Found, given: Run, typed: Sequence[str]) -> dict[str, Any]:
-    """The document of `search --json`."""
+def found_json(
+    found: Found, given: Run, typed: Sequence[str], folders: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The document of `search --json`; `folders` were named by --config-dir."""
 
     def one(predicted: Predicted) -> dict[str, Any]:
         estimate, words = predicted.estimate, overrides_of(predicted, given, typed)
@@ -90,14 +92,14 @@ def found_json(found: Found, given: Run, typed: Sequence[str]) -> dict[str, Any]
             "limits": limits_of(predicted),
             "limited_by": limit_words(predicted),
             "overrides": words,
-            "command": command(words),
+            "command": command(words, folders),
         }  # fmt: skip
 
     def one_remedy(remedy: Remedy) -> dict[str, Any]:
         after = predict(remedy.after.run, remedy.after.choice)
         words = remedied(remedy.override, after, given, typed)
         named = {"change": remedy.override, "reason": remedy.reason}
-        return one(after) | named | {"command": command(words), "overrides": words}
+        return one(after) | named | {"command": command(words, folders), "overrides": words}
 
     best = found.best[0] if found.best else None
     change = found.best_change
@@ -141,9 +143,11 @@ def _missing_json(found: Found) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def render_found(found: Found, given: Run, typed: Sequence[str]) -> str:
+def render_found(
+    found: Found, given: Run, typed: Sequence[str], folders: Sequence[str] = ()
+) -> str:
     """One screen."""
-    return "\n".join(_lines(found, given, typed)) + "\n"
+    return "\n".join(_lines(found, given, typed, folders)) + "\n"
 
 
 HEAD = (
@@ -152,7 +156,7 @@ HEAD = (
 )
 
 
-def _lines(found: Found, given: Run, typed: Sequence[str]) -> Iterator[str]:
+def _lines(found: Found, given: Run, typed: Sequence[str], folders: Sequence[str]) -> Iterator[str]:
     run, counts = found.run, found.counts
     hardware = run.hardware
     device = hardware.gpu.name if hardware.gpu else hardware.device
@@ -190,7 +194,8 @@ def _lines(found: Found, given: Run, typed: Sequence[str]) -> Iterator[str]:
     elif found.own is not None:
         yield "one change  no single change of yours gains"
     if found.best:
-        yield from _command("the best", overrides_of(found.best[0], given, typed))
+        best = overrides_of(found.best[0], given, typed)
+        yield from _wrap(f"{'the best':<12}", command_words(best, folders), " \\")
     else:
         yield from _does_not_fit(found, given, typed)
 
@@ -243,10 +248,6 @@ def _does_not_fit(found: Found, given: Run, typed: Sequence[str]) -> Iterator[st
         yield f"would fit   {remedy.override} ({remedy.reason})"
     if not found.nearest:
         yield "would fit   nothing that was tried: more nodes, shorter samples, larger devices"
-
-
-def _command(label: str, words: Sequence[str]) -> Iterator[str]:
-    yield from _wrap(f"{label:<12}", command(words).split(" "), " \\")
 
 
 def _wrap(label: str, words: Sequence[str], end: str = "") -> Iterator[str]:

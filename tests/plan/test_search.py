@@ -291,7 +291,7 @@ def test_commands_reproduce_the_prediction(capsys):
 
 
 def test_commands_name_the_folder_of_options_of_ones_own(capsys, tmp_path):
-    folder = tmp_path / "my conf"
+    folder = tmp_path / " ".join(["my"] * 30)
     (folder / "model").mkdir(parents=True)
     (folder / "model" / "mine.yaml").write_text("defaults: [llama3_8b, _self_]\nname: mine\n")
     words = (f"--config-dir={folder}", "model=mine", "hardware=h100x8", "parallelism.tp=8")
