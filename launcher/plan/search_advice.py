@@ -23,6 +23,7 @@ from launcher.plan.search_predict import (
     weigh,
     weigh_thumb,
     with_batch,
+    with_own_batch,
 )
 from launcher.plan.search_remedy import Misfit, Remedy, find_nearest
 from launcher.plan.search_space import build_space
@@ -72,7 +73,7 @@ def search_layouts(
     `has_planned`: also what can be planned, but not be run yet.
     """
     asked = close_shared(run)
-    closed, thumb = close_batch(asked, fixed)
+    closed, thumb = close_batch(with_own_batch(asked, fixed), fixed)
     ranking, leanest = _rank(closed, thumb, fixed, limit, has_planned)
     own = _own(run, closed) if fixed else None
     nearest: tuple[Remedy, ...] = ()
@@ -113,8 +114,8 @@ def best_run(run: Run, fixed: frozenset[str]) -> tuple[Run, tuple[str, ...]]:
     """The run in the first layout of the search, and what to say of it; the rule of thumb's where
     nothing fits, so that the plan can say what is missing.
     """
-    closed = close_shared(run)
-    if run.train.global_batch_size is None:
+    closed = with_own_batch(close_shared(run), fixed)
+    if closed.train.global_batch_size is None:
         closed = with_batch(closed, fixed, weigh_thumb(closed, fixed).run)
     ranking = rank_layouts(build_space(closed, fixed), 1)
     if not ranking.best:

@@ -152,7 +152,7 @@ def render_found(
 
 HEAD = (
     f"{'':<7}{'tp':>3}{'pp':>4}{'vpp':>4}{'dp':>6} {'sharding':<14}{'schedule':<17}"
-    f"{'recompute':<10}{'micro':>5}{'sp':>4}{'tokens/s':>12}{'MFU':>6}{'GiB':>6}"
+    f"{'recompute':<10}{'micro':>5}{'sp':>4}{'tokens/s':>11}{'MFU':>6}{'GiB':>7}"
 )
 
 
@@ -209,8 +209,8 @@ def _row(label: str, predicted: Predicted) -> str:
     return (
         f"{label:<7}{choice.tp:>3}{choice.pp:>4}{choice.vpp:>4}{choice.dp:>6} {sharding:<14}"
         f"{schedule:<17}{choice.recompute:<10}{choice.micro_batch_size:>5}"
-        f"{'yes' if choice.sequence_parallel else 'no':>4}{time.tokens_per_s:>12,.0f}"
-        f"{time.mfu:>6.1%}{memory.peak_bytes / 2**30:>5.1f}{over or ' '}"
+        f"{'yes' if choice.sequence_parallel else 'no':>4}{time.tokens_per_s:>11,.0f}"
+        f"{time.mfu:>6.1%}{memory.peak_bytes / 2**30:>6.1f}{over or ' '}"
     )
 
 

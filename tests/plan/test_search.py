@@ -312,6 +312,30 @@ def test_commands_name_the_folder_of_options_of_ones_own(capsys, tmp_path):
     assert json.loads(out)["time"]["step_s"] == best["time"]["step_s"]
 
 
+@pytest.mark.parametrize("verb", ["search", "auto"])
+def test_an_open_batch_is_that_of_the_plan_of_ones_own_words(capsys, verb):
+    words = ("model=llama3_8b", "hardware=h100x64", "parallelism.pp=2")
+    plan = json.loads(launch(capsys, "plan", "--json", *words)[1])
+    if verb == "auto":
+        _, out, _ = launch(capsys, "plan", "--json", "parallelism=auto", *words)
+        assert json.loads(out)["layout"]["global_batch_size"] == plan["layout"]["global_batch_size"]
+        return
+    found = json.loads(launch(capsys, "search", "--json", *words)[1])
+    assert found["own"]["time"]["step_s"] == plan["time"]["step_s"]
+    change = [f"{key}={value}" for key, value in found["best_change"]["change"].items()]
+    changed = json.loads(launch(capsys, "plan", "--json", *words, *change)[1])
+    gain = changed["time"]["tokens_per_s"] / plan["time"]["tokens_per_s"] - 1
+    assert gain == pytest.approx(found["best_change"]["gain"])
+
+
+def test_columns_of_the_table_stay_apart(capsys):
+    words = ("model=llama3_70b", "hardware=h100x64", "parallelism=zero3")
+    _, out, _ = launch(capsys, "search", *words)
+    (row,) = [line for line in out.splitlines() if line.startswith("rule")]
+    assert row.split()[-1].endswith("!")
+    assert row.split()[-2].endswith("%")
+
+
 def test_the_screen_is_at_most_100_columns(capsys):
     code, out, _ = launch(
         capsys, "search", "model=llama3_8b", "hardware=h100x64", "parallelism.tp=2"
