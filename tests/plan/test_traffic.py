@@ -166,3 +166,13 @@ def test_sharded_weights_are_told_to_travel_for_more_tokens():
     assert bound.fix == "train.micro_batch_size=2"
     better = plan(LLAMA3_8B, parallelism=degrees, **short, **{"train.micro_batch_size": 2})
     assert better.time.tokens_per_s > 1.5 * found.time.tokens_per_s
+
+
+@pytest.mark.parametrize(("count", "fix"), [(1, ""), (64, "parallelism.ep=8")])
+def test_experts_stay_where_they_are_where_their_gradients_would_cost_more(count, fix):
+    """Once per step, beside tokens for every microbatch."""
+    degrees = {"tp": 1, "pp": 1, "dp": 16, "ep": 16}
+    wide = MOE | {"experts": EXPERTS | {"ffn_hidden_size": 4096}}
+    found = plan(wide, parallelism=degrees, **{"train.num_microbatches": count})
+    fixes = {warning.id: warning.fix for warning in found.warnings}
+    assert fixes["ep-crosses-nodes"] == fix
