@@ -8,15 +8,12 @@ from dataclasses import replace
 
 from launcher.config.rule import divisors
 from launcher.config.schema import Run
+from launcher.plan.audit_pipeline import starved_pipeline, uneven_stages
 from launcher.plan.audit_room import DOUBLINGS, larger_run, room_fixes
 from launcher.plan.memory import estimate_memory
 from launcher.plan.records import Layout, Memory, Stage, Warning
 from launcher.plan.speeds import mixed_stages
 from launcher.plan.step_time import StepEstimate
-from launcher.plan.units import plural
-
-MAX_BUBBLE = 0.25
-"""Above this share of waiting the pipeline is starved; about three microbatches per stage."""
 
 IDLE_SHARE = 0.4
 """Below this share of memory in use, larger microbatches or less recomputation would fit."""
@@ -35,7 +32,8 @@ def find_warnings(
         _tp_crosses_nodes(layout, step),
         _ep_crosses_nodes(layout, step),
         _uneven_rails(layout, step),
-        _bubble(layout, step),
+        starved_pipeline(layout, step),
+        uneven_stages(run, layout, step),
         _communication(layout, step),
         _idle_memory(run, layout, stages, memory, step),
         _replicated_heads(run, layout),
@@ -174,26 +172,6 @@ def _is_even(layout: Layout, inner: int) -> bool:
     per_node = layout.gpus_per_node // inner
     replicas = layout.dp * layout.cp
     return replicas % per_node == 0 or per_node % replicas == 0
-
-
-def _bubble(layout: Layout, step: StepEstimate) -> Warning | None:
-    if layout.pp == 1 or step.time.bubble_fraction <= MAX_BUBBLE:
-        return None
-    wanted, count = 4 * layout.pp, layout.num_microbatches
-    if layout.num_microbatches >= wanted:
-        return Warning(
-            id="uneven-pipeline",
-            message=f"stages wait {step.time.bubble_fraction:.0%} of the time though there are "
-            f"{layout.num_microbatches} microbatches: transfers or uneven stages hold them up",
-            fix=f"parallelism.pp={max(1, layout.pp // 2)}",
-        )
-    return Warning(
-        id="few-microbatches",
-        message=f"{count} {plural('microbatch', count)} starve{'s' if count == 1 else ''} "
-        f"{layout.pp} stages: they wait "
-        f"{step.time.bubble_fraction:.0%} of the time",
-        fix=f"train.num_microbatches={wanted}",
-    )
 
 
 def _communication(layout: Layout, step: StepEstimate) -> Warning | None:

@@ -25,6 +25,8 @@ OPEN_ALL = f"{OPEN} parallelism.recompute=null train.micro_batch_size=1"
 def room_fixes(run: Run, layout: Layout, memory: Memory) -> Iterator[str]:
     """Each by itself, then one after the other together, then other degrees and other hardware."""
     steps = list(_steps(layout))
+    if run.parallelism.layers_per_stage is not None:
+        steps.insert(0, "parallelism.layers_per_stage=null")
     yield from steps
     if len(steps) > 1:
         yield from list(accumulate(steps, _both))[1:]

@@ -213,6 +213,33 @@ def test_a_fix_opens_what_it_would_contradict(degrees):
     assert found["few-microbatches"].fix == fix
 
 
+@pytest.mark.parametrize(
+    ("layers", "slowest", "fix"),
+    [((38, 14, 14, 14), 0, "parallelism.layers_per_stage=null"), ((22, 20, 20, 18), None, None)],
+)
+def test_stages_that_wait_for_one_are_warned_about_and_mended(layers, slowest, fix):
+    degrees = {"tp": 8, "pp": 4, "dp": 2, "layers_per_stage": layers}
+    run = open_run(LLAMA3_70B, **{f"parallelism.{key}": value for key, value in degrees.items()})
+    plan = build_plan(run)
+    found = [each for each in plan.warnings if each.id == "uneven-stages"]
+    if slowest is None:
+        assert not found
+        return
+    assert plan.time.bubble_fraction < 0.05  # the busiest stage hardly waits
+    assert f"stage {slowest} " in found[0].message
+    assert found[0].fix == fix
+    better = build_plan(typed(run, fix))
+    assert better.time.tokens_per_s > plan.time.tokens_per_s
+    assert "uneven-stages" not in {each.id for each in better.warnings}
+
+
+def test_a_split_by_hand_that_does_not_fit_is_given_up_first():
+    degrees = {"tp": 8, "pp": 4, "dp": 2, "layers_per_stage": (50, 10, 10, 10)}
+    run = open_run(LLAMA3_70B, **{f"parallelism.{key}": value for key, value in degrees.items()})
+    (lacking,) = [each for each in build_plan(run).warnings if each.id == "does-not-fit"]
+    assert lacking.fix == "parallelism.layers_per_stage=null"
+
+
 def test_gpipe_and_1f1b_take_the_same_time_but_not_the_same_memory():
     pipelines = {
         name: build_plan(make_run(parallelism={"pp": 4, "schedule": name},
