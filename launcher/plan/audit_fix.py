@@ -92,8 +92,8 @@ def _filled(run: Run) -> Filled | None:
 
 
 FOR_SPEED = (
-    "few-microbatches", "uneven-stages", "communication-bound", "idle-memory",
-    "kv-heads-replicated",
+    "serial-pipeline", "few-microbatches", "uneven-pipeline", "uneven-stages",
+    "communication-bound", "idle-memory", "kv-heads-replicated",
 )  # fmt: skip
 """Warnings whose fixes are there to gain speed."""
 

@@ -16,13 +16,22 @@ def starved_pipeline(layout: Layout, step: StepEstimate) -> Warning | None:
     """Where the busiest stage waits."""
     if layout.pp == 1 or step.time.bubble_fraction <= MAX_BUBBLE:
         return None
+    if layout.schedule == "naive":
+        return Warning(
+            id="serial-pipeline",
+            message="the schedule naive has one microbatch under way at a time: stages wait "
+            f"{step.time.bubble_fraction:.0%} of the time",
+            fix="parallelism.schedule=1f1b",
+        )
     wanted, count = 4 * layout.pp, layout.num_microbatches
     if layout.num_microbatches >= wanted:
+        fewer = _fewer_stages(layout)
         return Warning(
             id="uneven-pipeline",
             message=f"stages wait {step.time.bubble_fraction:.0%} of the time though there are "
             f"{layout.num_microbatches} microbatches: transfers or uneven stages hold them up",
-            fix=f"parallelism.pp={max(1, layout.pp // 2)}",
+            fix=fewer[0],
+            others=tuple(fewer[1:]),
         )
     return Warning(
         id="few-microbatches",
@@ -44,7 +53,7 @@ def uneven_stages(run: Run, layout: Layout, step: StepEstimate) -> Warning | Non
     share = (sum(busy) - busy[slowest]) / (layout.pp - 1) / busy[slowest]
     if share >= 1 - MAX_BUBBLE:
         return None
-    fixes = [f"parallelism.pp={pp}" for pp in divisors(layout.pp)[-2::-1]]
+    fixes = _fewer_stages(layout)
     if run.parallelism.layers_per_stage is not None:
         even = "parallelism.layers_per_stage=null"
         fixes = [even, *(f"{fix} {even}" for fix in fixes)]
@@ -55,3 +64,7 @@ def uneven_stages(run: Run, layout: Layout, step: StepEstimate) -> Warning | Non
         fix=fixes[0],
         others=tuple(fixes[1:]),
     )
+
+
+def _fewer_stages(layout: Layout) -> list[str]:
+    return [f"parallelism.pp={pp}" for pp in divisors(layout.pp)[-2::-1]]

@@ -9,7 +9,7 @@ from launcher.plan.activations import block_kept_bytes, embedding_kept_bytes, he
 from launcher.plan.context_traffic import sees_whole_sequences
 from launcher.plan.costs import embedding_parameters, sum_sizes
 from launcher.plan.encoder import encoder_job, memory_bytes
-from launcher.plan.execution import Job, runtime_job
+from launcher.plan.execution import Job, runtime_job, shards_of
 from launcher.plan.memory_fsdp2 import group_buffers_bytes
 from launcher.plan.memory_held import Held, held_bytes
 from launcher.plan.memory_pipeline import transfer_bytes
@@ -207,7 +207,7 @@ def pass_buffers(job: Job, stage: Stage) -> int:
             execution.element_bytes,
             working,
             logits,
-            execution.shard_size or layout.dp,
+            shards_of(job),
         )
     elif stage.is_last and layout.zero_stage < 3:
         logits = max(logits, head_backward_bytes(job))

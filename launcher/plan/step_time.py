@@ -8,7 +8,6 @@ from functools import lru_cache
 from launcher.config.schema import Hardware
 from launcher.frozen import frozen
 from launcher.plan.collectives import Links, boundary_s, exposed_s
-from launcher.plan.costs import sum_sizes, tied_copy
 from launcher.plan.execution import Job, expert_shards_of, shards_of
 from launcher.plan.kernels import peak_flops, traffic_s
 from launcher.plan.links import Link, make_link, stride_link, transfer_s
@@ -26,6 +25,7 @@ from launcher.plan.stage_time import (
 )
 from launcher.plan.stages import count_dense_layers
 from launcher.plan.traffic import (
+    embedding_bytes,
     embedding_link,
     list_communication,
     sum_of_partial_gradients,
@@ -240,8 +240,7 @@ def embedding_s(job: Job, links: Links) -> float:
     """The gradients of tied embeddings are summed over the first and the last stage."""
     if job.layout.pp == 1 or not job.model.tie_embeddings:
         return 0.0
-    payload = job.execution.reduce_bytes * sum_sizes(tied_copy(job.model), job.layout.tp)
-    return transfer_s("all_reduce", payload, embedding_link(links))
+    return transfer_s("all_reduce", embedding_bytes(job), embedding_link(links))
 
 
 UNFUSED_UPDATE = 2.5

@@ -9,7 +9,7 @@ from launcher.plan.collectives import Links, boundary_bytes, exchange_s, expert_
 from launcher.plan.context_traffic import cp_traffic
 from launcher.plan.costs import sum_sizes, tied_copy
 from launcher.plan.encoder import encoder_job
-from launcher.plan.execution import Job
+from launcher.plan.execution import Job, shards_of
 from launcher.plan.links import Link, sent_bytes, transfer_s
 from launcher.plan.memory_fsdp2 import gathered_per_microbatch
 from launcher.plan.memory_shares import rank_parameters
@@ -55,9 +55,8 @@ def list_communication(
     if job.execution.offload == "parameters":
         entries.append(_fetches(job, stages))
     if layout.pp > 1 and model.tie_embeddings:
-        rows = layout.dp if layout.engine == "fsdp2" else 1  # which sums the rows of each dp rank
-        payload = job.execution.reduce_bytes * sum_sizes(tied_copy(model), layout.tp) // rows
-        entries.append(_entry("embedding", "all_reduce", payload, 1, embedding_link(links)))
+        link = embedding_link(links)
+        entries.append(_entry("embedding", "all_reduce", embedding_bytes(job), 1, link))
     return tuple(entries)
 
 
@@ -104,6 +103,15 @@ def sum_of_partial_gradients(job: Job, stages: Sequence[Stage], link: Link) -> C
         return _entry("tp", "all_reduce", payload, 1, link)
     count = number * job.layout.num_microbatches
     return _entry("tp", "all_reduce", payload // number, count, link)
+
+
+def embedding_bytes(job: Job) -> int:
+    """The gradient of a tied table; FSDP2 has summed it over replicas before, and each has its
+    rows.
+    """
+    rows = shards_of(job) if job.layout.engine == "fsdp2" else 1
+    table = sum_sizes(tied_copy(job.model), job.layout.tp)
+    return job.execution.reduce_bytes * table // rows
 
 
 def embedding_link(links: Links) -> Link:

@@ -233,6 +233,20 @@ def test_stages_that_wait_for_one_are_warned_about_and_mended(layers, slowest, f
     assert "uneven-stages" not in {each.id for each in better.warnings}
 
 
+@pytest.mark.parametrize("count", [4, 64])
+def test_a_schedule_without_overlap_is_told_another_one(count):
+    degrees = {"tp": 8, "pp": 4, "dp": 2, "schedule": "naive"}
+    run = open_run(
+        LLAMA3_8B,
+        **{f"parallelism.{key}": value for key, value in degrees.items()},
+        **{"train.num_microbatches": count},
+    )
+    plan = build_plan(run)
+    (found,) = [each for each in plan.warnings if each.id == "serial-pipeline"]
+    assert found.fix == "parallelism.schedule=1f1b"
+    assert build_plan(typed(run, found.fix)).time.step_s < plan.time.step_s
+
+
 def test_a_split_by_hand_that_does_not_fit_is_given_up_first():
     degrees = {"tp": 8, "pp": 4, "dp": 2, "layers_per_stage": (50, 10, 10, 10)}
     run = open_run(LLAMA3_70B, **{f"parallelism.{key}": value for key, value in degrees.items()})

@@ -3,7 +3,7 @@
 import pytest
 
 from launcher.plan.build import build_plan
-from tests.factory import LLAMA3_70B, TINY, h100, make_run
+from tests.factory import GPT2_124M, LLAMA3_70B, TINY, h100, make_run
 from tests.plan.cases import LLAMA3_8B
 
 BF16 = {"name": "bf16", "compute": "bf16"}
@@ -176,3 +176,23 @@ def test_experts_stay_where_they_are_where_their_gradients_would_cost_more(count
     found = plan(wide, parallelism=degrees, **{"train.num_microbatches": count})
     fixes = {warning.id: warning.fix for warning in found.warnings}
     assert fixes["ep-crosses-nodes"] == fix
+
+
+@pytest.mark.parametrize("degrees", [{"dp": 8}, {"dp": 4, "cp": 2}, {"dp": 8, "shard_size": 4}])
+def test_the_step_waits_for_the_rows_of_a_tied_table_that_the_table_has(degrees):
+    """FSDP2 has summed them over the replicas that share them, of dp and cp."""
+    degrees = {"tp": 1, "pp": 2, "zero_stage": 1, "engine": "fsdp2"} | degrees
+    found = plan(GPT2_124M, parallelism=degrees, **{"train.num_microbatches": 2})
+    (sent,) = entries(found, "embedding").values()
+    assert sent.bytes_per_step == 4 * 50257 * 768 // degrees.get("shard_size", 8)
+    sent_s = sum(one.seconds_per_step for one in found.communication if one.axis != "pp")
+    assert found.time.exposed_communication_s < sent_s
+
+
+def test_fsdp2_reduces_into_parts_for_all_of_dp_and_cp():
+    def buffers(**degrees):
+        degrees = {"tp": 1, "pp": 1, "zero_stage": 3, "engine": "fsdp2"} | degrees
+        short = {"train.sequence_length": 16}
+        return plan(LLAMA3_8B, parallelism=degrees, **short).memory.per_stage[0].buffers_bytes
+
+    assert buffers(dp=8, cp=2) == pytest.approx(buffers(dp=16), rel=2e-3)
