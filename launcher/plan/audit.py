@@ -63,7 +63,9 @@ def _host_memory(run: Run, layout: Layout, memory: Memory) -> Warning | None:
     if memory.host_bytes_per_node <= have:
         return None
     count = layout.gpus_per_node
-    fixes = [f"hardware.gpus_per_node={less}" for less in divisors(count)[-2::-1]][:2]
+    less_there = {"none": (), "optimizer": ("none",), "parameters": ("optimizer", "none")}
+    fixes = [f"parallelism.offload={kind}" for kind in less_there[layout.offload]]
+    fixes += [f"hardware.gpus_per_node={less}" for less in divisors(count)[-2::-1]][:2]
     fixes += [larger_run(run, layout, 2**power) for power in range(1, DOUBLINGS + 1)]
     return Warning(
         id="host-memory",

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from launcher.cli import main
 from launcher.plan.audit import _ep_crosses_nodes
 from launcher.plan.audit_fix import FOR_SPEED, MENDED, typed
 from launcher.plan.build import build_plan
@@ -301,3 +302,39 @@ def test_memory_states_its_own_error_and_the_fit_its_margin():
     memory = build_plan(make_run(hardware=h100(1), parallelism={"dp": 8})).memory
     assert memory.error_bytes == int(0.105 * memory.peak_bytes)
     assert memory.usable_bytes == int(0.94 * memory.capacity_bytes)
+
+
+IMPOSSIBLE = {
+    "gpu.peak_flops.bf16": (1e-300, 1e308), "gpu.memory_bandwidth": (0.5, 1e308),
+    "node.bandwidth": (1e-300, 1e308), "network.bandwidth": (1e-9,),
+    "network.oversubscription": (1e308,), "gpu.step_overhead_s": (1e308,),
+    "gpu.op_overhead_s": (1e300,), "node.latency_s": (1e300,), "price_per_gpu_hour": (1e300,),
+    "speeds": ("[1,1e-300]",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in IMPOSSIBLE.items() for value in values]
+)
+def test_no_hardware_makes_figures_that_are_no_numbers(capsys, key, value):
+    words = ("model=llama3_8b", "hardware=h100x8", "hardware.num_nodes=2", "parallelism.pp=2")
+    assert main(["plan", *words, f"hardware.{key}={value}"]) == 2
+    assert "[out-of-range]" in capsys.readouterr().err
+
+
+def test_the_slowest_hardware_that_is_legal_has_figures(capsys):
+    slow = ("gpu.peak_flops.bf16=1", "gpu.memory_bandwidth=1", "node.bandwidth=1",
+            "network.bandwidth=1", "network.oversubscription=1e6", "node.latency_s=1e6",
+            "gpu.op_overhead_s=1e6", "price_per_gpu_hour=1e9")  # fmt: skip
+    words = ["plan", "--json", "model=llama3_8b", "hardware=h100x64", "parallelism.tp=8"]
+    assert main([*words, *(f"hardware.{each}" for each in slow)]) == 0
+    text = capsys.readouterr().out
+    assert "NaN" not in text
+    assert "Infinity" not in text
+
+
+def test_a_bound_is_told_with_all_its_digits(capsys):
+    words = ("plan", "model=llama3_8b", "hardware=h100x8")
+    assert main([*words, f"hardware.gpu.memory_bytes={10**25}"]) == 2
+    fix = capsys.readouterr().err.partition("Try ")[2].strip().rstrip(".")
+    assert main([*words, fix]) == 0
