@@ -248,11 +248,22 @@ def test_a_schedule_without_overlap_is_told_another_one(count):
     assert build_plan(typed(run, found.fix)).time.step_s < plan.time.step_s
 
 
-def test_a_split_by_hand_that_does_not_fit_is_given_up_first():
-    degrees = {"tp": 8, "pp": 4, "dp": 2, "layers_per_stage": (50, 10, 10, 10)}
+@pytest.mark.parametrize(
+    ("degrees", "given_up"),
+    [
+        ({"tp": 8, "pp": 4, "dp": 2, "layers_per_stage": (50, 10, 10, 10)}, "layers_per_stage"),
+        (
+            {"tp": 2, "pp": 1, "dp": 32, "recompute": "full", "shard_size": 8, "zero_stage": 3,
+             "engine": "fsdp2"},
+            "shard_size",
+        ),
+    ],
+)  # fmt: skip
+def test_what_was_decided_by_hand_and_does_not_fit_is_given_up_first(degrees, given_up):
     run = open_run(LLAMA3_70B, **{f"parallelism.{key}": value for key, value in degrees.items()})
     (lacking,) = [each for each in build_plan(run).warnings if each.id == "does-not-fit"]
-    assert lacking.fix == "parallelism.layers_per_stage=null"
+    assert lacking.fix == f"parallelism.{given_up}=null"
+    assert build_plan(typed(run, lacking.fix)).memory.fits
 
 
 def test_gpipe_and_1f1b_take_the_same_time_but_not_the_same_memory():
