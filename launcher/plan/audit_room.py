@@ -52,7 +52,7 @@ def _fewer_layers(run: Run, times: int) -> str:
 
 
 def _given_up(run: Run) -> Iterator[str]:
-    """What was decided by hand: a split that is uneven, shards that are fewer than there could be."""
+    """What was decided by hand: an uneven split, fewer shards than there could be."""
     for key in ("layers_per_stage", "shard_size"):
         if getattr(run.parallelism, key) is not None:
             yield f"parallelism.{key}=null"
