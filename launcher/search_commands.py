@@ -24,12 +24,13 @@ def search(request: Request) -> int:
     _require_equal_devices(run)
     has_planned = bool(request.flags.get("include_planned"))
     found = search_layouts(run, fixed_keys(words, run), has_planned=has_planned)
+    folders = [str(folder) for folder in request.config_dirs]
     if request.json:
-        print(json_module.dumps(found_json(found, run, words), indent=1))
+        print(json_module.dumps(found_json(found, run, words, folders), indent=1))
     else:
         for decision in loaded.decisions:
             print(f"decided     {decision}")
-        print(render_found(found, run, words), end="")
+        print(render_found(found, run, words, folders), end="")
     if found.best:
         return EXIT_DONE
     print(_too_large(found.nearest), file=sys.stderr)

@@ -26,6 +26,12 @@ def known_dp(run: Run) -> int | None:
     return None if remainder else rest or None
 
 
+def tp_candidates(run: Run) -> list[int]:
+    """Numbers of ranks inside a node that the heads can be shared out to."""
+    per_node = run.hardware.gpus_per_node
+    return divisors(run.model.num_heads, limit=per_node or run.model.num_heads)
+
+
 def fewer_stages(run: Run, most: int) -> str:
     """What to type for as many stages as the devices allow, with the dp that they leave."""
     degrees, devices = run.parallelism, num_devices(run)
@@ -34,6 +40,6 @@ def fewer_stages(run: Run, most: int) -> str:
     left = max(1, devices // ((degrees.tp or 1) * degrees.cp))
     if degrees.dp and not degrees.tp:  # tp takes what this leaves
         left = max(1, left // degrees.dp)
-    pp = max(divisors(left, limit=most))
+    pp = max(divisors(left, limit=max(1, most)))
     has_dp = degrees.dp and degrees.tp
     return f"parallelism.pp={pp}" + (f" parallelism.dp={left // pp}" if has_dp else "")

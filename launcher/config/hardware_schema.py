@@ -2,19 +2,29 @@
 
 from typing import Annotated, Literal
 
-from launcher.config.record import Nodes, PerNode, Positive, PositiveFloat, Record
+from launcher.config.record import (
+    Latency,
+    Nodes,
+    PerNode,
+    Positive,
+    Rate,
+    Record,
+    Wait,
+)
 from launcher.config.record_marks import LISTED, Range
 from launcher.config.resume_class import Numerics, Resharding, Safe
+
+Speed = Annotated[float, Range(ge=1e-6, le=1e6)]
 
 
 class PeakFlops(Record):
     """Dense peak FLOP/s (2 per multiply-add) per compute type, without sparsity."""
 
-    fp32: Safe[PositiveFloat]
+    fp32: Safe[Rate]
     """float32 as torch runs it by default (no TF32)."""
-    bf16: Safe[PositiveFloat]
+    bf16: Safe[Rate]
     """bfloat16 with float32 accumulation."""
-    fp8: Safe[PositiveFloat | None] = None
+    fp8: Safe[Rate | None] = None
     """8-bit floats with float32 accumulation; None: the device has none."""
 
 
@@ -43,7 +53,7 @@ class MeasuredKernel(Record):
     """Size, by kind."""
     k: Safe[Positive]
     """Size, by kind."""
-    seconds: Safe[PositiveFloat]
+    seconds: Safe[Latency]
     """On one process' share of the machine."""
 
 
@@ -54,17 +64,17 @@ class Gpu(Record):
     """Product name."""
     memory_bytes: Safe[Positive]
     """Memory that programs can use."""
-    memory_bandwidth: Safe[PositiveFloat]
+    memory_bandwidth: Safe[Rate]
     """Bytes per second."""
     peak_flops: Safe[PeakFlops]
     """FLOP/s per compute type."""
     max_efficiency: Safe[Annotated[float, Range(gt=0, le=1)]]
     """Share of peak that large matrix products reach."""
-    op_overhead_s: Safe[Annotated[float, Range(ge=0)]]
+    op_overhead_s: Safe[Wait]
     """Seconds that any operator takes however small it is."""
     context_bytes: Safe[Annotated[int, Range(ge=0)]]
     """Memory that a process takes before its first tensor (context, libraries, communicators)."""
-    step_overhead_s: Safe[Annotated[float, Range(ge=0)]] = 0.0
+    step_overhead_s: Safe[Wait] = 0.0
     """Seconds per step outside of kernels: data, synchronisation, the update's launches."""
     multiprocessors: Safe[Positive | None] = None
     """Units that matrix kernels spread their tiles over; None: products are not cut into tiles."""
@@ -87,19 +97,19 @@ class Node(Record):
 
     name: Safe[str]
     """Product name of the node or of its interconnect."""
-    bandwidth: Safe[PositiveFloat]
+    bandwidth: Safe[Rate]
     """Bytes per second per device and direction, inside the node."""
-    latency_s: Safe[PositiveFloat]
+    latency_s: Safe[Latency]
     """Seconds per message inside the node."""
-    ll128_latency_s: Safe[PositiveFloat | None] = None
+    ll128_latency_s: Safe[Latency | None] = None
     """The same for NCCL's LL128 protocol; None: there is none (gloo)."""
     efficiency: Safe[Annotated[float, Range(gt=0, le=1)]] = 0.8
     """Share of bandwidth that large collectives reach."""
     host_memory_bytes: Safe[Positive]
     """RAM of the node."""
-    host_link_bandwidth: Safe[PositiveFloat] = 25e9
+    host_link_bandwidth: Safe[Rate] = 25e9
     """Bytes per second between a device and the node's RAM, per direction."""
-    host_memory_bandwidth: Safe[PositiveFloat] = 200e9
+    host_memory_bandwidth: Safe[Rate] = 200e9
     """Bytes per second of the node's RAM, which its processes share."""
     switch_efficiency: Safe[Annotated[float, Range(gt=0, le=1)] | None] = None
     """What NCCL's own model takes off the bandwidth where the switch adds up (NVLink SHARP, NVLS);
@@ -113,16 +123,16 @@ class Network(Record):
 
     name: Safe[str]
     """Product name of the fabric."""
-    bandwidth: Safe[PositiveFloat]
+    bandwidth: Safe[Rate]
     """Bytes per second per device and direction, between nodes."""
-    latency_s: Safe[PositiveFloat]
+    latency_s: Safe[Latency]
     """Seconds per message between nodes."""
-    ll128_latency_s: Safe[PositiveFloat | None] = None
+    ll128_latency_s: Safe[Latency | None] = None
     """The same for NCCL's LL128 protocol; None: there is none (gloo)."""
     contention: Safe[Annotated[float, Range(ge=0, le=1)]] = 0.0
     """What a collective loses per doubling of the nodes that it spans: flows that meet in switches.
     Its bandwidth is divided by 1 + contention x log2(nodes)."""
-    oversubscription: Safe[Annotated[float, Range(ge=1)]] = 1.0
+    oversubscription: Safe[Annotated[float, Range(ge=1, le=1e6)]] = 1.0
     """Bandwidth into the leaf switches of a fat tree over that out of them; 1: non-blocking."""
     nodes_per_leaf: Safe[Positive | None] = None
     """Nodes that reach each other through one leaf switch, which oversubscription does not touch;
@@ -148,10 +158,10 @@ class Hardware(Record):
     """None (local only): detected."""
     network: Safe[Network | None] = None
     """None: no second node."""
-    speeds: Resharding[Annotated[tuple[PositiveFloat, ...], LISTED] | None] = None
+    speeds: Resharding[Annotated[tuple[Speed, ...], LISTED] | None] = None
     """Unequal devices: relative speed of every node, or of every device, where `gpu` describes one
     of speed 1; a stage gets layers by its slowest device. None: all are equal."""
     kernels: Safe[str | None] = None
     """Table that `launch calibrate` wrote, used instead of the model where it has values."""
-    price_per_gpu_hour: Safe[PositiveFloat | None] = None
+    price_per_gpu_hour: Safe[Annotated[float, Range(gt=0, le=1e9)] | None] = None
     """What an hour of one device costs, in any currency; None: the plan says no cost."""

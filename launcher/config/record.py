@@ -24,6 +24,10 @@ PerNode = Annotated[int, Range(ge=1, le=256)]
 Batch = Annotated[int, Range(ge=1, le=2**20)]
 Width = Annotated[int, Range(ge=1, le=2**24)]
 PositiveFloat = Annotated[float, Range(gt=0)]
+# No machine is beyond these, and no arithmetic with them leaves the numbers.
+Rate = Annotated[float, Range(ge=1, le=1e24)]
+Wait = Annotated[float, Range(ge=0, le=1e6)]
+Latency = Annotated[float, Range(gt=0, le=1e6)]
 Fraction = Annotated[float, Range(ge=0, lt=1)]
 
 Self = TypeVar("Self", bound="Record")

@@ -14,6 +14,7 @@ from launcher.config.rule import Rule
 from launcher.config.rules_context import CONTEXT_RULES
 from launcher.config.rules_data import DATA_RULES
 from launcher.config.rules_engine import ENGINE_RULES
+from launcher.config.rules_experts import EXPERT_RULES
 from launcher.config.rules_hosts import HOST_RULES
 from launcher.config.rules_launch import LAUNCH_RULES
 from launcher.config.rules_layout import LAYOUT_RULES
@@ -26,6 +27,7 @@ from launcher.errors import Finding
 RULES: tuple[Rule, ...] = (
     *MODEL_RULES,
     *LAYOUT_RULES,
+    *EXPERT_RULES,
     *CONTEXT_RULES,
     *ENGINE_RULES,
     *PIPELINE_RULES,

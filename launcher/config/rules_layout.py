@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from launcher.config.devices import AXES, fewer_stages, known_dp, num_devices
+from launcher.config.devices import AXES, known_dp, num_devices, tp_candidates
 from launcher.config.rule import Rule, divisors
 from launcher.config.rules_context import heads_allow, sequence_lengths
-from launcher.config.schedule_facts import most_stages
+from launcher.config.rules_experts import tp_experts
+from launcher.config.schedule_facts import most_stages, needs_pipeline, room_for_stages
 from launcher.config.schema import Run
 
 
@@ -58,9 +59,8 @@ def _tp_vocabulary(run: Run) -> str | None:
     return None
 
 
-def _tp_candidates(run: Run) -> list[int]:
-    per_node = run.hardware.gpus_per_node
-    return divisors(run.model.num_heads, limit=per_node or run.model.num_heads)
+TP_CUTS = (_tp_heads, _tp_kv_heads, _tp_ffn, tp_experts, _tp_vocabulary)
+"""What tp cuts, as what is wrong with it; None: nothing."""
 
 
 def _pp_layers(run: Run) -> str | None:
@@ -68,6 +68,11 @@ def _pp_layers(run: Run) -> str | None:
     if pp and pp > layers:
         return f"{pp} stages for model.num_layers={layers} leave a stage without a block"
     return None
+
+
+def _pp_candidates(run: Run) -> list[int]:
+    most, least = most_stages(run), 2 if needs_pipeline(run) else 1
+    return [pp for pp in divisors(num_devices(run) or most, limit=most) if pp >= least]
 
 
 def _mesh_fills_devices(run: Run) -> str | None:
@@ -111,7 +116,7 @@ def _mesh_fix(run: Run) -> str:
 def _tp_broken(run: Run, tp: int) -> bool:
     parallelism = run.parallelism.model_copy(update={"tp": tp})
     changed = run.model_copy(update={"parallelism": parallelism})
-    return any(broken(changed) for broken in (_tp_heads, _tp_kv_heads, _tp_ffn, _tp_vocabulary))
+    return any(broken(changed) for broken in TP_CUTS)
 
 
 def _dp_candidates(run: Run) -> list[int]:
@@ -155,21 +160,6 @@ def _order_complete(run: Run) -> str | None:
     return None
 
 
-def _ep_experts(run: Run) -> str | None:
-    ep = run.parallelism.ep
-    if run.model.experts is None:
-        return None if ep == 1 else "the model has no experts to share out"
-    number = run.model.experts.num_experts
-    return f"{ep} does not divide model.experts.num_experts={number}" if number % ep else None
-
-
-def _ep_replicas(run: Run) -> str | None:
-    dp, ep = known_dp(run), run.parallelism.ep
-    if dp is None or (dp * run.parallelism.cp) % ep == 0:
-        return None
-    return f"{ep} does not divide dp={dp} x cp={run.parallelism.cp}"
-
-
 LAYOUT_RULES = (
     Rule(
         id="tp-divides-heads",
@@ -177,7 +167,7 @@ LAYOUT_RULES = (
         says="tp divides model.num_heads",
         why="Each tensor-parallel rank computes whole heads (Megatron-LM, 1909.08053, sec. 3).",
         broken=_tp_heads,
-        candidates=_tp_candidates,
+        candidates=tp_candidates,
     ),
     Rule(
         id="tp-fits-kv-heads",
@@ -185,7 +175,7 @@ LAYOUT_RULES = (
         says="tp divides model.num_kv_heads or is a multiple of it",
         why="A rank holds whole key/value heads, or one head is held by several ranks.",
         broken=_tp_kv_heads,
-        candidates=_tp_candidates,
+        candidates=tp_candidates,
     ),
     Rule(
         id="tp-divides-ffn",
@@ -193,7 +183,7 @@ LAYOUT_RULES = (
         says="tp divides model.ffn_hidden_size",
         why="The MLP's inner width is cut into equal columns (Megatron-LM, 1909.08053, sec. 3).",
         broken=_tp_ffn,
-        candidates=_tp_candidates,
+        candidates=tp_candidates,
     ),
     Rule(
         id="tp-fits-vocabulary",
@@ -201,7 +191,7 @@ LAYOUT_RULES = (
         says="every tp rank holds at least one row of the vocabulary",
         why="Rows are padded to a multiple of tp; a rank with padding only has no logits.",
         broken=_tp_vocabulary,
-        candidates=_tp_candidates,
+        candidates=tp_candidates,
     ),
     Rule(
         id="pp-at-most-layers",
@@ -209,10 +199,8 @@ LAYOUT_RULES = (
         says="pp is at most model.num_layers",
         why="A pipeline stage without a block only adds a hop.",
         broken=_pp_layers,
-        candidates=lambda run: divisors(
-            num_devices(run) or run.model.num_layers, limit=most_stages(run)
-        ),
-        fix=lambda run: fewer_stages(run, most_stages(run)),
+        candidates=_pp_candidates,
+        fix=room_for_stages,
     ),
     Rule(
         id="mesh-fills-devices",
@@ -256,21 +244,5 @@ LAYOUT_RULES = (
         why="Every group of so many ranks holds one whole copy of what is sharded.",
         broken=_shard_size,
         candidates=_shard_sizes,
-    ),
-    Rule(
-        id="ep-divides-experts",
-        field="parallelism.ep",
-        says="ep divides model.experts.num_experts; without experts it is 1",
-        why="Each rank of an expert group holds whole experts (GShard, 2006.16668).",
-        broken=_ep_experts,
-        candidates=lambda run: divisors(run.model.experts.num_experts if run.model.experts else 1),
-    ),
-    Rule(
-        id="ep-divides-replicas",
-        field="parallelism.ep",
-        says="ep divides dp x cp",
-        why="Experts are shared out over ranks that would otherwise hold copies of them.",
-        broken=_ep_replicas,
-        candidates=lambda run: divisors((known_dp(run) or 1) * run.parallelism.cp),
     ),
 )

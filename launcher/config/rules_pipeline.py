@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from launcher.config.devices import fewer_stages
 from launcher.config.rule import Rule
 from launcher.config.schedule_facts import (
     least_microbatches,
     most_stages,
+    needs_pipeline,
+    room_for_stages,
     schedule_facts,
     splits_backward,
+    without_pipeline,
 )
 from launcher.config.schema import Run
 
@@ -27,7 +29,8 @@ def _vpp_candidates(run: Run) -> tuple[int, ...]:
     facts = schedule_facts(run)
     if facts is not None and facts.chunks is not None:
         return (facts.chunks,)
-    return tuple(range(1, run.model.num_layers // (run.parallelism.pp or 1) + 1))
+    # At least one: where there are more stages than blocks, it goes with fewer of them.
+    return tuple(range(1, max(1, run.model.num_layers // (run.parallelism.pp or 1)) + 1))
 
 
 def _vpp_layers(run: Run) -> str | None:
@@ -73,27 +76,20 @@ def _microbatches(run: Run) -> str | None:
 
 
 def _needs_pipeline(run: Run) -> str | None:
-    facts = schedule_facts(run)
-    takes_chunks = facts is not None and facts.chunks is None and run.parallelism.vpp > 1
-    if run.parallelism.pp == 1 and (splits_backward(run) or takes_chunks):
+    if run.parallelism.pp == 1 and needs_pipeline(run):
         return f"{run.parallelism.schedule} orders the work of several stages, and pp is 1"
     return None
-
-
-def _without_pipeline(run: Run) -> str:
-    """One stage has one chunk, whatever the schedule that is left had."""
-    facts = schedule_facts(run)
-    has_chunks = run.parallelism.vpp > 1 or (facts is not None and facts.chunks not in (None, 1))
-    return "parallelism.schedule=1f1b" + " parallelism.vpp=1" * has_chunks
 
 
 def _room_for_chunks(run: Run) -> str:
     """Fewer stages, where the schedule leaves no other number of chunks."""
     facts, degrees = schedule_facts(run), run.parallelism
-    most = most_stages(run)
-    if facts is None or facts.chunks in (None, 1) or not degrees.pp or degrees.pp <= most:
+    if facts is None or facts.chunks in (None, 1) or not degrees.pp:
         return ""
-    return f"{fewer_stages(run, most)} parallelism.vpp={facts.chunks}"
+    if degrees.pp <= most_stages(run):
+        return ""
+    words = room_for_stages(run)
+    return words if "parallelism.vpp" in words else f"{words} parallelism.vpp={facts.chunks}"
 
 
 def _no_compile(run: Run) -> str | None:
@@ -152,7 +148,7 @@ PIPELINE_RULES = (
         why="On one stage they only cost: nothing waits.",
         broken=_needs_pipeline,
         candidates=lambda run: ("1f1b", "gpipe", "naive") if run.parallelism.vpp == 1 else (),
-        fix=_without_pipeline,
+        fix=without_pipeline,
     ),
     Rule(
         id="split-backward-without-compile",

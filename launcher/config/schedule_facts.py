@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from launcher.config.devices import fewer_stages
 from launcher.config.schema import Run
 from launcher.frozen import frozen
 
@@ -50,6 +51,29 @@ def most_stages(run: Run) -> int:
     """More of them would leave a chunk of the schedule without a block."""
     facts = schedule_facts(run)
     return run.model.num_layers // ((facts.chunks if facts else run.parallelism.vpp) or 1)
+
+
+def needs_pipeline(run: Run) -> bool:
+    """Whether the run's schedule has a meaning on several stages only."""
+    facts = schedule_facts(run)
+    takes_chunks = facts is not None and facts.chunks is None and run.parallelism.vpp > 1
+    return splits_backward(run) or takes_chunks
+
+
+def without_pipeline(run: Run) -> str:
+    """What to type on one stage: it has one chunk, whatever the schedule that is left had."""
+    facts = schedule_facts(run)
+    has_chunks = run.parallelism.vpp > 1 or (facts is not None and facts.chunks not in (None, 1))
+    return "parallelism.schedule=1f1b" + " parallelism.vpp=1" * has_chunks
+
+
+def room_for_stages(run: Run) -> str:
+    """What to type for as many stages as have a block for every chunk; one stage needs another
+    schedule where this one is for several.
+    """
+    words = fewer_stages(run, most_stages(run))
+    is_alone = "parallelism.pp=1" in words.split()
+    return f"{words} {without_pipeline(run)}" if is_alone and needs_pipeline(run) else words
 
 
 def least_microbatches(run: Run) -> int:

@@ -71,7 +71,8 @@ def _with_fix(finding: Finding, before: Mapping[str, str]) -> Finding:
         return finding
     fix = before.get(key, "")
     is_missing = finding.rule == "missing-key"
-    for words in () if finding.fix else EXAMPLES:
+    # The least bandwidth that is legal is no machine's: of hardware ours have something better.
+    for words in () if finding.fix and not key.startswith("hardware.") else EXAMPLES:
         if not fix or (is_missing and fix == f"{key}=null"):
             fix = _fixes(partial(_composed, words), {key}).get(key, "")
     return replace(finding, fix=fix or finding.fix)

@@ -228,7 +228,8 @@ def _out_of_range(
 
 def _number(value: float) -> str:
     """Whole numbers with all their digits: a rounded bound might not be legal."""
-    return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else f"{value:g}"
+    is_whole = isinstance(value, int) or (value.is_integer() and abs(value) < 1e15)
+    return str(int(value)) if is_whole else f"{value:g}"
 
 
 def _fields(record: type[Record] | None) -> tuple[str, ...]:

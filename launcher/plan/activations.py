@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from launcher.config.schema import Experts, LatentAttention
 from launcher.plan.context_traffic import dealt_keys
 from launcher.plan.encoder import source_tokens
@@ -44,6 +46,15 @@ def block_kept_bytes(job: Job, recompute: str) -> int:
     if recompute == "none":
         kept += core_bytes(job, size)
     return kept
+
+
+def wider_dense_bytes(job: Job, recompute: str) -> int:
+    """What a block with a plain MLP keeps beyond one with experts, where its MLP is the wider."""
+    experts = job.model.experts
+    if experts is None or not experts.num_dense_layers:
+        return 0
+    plain = replace(job, model=job.model.model_copy(update={"experts": None}))
+    return max(0, block_kept_bytes(plain, recompute) - block_kept_bytes(job, recompute))
 
 
 def _cross_kept(job: Job, size: Size, recompute: str) -> int:

@@ -6,16 +6,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from launcher.config.rule import divisors
 from launcher.config.schema import Run
+from launcher.plan.audit_pipeline import starved_pipeline, uneven_stages
 from launcher.plan.audit_room import DOUBLINGS, larger_run, room_fixes
 from launcher.plan.memory import estimate_memory
 from launcher.plan.records import Layout, Memory, Stage, Warning
 from launcher.plan.speeds import mixed_stages
 from launcher.plan.step_time import StepEstimate
-from launcher.plan.units import plural
-
-MAX_BUBBLE = 0.25
-"""Above this share of waiting the pipeline is starved; about three microbatches per stage."""
 
 IDLE_SHARE = 0.4
 """Below this share of memory in use, larger microbatches or less recomputation would fit."""
@@ -34,7 +32,8 @@ def find_warnings(
         _tp_crosses_nodes(layout, step),
         _ep_crosses_nodes(layout, step),
         _uneven_rails(layout, step),
-        _bubble(layout, step),
+        starved_pipeline(layout, step),
+        uneven_stages(run, layout, step),
         _communication(layout, step),
         _idle_memory(run, layout, stages, memory, step),
         _replicated_heads(run, layout),
@@ -64,7 +63,9 @@ def _host_memory(run: Run, layout: Layout, memory: Memory) -> Warning | None:
     if memory.host_bytes_per_node <= have:
         return None
     count = layout.gpus_per_node
-    fixes = [f"hardware.gpus_per_node={less}" for less in _divisors(count)[-2::-1]][:2]
+    less_there = {"none": (), "optimizer": ("none",), "parameters": ("optimizer", "none")}
+    fixes = [f"parallelism.offload={kind}" for kind in less_there[layout.offload]]
+    fixes += [f"hardware.gpus_per_node={less}" for less in divisors(count)[-2::-1]][:2]
     fixes += [larger_run(run, layout, 2**power) for power in range(1, DOUBLINGS + 1)]
     return Warning(
         id="host-memory",
@@ -79,7 +80,7 @@ def _tp_crosses_nodes(layout: Layout, step: StepEstimate) -> Warning | None:
     entry = next((entry for entry in step.communication if entry.axis == "tp"), None)
     if entry is None or not entry.crosses_nodes:
         return None
-    inside = [tp for tp in _divisors(layout.tp) if layout.gpus_per_node % tp == 0]
+    inside = [tp for tp in divisors(layout.tp) if layout.gpus_per_node % tp == 0]
     if layout.order[0] != "tp" and layout.tp in inside:
         return Warning(
             id="tp-crosses-nodes",
@@ -105,7 +106,7 @@ def _ep_crosses_nodes(layout: Layout, step: StepEstimate) -> Warning | None:
     if entry is None or not entry.crosses_nodes:
         return None
     room = max(1, layout.gpus_per_node // layout.tp)
-    inside = [ep for ep in _divisors(layout.ep) if ep <= room]
+    inside = [ep for ep in divisors(layout.ep) if ep <= room]
     order = "" if layout.order[:3] == ("tp", "cp", "dp") else f" {PLAIN_ORDER}"
     fixes = [f"parallelism.ep={ep}{order}" for ep in reversed(inside)]
     return Warning(
@@ -175,42 +176,33 @@ def _is_even(layout: Layout, inner: int) -> bool:
     return replicas % per_node == 0 or per_node % replicas == 0
 
 
-def _bubble(layout: Layout, step: StepEstimate) -> Warning | None:
-    if layout.pp == 1 or step.time.bubble_fraction <= MAX_BUBBLE:
-        return None
-    wanted, count = 4 * layout.pp, layout.num_microbatches
-    if layout.num_microbatches >= wanted:
-        return Warning(
-            id="uneven-pipeline",
-            message=f"stages wait {step.time.bubble_fraction:.0%} of the time though there are "
-            f"{layout.num_microbatches} microbatches: transfers or uneven stages hold them up",
-            fix=f"parallelism.pp={max(1, layout.pp // 2)}",
-        )
-    return Warning(
-        id="few-microbatches",
-        message=f"{count} {plural('microbatch', count)} starve{'s' if count == 1 else ''} "
-        f"{layout.pp} stages: they wait "
-        f"{step.time.bubble_fraction:.0%} of the time",
-        fix=f"train.num_microbatches={wanted}",
-    )
-
-
 def _communication(layout: Layout, step: StepEstimate) -> Warning | None:
     share = step.time.exposed_communication_s / step.time.step_s
     if not share > MAX_COMMUNICATION:  # nor where the step takes for ever
         return None
     busiest = max(step.communication, key=lambda entry: entry.seconds_per_step)
-    fix = (
-        f"parallelism.tp={max(1, layout.tp // 2)}"
-        if busiest.axis == "tp"
-        else f"train.num_microbatches={2 * layout.num_microbatches}"
-    )
+    fixes = _fewer_messages(layout, busiest.axis)
     return Warning(
         id="communication-bound",
         message=f"{share:.0%} of the step is communication that nothing hides, most of it "
         f"{busiest.op} over {busiest.axis}",
-        fix=fix,
+        fix=fixes[0],
+        others=tuple(fixes[1:]),
     )
+
+
+def _fewer_messages(layout: Layout, axis: str) -> list[str]:
+    """What gains most where this axis is busiest: less of it or, where it costs as much however
+    many tokens there are, more tokens for it.
+    """
+    once_more = [f"train.num_microbatches={2 * layout.num_microbatches}"]
+    larger = [f"train.micro_batch_size={2 * layout.micro_batch_size}"]
+    if axis in ("tp", "cp", "ep"):  # travels with the tokens
+        less = [f"parallelism.{axis}={max(1, getattr(layout, axis) // 2)}"]
+        return less if axis == "tp" else less + once_more
+    if axis == "host":
+        return ["parallelism.offload=none", "parallelism.offload=optimizer", *larger]
+    return larger + once_more if layout.zero_stage == 3 else once_more
 
 
 def _idle_memory(
@@ -246,10 +238,6 @@ def _replicated_heads(run: Run, layout: Layout) -> Warning | None:
         f"{layout.tp // run.model.kv_heads} ranks",
         fix=f"parallelism.tp={run.model.kv_heads}",
     )
-
-
-def _divisors(number: int) -> list[int]:
-    return [value for value in range(1, number + 1) if number % value == 0]
 
 
 def _gib(size: int) -> str:

@@ -47,7 +47,8 @@ def _best_fix(asked: Run, filled: Run, warning: Warning, ids: Set[str], tokens_p
     """The first that mends it and is faster, else one that mends it (the fastest for a link), else
     none. A plan that fits still fits with it.
 
-    Of what is there for speed only: empty where nothing that was tried is faster.
+    Of what is there for speed only, and of experts, whose gradients travel the farther the nearer
+    their tokens stay: empty where nothing that was tried is faster.
     """
     for_speed, must_fit = warning.id in FOR_SPEED, "does-not-fit" not in ids
     fixes = [warning.fix, *warning.others]
@@ -77,7 +78,8 @@ def _best_fix(asked: Run, filled: Run, warning: Warning, ids: Set[str], tokens_p
         if not for_speed:
             mending.append((speed, words))
     if warning.id in OF_LINKS:
-        return max(mending, key=itemgetter(0), default=(0.0, ""))[1]
+        speed, words = max(mending, key=itemgetter(0), default=(0.0, ""))
+        return words if speed >= tokens_per_s or warning.id != "ep-crosses-nodes" else ""
     return mending[0][1] if mending else ""
 
 
@@ -89,7 +91,10 @@ def _filled(run: Run) -> Filled | None:
         return None
 
 
-FOR_SPEED = ("few-microbatches", "communication-bound", "idle-memory", "kv-heads-replicated")
+FOR_SPEED = (
+    "serial-pipeline", "few-microbatches", "uneven-pipeline", "uneven-stages",
+    "communication-bound", "idle-memory", "kv-heads-replicated",
+)  # fmt: skip
 """Warnings whose fixes are there to gain speed."""
 
 

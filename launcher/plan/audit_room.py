@@ -24,7 +24,7 @@ OPEN_ALL = f"{OPEN} parallelism.recompute=null train.micro_batch_size=1"
 
 def room_fixes(run: Run, layout: Layout, memory: Memory) -> Iterator[str]:
     """Each by itself, then one after the other together, then other degrees and other hardware."""
-    steps = list(_steps(layout))
+    steps = [*_given_up(run), *_steps(layout)]
     yield from steps
     if len(steps) > 1:
         yield from list(accumulate(steps, _both))[1:]
@@ -49,6 +49,13 @@ def larger_run(run: Run, layout: Layout, times: int) -> str:
 def _fewer_layers(run: Run, times: int) -> str:
     """For a trial: what is left to give up on a machine of one's own."""
     return f"model.num_layers={max(1, run.model.num_layers // times)}"
+
+
+def _given_up(run: Run) -> Iterator[str]:
+    """What was decided by hand: an uneven split, fewer shards than there could be."""
+    for key in ("layers_per_stage", "shard_size"):
+        if getattr(run.parallelism, key) is not None:
+            yield f"parallelism.{key}=null"
 
 
 def _steps(layout: Layout) -> Iterator[str]:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 from launcher.config.schema import Model
 from launcher.plan.costs import block_parameters, embedding_parameters, head_parameters
 from launcher.plan.encoder import memory_bytes
-from launcher.plan.execution import Job
-from launcher.plan.links import Link, broadcast_s, stride_link, transfer_s
+from launcher.plan.execution import Job, expert_shards_of
+from launcher.plan.links import Link, broadcast_s, sent_bytes, stride_link, transfer_s
 from launcher.plan.operator_records import Work, size_of
 
 SLOWDOWN = 0.29
@@ -74,10 +74,14 @@ def ep_times(work: Work, job: Job, links: Links) -> PassTimes:
     """Tokens to their experts and back, forward and backward."""
     if not work.all_to_all_bytes or job.layout.ep == 1:
         return PassTimes()
-    around = (job.layout.ep - 1) / job.layout.ep
-    latency = job.layout.ep * links.ep.latency_s
-    each = latency + work.all_to_all_bytes * around / links.ep.bandwidth
+    each = exchange_s(work.all_to_all_bytes, links.ep)
     return PassTimes(forward_s=2 * each, backward_s=2 * each)
+
+
+def exchange_s(payload_bytes: float, link: Link) -> float:
+    """Every rank to every other, one after the other."""
+    sent = sent_bytes("all_to_all", payload_bytes, link.group_size)
+    return link.group_size * link.latency_s + sent / link.bandwidth
 
 
 def boundary_bytes(job: Job) -> int:
@@ -116,10 +120,10 @@ def state_traffic(
     job: Job, links: Links, parameters: float, expert_parameters: float, units: int
 ) -> StateTraffic:
     """`parameters` of one rank's stage in `units` messages; experts have fewer replicas."""
+    if not expert_parameters or job.layout.ep == 1:
+        return _state_traffic(job, links, parameters, units)
     plain = _state_traffic(job, links, parameters - expert_parameters, units)
-    if not expert_parameters:
-        return plain
-    experts = _state_traffic(job, _expert_links(job, links), expert_parameters, units)
+    experts = _state_traffic(job, expert_links(job, links), expert_parameters, units)
     return StateTraffic(
         reduce_s=plain.reduce_s + experts.reduce_s,
         gather_s=plain.gather_s + experts.gather_s,
@@ -127,14 +131,20 @@ def state_traffic(
     )
 
 
-def _expert_links(job: Job, links: Links) -> Links:
-    """Replicas of an expert are ep ranks apart; tp ranks hold different experts where ep > 1."""
-    layout = job.layout
-    ranks = layout.dp * layout.cp * (layout.tp if layout.ep > 1 else 1)
-    stride = layout.ep if layout.ep > 1 else layout.tp
-    link = stride_link(job.hardware, layout.gpus_per_node, stride, max(1, ranks // layout.ep))
-    tp, cp, ep, pp, _, _, _ = links
-    return Links(tp, cp, ep, pp, shard=link, replica=link._replace(group_size=1), dp=link)
+def expert_links(job: Job, links: Links) -> Links:
+    """With ep, replicas of an expert are ep ranks apart; tp ranks hold whole experts."""
+    layout, hardware = job.layout, job.hardware
+    replicas = max(1, layout.tp * layout.dp * layout.cp // layout.ep)
+    shards = min(replicas, expert_shards_of(job))
+
+    def link(stride: int, size: int) -> Link:
+        return stride_link(hardware, layout.gpus_per_node, stride, size)
+
+    return links._replace(
+        shard=link(layout.ep, shards),
+        replica=link(layout.ep * shards, replicas // shards),
+        dp=link(layout.ep, replicas),
+    )
 
 
 def _state_traffic(job: Job, links: Links, parameters: float, units: int) -> StateTraffic:

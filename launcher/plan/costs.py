@@ -77,12 +77,6 @@ def sum_sizes(specs: tuple[ParameterSpec, ...], tp: int = 1) -> int:
     return sum(spec.local_size(tp) for spec in specs)
 
 
-@lru_cache(maxsize=1024)
-def first_block_size(model: Model, tp: int) -> int:
-    """Elements of the first block on one of tp ranks."""
-    return sum_sizes(block_parameters(model, 0), tp)
-
-
 def embedding_parameters(model: Model) -> tuple[ParameterSpec, ...]:
     """Token table and, where positions are learned, their table."""
     specs: tuple[ParameterSpec, ...] = (_vocabulary("embedding.tokens.weight", model),)

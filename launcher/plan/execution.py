@@ -144,6 +144,18 @@ class Job:
     train_steps: int = 1
 
 
+def shards_of(job: Job) -> int:
+    """Ranks that share what zero_stage shards: those of dp x cp, or fewer of them (HSDP)."""
+    replicas = job.layout.dp * job.layout.cp
+    return min(job.execution.shard_size or replicas, replicas)
+
+
+def expert_shards_of(job: Job) -> int:
+    """The same of experts, which have fewer replicas: with ep, tp ranks hold whole ones."""
+    layout = job.layout
+    return max(1, shards_of(job) * (layout.tp if layout.ep > 1 else 1) // layout.ep)
+
+
 def runtime_job(run: Run, layout: Layout, execution: Execution | None = None) -> Job:
     """A run as this launcher's workers execute it; `execution` where it is known already."""
     return Job(

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from launcher.config.schema import Gpu, Run
-from launcher.plan.activations import block_kept_bytes, embedding_kept_bytes, head_kept_bytes
+from launcher.plan.activations import (
+    block_kept_bytes,
+    embedding_kept_bytes,
+    head_kept_bytes,
+    wider_dense_bytes,
+)
 from launcher.plan.context_traffic import sees_whole_sequences
 from launcher.plan.costs import embedding_parameters, sum_sizes
 from launcher.plan.encoder import encoder_job, memory_bytes
-from launcher.plan.execution import Job, runtime_job
+from launcher.plan.execution import Job, runtime_job, shards_of
 from launcher.plan.memory_fsdp2 import group_buffers_bytes
 from launcher.plan.memory_held import Held, held_bytes
 from launcher.plan.memory_pipeline import transfer_bytes
@@ -18,7 +23,7 @@ from launcher.plan.memory_shares import (
     snapshot_bytes,
 )
 from launcher.plan.records import Layout, Memory, Stage, StageMemory
-from launcher.plan.stages import count_stage_parameters
+from launcher.plan.stages import count_stage_parameters, dense_layers_of, largest_block
 from launcher.plan.temporaries import (
     backward_temporary_bytes,
     block_leftover_bytes,
@@ -164,6 +169,9 @@ def in_flight_bytes(job: Job, stage: Stage, in_flight: int) -> int:
     """What the stage keeps of the microbatches (of their chunks, where stages are interleaved)."""
     execution, layout = job.execution, job.layout
     blocks = _blocks_bytes(job, stage.num_layers)
+    if dense := dense_layers_of(job.model, stage):
+        modes = {job.execution.recompute, *(("none",) if job.execution.recompute_share < 1 else ())}
+        blocks += dense * max([wider_dense_bytes(job, mode) for mode in modes])
     vpp = layout.vpp
     kept = -(-in_flight * blocks // vpp)
     if execution.document_masks and sees_whole_sequences(job):  # one for all blocks of a pass
@@ -207,7 +215,7 @@ def pass_buffers(job: Job, stage: Stage) -> int:
             execution.element_bytes,
             working,
             logits,
-            execution.shard_size or layout.dp,
+            shards_of(job),
         )
     elif stage.is_last and layout.zero_stage < 3:
         logits = max(logits, head_backward_bytes(job))
@@ -216,7 +224,7 @@ def pass_buffers(job: Job, stage: Stage) -> int:
     buffers = max(working, logits) + unused_gradients_bytes(job)
     if execution.window_masks and sees_whole_sequences(job):  # one for all blocks of a stage
         buffers += layout.sequence_length**2 * execution.element_bytes
-    block = count_stage_parameters(job.model, 1, False, False, layout.tp, layout.ep)
+    block = largest_block(job.model, layout.tp, layout.ep)
     if execution.torch_pipeline:  # a gather's own buffers, of the block at hand and the next one
         buffers += 2 * block * execution.gather_bytes
     if layout.zero_stage == 3 and layout.engine == "deepspeed":

@@ -9,13 +9,12 @@ from __future__ import annotations
 from launcher.config.schema import Model
 from launcher.plan.costs import (
     embedding_parameters,
-    encoder_parameters,
-    first_block_size,
     head_parameters,
     sum_sizes,
     tied_copy,
 )
 from launcher.plan.records import Layout, Stage
+from launcher.plan.stages import largest_block
 
 _SUM_BYTES = 4
 """Gradients are copied into a float32 buffer that is reduced."""
@@ -34,15 +33,12 @@ def outer_groups(model: Model, stage: Stage, tp: int) -> tuple[int, ...]:
     return tuple(groups)
 
 
-def gathered_per_microbatch(model: Model, stage: Stage, tp: int) -> int:
-    """Elements that zero_stage=3 gathers: blocks twice, the others once.
+def gathered_per_microbatch(model: Model, stage: Stage, tp: int, size: int) -> int:
+    """Elements that zero_stage=3 gathers of a stage's `size`: blocks twice, the others once.
 
     A lookup's backward reads no weight, and the head's begins where its forward ends.
     """
-    blocks = stage.num_layers * first_block_size(model, tp)
-    if stage.is_first:
-        blocks += sum_sizes(encoder_parameters(model), tp)
-    return 2 * blocks + sum(outer_groups(model, stage, tp))
+    return 2 * size - sum(outer_groups(model, stage, tp))
 
 
 def group_buffers_bytes(
@@ -59,7 +55,7 @@ def group_buffers_bytes(
     `block_bytes` and `head_bytes` are the temporaries of a block and of the head; `shards`
     ranks share a sum.
     """
-    block = first_block_size(model, layout.tp)
+    block = largest_block(model, layout.tp, layout.ep)
     outer = outer_groups(model, stage, layout.tp)
     # Gathered: the group at hand and the next one. At lower stages both are among the parameters.
     gathered = element_bytes if layout.zero_stage == 3 else 0

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from launcher.plan.execution import Job
+from launcher.plan.memory_fsdp2 import outer_groups
 from launcher.plan.memory_pipeline import gradients_of_one_chunk
 from launcher.plan.memory_shares import rank_parameters, rank_share
 from launcher.plan.records import Stage
-from launcher.plan.stages import count_stage_parameters
+from launcher.plan.stages import largest_block
 from launcher.plan.traffic import gradients_are_whole
 
 BUCKET_ELEMENTS = 2**25
@@ -34,7 +35,7 @@ def held_bytes(job: Job, stage: Stage) -> Held:
     """Of one rank of a stage."""
     size = rank_parameters(job, stage)
     share = rank_share(job, stage, size)
-    return Held(*_kept_state(job, size, share), step_buffers=_step_buffers(job, size, share))
+    return Held(*_kept_state(job, stage, size, share), step_buffers=_step_buffers(job, size, share))
 
 
 def _gradients(job: Job, size: int, share: int) -> int:
@@ -47,7 +48,7 @@ def _gradients(job: Job, size: int, share: int) -> int:
     return share + (size // job.layout.vpp if gradients_of_one_chunk(job.layout) else size)
 
 
-def _kept_state(job: Job, size: int, share: int) -> tuple[int, int, int]:
+def _kept_state(job: Job, stage: Stage, size: int, share: int) -> tuple[int, int, int]:
     """Weights, gradients and optimizer state on the device, from a rank's part and its share."""
     layout, execution = job.layout, job.execution
     weights = execution.weight_bytes * (share if layout.zero_stage == 3 else size)
@@ -55,16 +56,19 @@ def _kept_state(job: Job, size: int, share: int) -> tuple[int, int, int]:
     optimizer = execution.state_bytes * (share if layout.zero_stage >= 1 else size)
     if execution.offload != "none":
         optimizer = 0
-    return _resident_weights(job, weights), gradients, optimizer
+    return _resident_weights(job, stage, weights), gradients, optimizer
 
 
-def _resident_weights(job: Job, weights: int) -> int:
-    """With weights in RAM, two blocks' worth is on the device: one at work, one on its way."""
+def _resident_weights(job: Job, stage: Stage, weights: int) -> int:
+    """With weights in RAM, a block and what follows it are on the device: one at work, one on its
+    way. That is the next block, or the head; the embedding is followed by a block.
+    """
     if job.execution.offload != "parameters":
         return weights
     layout = job.layout
-    block = count_stage_parameters(job.model, 1, False, False, layout.tp, layout.ep)
-    return min(weights, 2 * block * job.execution.element_bytes)
+    block = largest_block(job.model, layout.tp, layout.ep)
+    beside = max((block, *outer_groups(job.model, stage, layout.tp)))
+    return min(weights, (block + beside) * job.execution.element_bytes)
 
 
 def _step_buffers(job: Job, size: int, share: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launcher.plan.execution import Job
+from launcher.plan.execution import Job, expert_shards_of, shards_of
 from launcher.plan.records import Stage
 from launcher.plan.stages import count_expert_parameters, count_stage_parameters, dense_layers_of
 
@@ -38,9 +38,6 @@ def rank_parameters(job: Job, stage: Stage) -> int:
 def rank_share(job: Job, stage: Stage, size: int) -> int:
     """A rank's part of sharded state; experts have fewer replicas to share it with."""
     layout = job.layout
-    replicas = layout.dp * layout.cp
-    shards = min(job.execution.shard_size or replicas, replicas)
     dense = dense_layers_of(job.model, stage)
     experts = count_expert_parameters(job.model, stage.num_layers, dense, layout.tp, layout.ep)
-    expert_shards = max(1, shards * (layout.tp if layout.ep > 1 else 1) // layout.ep)
-    return -(-(size - experts) // shards) + -(-experts // expert_shards)
+    return -(-(size - experts) // shards_of(job)) + -(-experts // expert_shards_of(job))

@@ -170,8 +170,9 @@ class Communication:
     """What one rank sends along one axis in one step."""
 
     axis: str
+    """Of the mesh; or expert dp, embedding (copies of a tied table), host (the node's RAM)."""
     op: str
-    """all_reduce, reduce_scatter, all_gather or send_recv."""
+    """all_reduce, reduce_scatter, all_gather, all_to_all, send_recv or fetch."""
     group_size: int
     crosses_nodes: bool
     bytes_per_step: int

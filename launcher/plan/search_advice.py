@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from launcher.config.rules import get_value, with_value
 from launcher.config.schema import Run
 from launcher.errors import ConfigError
 from launcher.frozen import frozen
-from launcher.plan.fill import close_shared
+from launcher.plan.fill import close_shared, fill_run
 from launcher.plan.search import rank_layouts
-from launcher.plan.search_choice import CHOICE_KEYS, Choice, changed, dotted
+from launcher.plan.search_choice import CHOICE_KEYS, Choice, changed, choice_of, dotted
 from launcher.plan.search_cost import Coster
 from launcher.plan.search_leanest import Leanest, leanest_of
 from launcher.plan.search_nodes import Counts, Ranked, Ranking
@@ -22,6 +23,7 @@ from launcher.plan.search_predict import (
     weigh,
     weigh_thumb,
     with_batch,
+    with_own_batch,
 )
 from launcher.plan.search_remedy import Misfit, Remedy, find_nearest
 from launcher.plan.search_space import build_space
@@ -39,7 +41,8 @@ class Change:
     """One change of a layout."""
 
     overrides: dict[str, object]
-    """What is typed otherwise; what follows from it (dp, num_microbatches) is not in it."""
+    """What is typed otherwise; what follows from it (dp, num_microbatches) is in it where that was
+    typed, too, and the batch or another open key where the plan would fill it otherwise now."""
     after: Predicted
 
 
@@ -70,7 +73,7 @@ def search_layouts(
     `has_planned`: also what can be planned, but not be run yet.
     """
     asked = close_shared(run)
-    closed, thumb = close_batch(asked, fixed)
+    closed, thumb = close_batch(with_own_batch(asked, fixed), fixed)
     ranking, leanest = _rank(closed, thumb, fixed, limit, has_planned)
     own = _own(run, closed) if fixed else None
     nearest: tuple[Remedy, ...] = ()
@@ -87,7 +90,7 @@ def search_layouts(
         counts=ranking.counts,
         rule_of_thumb=thumb,
         own=own,
-        best_change=_best_change(own, has_planned) if own else None,
+        best_change=_best_change(run, own, has_planned) if own else None,
         leanest=weigh(closed, leanest.choice) if leanest and leanest.choice else None,
         nearest=nearest,
     )
@@ -111,8 +114,8 @@ def best_run(run: Run, fixed: frozenset[str]) -> tuple[Run, tuple[str, ...]]:
     """The run in the first layout of the search, and what to say of it; the rule of thumb's where
     nothing fits, so that the plan can say what is missing.
     """
-    closed = close_shared(run)
-    if run.train.global_batch_size is None:
+    closed = with_own_batch(close_shared(run), fixed)
+    if closed.train.global_batch_size is None:
         closed = with_batch(closed, fixed, weigh_thumb(closed, fixed).run)
     ranking = rank_layouts(build_space(closed, fixed), 1)
     if not ranking.best:
@@ -139,7 +142,7 @@ def _own(own: Run, run: Run) -> Predicted | None:
         return None
 
 
-def _best_change(own: Predicted, has_planned: bool) -> Change | None:
+def _best_change(run: Run, own: Predicted, has_planned: bool) -> Change | None:
     """Of all single changes the one that gains most; None where none gains."""
     best: Change | None = None
     hardware = own.run.hardware
@@ -152,7 +155,42 @@ def _best_change(own: Predicted, has_planned: bool) -> Change | None:
             after = predict(own.run, ranked.choice)
             if _gains(own, after) and (best is None or speed(best.after) < speed(after)):
                 best = Change(overrides=_differences(own.choice, ranked, group), after=after)
-    return best
+    return best and Change(overrides=_as_typed(run, best), after=best.after)
+
+
+def _as_typed(run: Run, change: Change) -> dict[str, object]:
+    """The change with the fewest other keys that, typed beside the user's, make this layout of it.
+
+    pp=1 beside dp=4 on eight devices -> pp=1 dp=8
+    """
+    after, typed = change.after, change.overrides
+    batch = {} if run.train.global_batch_size else {BATCH: after.run.train.global_batch_size}
+    found = {dotted(key): getattr(after.choice, key) for key in CHOICE_KEYS}
+    others = {key: value for key, value in found.items() if get_value(run, key) != value}
+    follows = {
+        key: others[key] for key in FOLLOWS if key in others and get_value(run, key) is not None
+    }
+    for more in ({}, batch, follows, batch | follows, batch | others):
+        words = typed | more
+        if _makes(run, words) == after.choice:
+            return words
+    return typed
+
+
+FOLLOWS = ("parallelism.dp", "train.num_microbatches")
+BATCH = "train.global_batch_size"
+
+
+def _makes(run: Run, words: dict[str, object]) -> Choice | None:
+    """The layout that `launch plan` makes of a run with these words; None where it refuses them."""
+    if isinstance(words.get("parallelism.schedule"), str):
+        run = changed(run, parallelism={"schedule_lines": None})
+    for key, value in words.items():
+        run = with_value(run, key, value)
+    try:
+        return choice_of(fill_run(run).run)
+    except ConfigError:
+        return None
 
 
 def _gains(before: Predicted, after: Predicted) -> bool:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from launcher.config.schema import is_schedule_file
 from launcher.plan.activations import block_kept_bytes
-from launcher.plan.execution import Job
+from launcher.plan.execution import Job, shards_of
 from launcher.plan.memory import (
     EXPANDABLE_SHARE,
     HEAP_SHARE,
@@ -141,7 +141,7 @@ class Memory:
         that; other stages take no less.
         """
         layout = job.layout
-        replicas = layout.dp if layout.engine == "fsdp2" else 1
+        replicas = shards_of(job) if layout.engine == "fsdp2" else 1
         key = (layout.tp, layout.ep, layout.engine, layout.zero_stage == 3, replicas)
         gathered = self._gathered.get(key)
         if gathered is None:
@@ -242,7 +242,7 @@ class Memory:
         if activations is None:
             activations = self._activations[key] = in_flight_bytes(job, stage, peak)
         # Buffers of a pass are of whole groups of weights: only FSDP2 cuts some of them over dp.
-        replicas = layout.dp if layout.engine == "fsdp2" else 1
+        replicas = shards_of(job) if layout.engine == "fsdp2" else 1
         passed = (mesh, kind, layout.engine, layout.zero_stage == 3, replicas, layout.pp == 1)
         passing = self._passing.get(passed)
         if passing is None:

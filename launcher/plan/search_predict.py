@@ -87,6 +87,23 @@ def close_batch(run: Run, fixed: frozenset[str]) -> tuple[Run, Predicted]:
     return closed, thumb if closed is run else fsdp_instead(closed, fixed, thumb)
 
 
+def with_own_batch(run: Run, fixed: frozenset[str]) -> Run:
+    """With the batch that `launch plan` gives the user's own keys: both then speak of one step.
+
+    As it is where the batch is given or follows dp, where no key of a layout is given, or where the
+    rule of thumb cannot share that batch.
+    """
+    if run.train.global_batch_size is not None or not fixed or set(TRAIN_KEYS) <= fixed:
+        return run
+    try:
+        own = fill_run(run).run.train.global_batch_size
+        closed = changed(run, train={"global_batch_size": own})
+        fill_run(_plain(closed, fixed))
+    except ConfigError:
+        return run
+    return closed
+
+
 def with_batch(run: Run, fixed: frozenset[str], thumb: Run) -> Run:
     """With this rule of thumb's batch; as it is where its batch is given or follows dp."""
     if run.train.global_batch_size is not None or set(TRAIN_KEYS) <= fixed:

@@ -13,7 +13,7 @@ from launcher.plan.search_advice import Found
 from launcher.plan.search_choice import dotted
 from launcher.plan.search_predict import Predicted, predict
 from launcher.plan.search_remedy import Remedy
-from launcher.plan.search_words import command, overrides_of, remedied
+from launcher.plan.search_words import command, command_words, overrides_of, remedied
 from launcher.plan.units import plural
 
 WIDTH = 100
@@ -29,9 +29,10 @@ def limits_of(predicted: Predicted) -> dict[str, float]:
     wait_s = max(0.0, time.exposed_communication_s - tail_s)
     seconds: dict[str, float] = {}
     for entry in predicted.estimate.step.communication:
-        inside = {"tp", "cp", "ep"} | ({"dp"} if layout.zero_stage == 3 else set())
-        if entry.axis in inside:
-            seconds[entry.axis] = seconds.get(entry.axis, 0.0) + entry.seconds_per_step
+        inside = {"tp", "cp", "ep", "host"} | ({"dp"} if layout.zero_stage == 3 else set())
+        axis = entry.axis.removeprefix("expert ")  # dp of experts is dp
+        if axis in inside:
+            seconds[axis] = seconds.get(axis, 0.0) + entry.seconds_per_step
     total = sum(seconds.values()) or 1.0
     shares = {f"{axis} communication": wait_s * each / total for axis, each in seconds.items()}
     key = "dp communication"
@@ -68,8 +69,10 @@ def limit_words(predicted: Predicted) -> str:
     return "compute"
 
 
-def found_json(found: Found, given: Run, typed: Sequence[str]) -> dict[str, Any]:
-    """The document of `search --json`."""
+def found_json(
+    found: Found, given: Run, typed: Sequence[str], folders: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The document of `search --json`; `folders` were named by --config-dir."""
 
     def one(predicted: Predicted) -> dict[str, Any]:
         estimate, words = predicted.estimate, overrides_of(predicted, given, typed)
@@ -89,14 +92,14 @@ def found_json(found: Found, given: Run, typed: Sequence[str]) -> dict[str, Any]
             "limits": limits_of(predicted),
             "limited_by": limit_words(predicted),
             "overrides": words,
-            "command": command(words),
+            "command": command(words, folders),
         }  # fmt: skip
 
     def one_remedy(remedy: Remedy) -> dict[str, Any]:
         after = predict(remedy.after.run, remedy.after.choice)
         words = remedied(remedy.override, after, given, typed)
         named = {"change": remedy.override, "reason": remedy.reason}
-        return one(after) | named | {"command": command(words), "overrides": words}
+        return one(after) | named | {"command": command(words, folders), "overrides": words}
 
     best = found.best[0] if found.best else None
     change = found.best_change
@@ -140,18 +143,20 @@ def _missing_json(found: Found) -> dict[str, Any] | None:
     }  # fmt: skip
 
 
-def render_found(found: Found, given: Run, typed: Sequence[str]) -> str:
+def render_found(
+    found: Found, given: Run, typed: Sequence[str], folders: Sequence[str] = ()
+) -> str:
     """One screen."""
-    return "\n".join(_lines(found, given, typed)) + "\n"
+    return "\n".join(_lines(found, given, typed, folders)) + "\n"
 
 
 HEAD = (
     f"{'':<7}{'tp':>3}{'pp':>4}{'vpp':>4}{'dp':>6} {'sharding':<14}{'schedule':<17}"
-    f"{'recompute':<10}{'micro':>5}{'sp':>4}{'tokens/s':>12}{'MFU':>6}{'GiB':>6}"
+    f"{'recompute':<10}{'micro':>5}{'sp':>4}{'tokens/s':>11}{'MFU':>6}{'GiB':>7}"
 )
 
 
-def _lines(found: Found, given: Run, typed: Sequence[str]) -> Iterator[str]:
+def _lines(found: Found, given: Run, typed: Sequence[str], folders: Sequence[str]) -> Iterator[str]:
     run, counts = found.run, found.counts
     hardware = run.hardware
     device = hardware.gpu.name if hardware.gpu else hardware.device
@@ -191,7 +196,8 @@ def _lines(found: Found, given: Run, typed: Sequence[str]) -> Iterator[str]:
     elif found.own is not None:
         yield "one change  no single change of yours gains"
     if found.best:
-        yield from _command("the best", overrides_of(found.best[0], given, typed))
+        best = overrides_of(found.best[0], given, typed)
+        yield from _wrap(f"{'the best':<12}", command_words(best, folders), " \\")
     else:
         yield from _does_not_fit(found, given, typed)
 
@@ -205,8 +211,8 @@ def _row(label: str, predicted: Predicted) -> str:
     return (
         f"{label:<7}{choice.tp:>3}{choice.pp:>4}{choice.vpp:>4}{choice.dp:>6} {sharding:<14}"
         f"{schedule:<17}{choice.recompute:<10}{choice.micro_batch_size:>5}"
-        f"{'yes' if choice.sequence_parallel else 'no':>4}{time.tokens_per_s:>12,.0f}"
-        f"{time.mfu:>6.1%}{memory.peak_bytes / 2**30:>5.1f}{over or ' '}"
+        f"{'yes' if choice.sequence_parallel else 'no':>4}{time.tokens_per_s:>11,.0f}"
+        f"{time.mfu:>6.1%}{memory.peak_bytes / 2**30:>6.1f}{over or ' '}"
     )
 
 
@@ -244,10 +250,6 @@ def _does_not_fit(found: Found, given: Run, typed: Sequence[str]) -> Iterator[st
         yield f"would fit   {remedy.override} ({remedy.reason})"
     if not found.nearest:
         yield "would fit   nothing that was tried: more nodes, shorter samples, larger devices"
-
-
-def _command(label: str, words: Sequence[str]) -> Iterator[str]:
-    yield from _wrap(f"{label:<12}", command(words).split(" "), " \\")
 
 
 def _wrap(label: str, words: Sequence[str], end: str = "") -> Iterator[str]:

@@ -119,6 +119,9 @@ def build_space(run: Run, fixed: frozenset[str], has_planned: bool = False) -> S
     devices = run.hardware.num_nodes * (run.hardware.gpus_per_node or 1)
     bare = changed(run, parallelism=PLAIN, train=dict.fromkeys(TRAIN_KEYS))
 
+    model = run.model
+    experts = model.experts.num_experts if model.experts else 1
+
     def legal(key: str, candidates: Sequence[Any]) -> tuple[Any, ...]:
         section = train if key in TRAIN_KEYS else degrees
         value = getattr(section, key)
@@ -127,11 +130,12 @@ def build_space(run: Run, fixed: frozenset[str], has_planned: bool = False) -> S
         return tuple(
             candidate
             for candidate in candidates
-            if obeys_rules(changed(bare, parallelism={key: candidate}))
+            # tp with experts dealt out, which then need not be cut: the two are judged together.
+            if obeys_rules(
+                changed(bare, parallelism={"ep": experts if key == "tp" else 1, key: candidate})
+            )
         )
 
-    model = run.model
-    experts = model.experts.num_experts if model.experts else 1
     engines = legal("engine", ("deepspeed", "fsdp2"))
     stages = (degrees.zero_stage,) if "zero_stage" in fixed else (0, 1, 2, 3)
     offloads = legal("offload", OFFLOAD if has_planned else OFFLOAD[:1])

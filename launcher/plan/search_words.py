@@ -37,9 +37,15 @@ def remedied(override: str, after: Predicted, given: Run, typed: Sequence[str]) 
     return [*words, override]
 
 
-def command(words: Sequence[str], verb: str = "plan") -> str:
-    """One line for a shell."""
-    return " ".join(["launch", verb, *(shlex.quote(word) for word in words)])
+def command(words: Sequence[str], folders: Sequence[str] = ()) -> str:
+    """One line for a shell; `folders` have options of the user's own."""
+    return " ".join(command_words(words, folders))
+
+
+def command_words(words: Sequence[str], folders: Sequence[str] = ()) -> list[str]:
+    """The same word by word, quoted."""
+    flags = [f"--config-dir={folder}" for folder in folders]
+    return ["launch", "plan", *(shlex.quote(word) for word in (*flags, *words))]
 
 
 def _is_decided(word: str) -> bool:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from launcher.plan.collectives import Links, PassTimes, StateTraffic, exposed_s, state_traffic
-from launcher.plan.execution import Job
+from launcher.plan.execution import Job, shards_of
 from launcher.plan.kernels import traffic_s
+from launcher.plan.memory_shares import rank_parameters, rank_share
 from launcher.plan.records import Stage
 from launcher.plan.stages import count_expert_parameters, count_stage_parameters, dense_layers_of
 
@@ -37,15 +38,17 @@ def stage_state(job: Job, stage: Stage, links: Links) -> StageState:
 
 def fetched_s(job: Job, piece: Stage) -> float:
     """Weights that wait in the node's RAM come once per pass, beside the computing."""
-    node, layout = job.hardware.node, job.layout
-    if job.execution.offload != "parameters" or node is None:
-        return 0.0
-    size = count_stage_parameters(
-        job.model, piece.num_layers, piece.is_first, piece.is_last, layout.tp, layout.ep,
-        dense_layers_of(job.model, piece),
-    )  # fmt: skip
-    shards = layout.dp * layout.cp if layout.zero_stage == 3 else 1
-    return size * job.execution.element_bytes / shards / node.host_link_bandwidth
+    node = job.hardware.node
+    return fetched_bytes(job, piece) / node.host_link_bandwidth if node else 0.0
+
+
+def fetched_bytes(job: Job, piece: Stage) -> int:
+    """What a rank fetches of its node's RAM for one pass: its part of weights that wait there."""
+    if job.execution.offload != "parameters":
+        return 0
+    size = rank_parameters(job, piece)
+    share = rank_share(job, piece, size) if job.layout.zero_stage == 3 else size
+    return share * job.execution.element_bytes
 
 
 def stage_waits(
@@ -75,7 +78,11 @@ def sharded_waits(
 
 
 def copies_s_of(job: Job, parameters: float) -> float:
-    """Gathered weights are read and written once more, out of the buffer of the collective."""
+    """Gathered weights are read and written once more, out of the buffer of the collective; what
+    nobody shares is not gathered.
+    """
     gpu = job.hardware.gpu
     assert gpu is not None
+    if shards_of(job) == 1:
+        return 0.0
     return traffic_s(2 * job.execution.gather_bytes * parameters, gpu)

@@ -113,6 +113,13 @@ def _end_size(model: Model, end: str, tp: int) -> int:
     return sum_sizes(tables[end](model), tp)
 
 
+def largest_block(model: Model, tp: int, ep: int) -> int:
+    """Elements of a block on one rank: of one with experts, or of one without that is larger."""
+    size = count_stage_parameters(model, 1, False, False, tp, ep)
+    has_dense = model.experts is not None and model.experts.num_dense_layers > 0
+    return max(size, _block_size(model, 0, tp)) if has_dense else size
+
+
 def count_expert_parameters(
     model: Model, num_layers: int, num_dense: int, tp: int = 1, ep: int = 1
 ) -> int:

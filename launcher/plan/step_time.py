@@ -8,10 +8,9 @@ from functools import lru_cache
 from launcher.config.schema import Hardware
 from launcher.frozen import frozen
 from launcher.plan.collectives import Links, boundary_s, exposed_s
-from launcher.plan.costs import sum_sizes, tied_copy
-from launcher.plan.execution import Job
+from launcher.plan.execution import Job, expert_shards_of, shards_of
 from launcher.plan.kernels import peak_flops, traffic_s
-from launcher.plan.links import Link, domain_size, make_link, stride_link, transfer_s
+from launcher.plan.links import Link, make_link, stride_link, transfer_s
 from launcher.plan.records import Communication, Stage, Time
 from launcher.plan.schedule import SCHEDULES
 from launcher.plan.schedule_records import Chain, Schedule, StageTimes, has_weight_actions
@@ -26,6 +25,7 @@ from launcher.plan.stage_time import (
 )
 from launcher.plan.stages import count_dense_layers
 from launcher.plan.traffic import (
+    embedding_bytes,
     embedding_link,
     list_communication,
     sum_of_partial_gradients,
@@ -137,7 +137,7 @@ def place_links(
     replicas = dp * cp
     shard = min(shard_size or replicas, replicas)
     inner = min(strides["cp"], strides["dp"]) if cp > 1 else strides["dp"]
-    crosses = pp > 1 and strides["pp"] * pp > domain_size(hardware, per_node)
+    crosses = pp > 1 and stride_link(hardware, per_node, strides["pp"], pp).crosses_nodes
     return Links(
         tp=stride_link(hardware, per_node, strides["tp"], tp),
         cp=stride_link(hardware, per_node, strides["cp"], cp),
@@ -240,8 +240,7 @@ def embedding_s(job: Job, links: Links) -> float:
     """The gradients of tied embeddings are summed over the first and the last stage."""
     if job.layout.pp == 1 or not job.model.tie_embeddings:
         return 0.0
-    payload = job.execution.reduce_bytes * sum_sizes(tied_copy(job.model), job.layout.tp)
-    return transfer_s("all_reduce", payload, embedding_link(links))
+    return transfer_s("all_reduce", embedding_bytes(job), embedding_link(links))
 
 
 UNFUSED_UPDATE = 2.5
@@ -252,10 +251,10 @@ def update_s(job: Job, state: StageState) -> float:
     """Bound by memory: state read and written, gradients read for the norm and the update."""
     layout, execution, gpu = job.layout, job.execution, job.hardware.gpu
     assert gpu is not None
-    replicas = layout.dp * layout.cp
-    shards = min(execution.shard_size or replicas, replicas) if layout.zero_stage else 1
-    owned = (state.parameters - state.expert_parameters) / shards
-    owned += state.expert_parameters / max(1, shards // layout.ep)
+    owned = float(state.parameters)
+    if layout.zero_stage:
+        owned = (owned - state.expert_parameters) / shards_of(job)
+        owned += state.expert_parameters / expert_shards_of(job)
     if execution.offload != "none":
         return _host_update_s(job, owned)
     times = 1.0 if execution.fused_optimizer else UNFUSED_UPDATE

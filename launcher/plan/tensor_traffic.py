@@ -31,14 +31,15 @@ class Collectives:
     sums: int
 
 
-def count_collectives(stage: Stage, recompute: str) -> Collectives:
+def count_collectives(stage: Stage, recompute: str, share: float = 1.0) -> Collectives:
     """Two of each per block and pass (Megatron-LM, arXiv:1909.08053, fig. 4; 2205.05198, fig. 5).
 
     Backward gathers the products' inputs again. A block that is recomputed gathers twice and sums
     once more (its last sum is not needed again); the embedding sums, the head makes whole.
+    `share` of the blocks recompute.
     """
     blocks = stage.num_layers
-    again = blocks if recompute == "full" else 0
+    again = round(share * blocks) if recompute == "full" else 0
     ends = stage.is_first + stage.is_last
     return Collectives(
         wholes=6 * blocks + 2 * again + ends + stage.is_last, sums=4 * blocks + again + ends

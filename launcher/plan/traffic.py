@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from operator import itemgetter
 
-from launcher.plan.collectives import Links, boundary_bytes
+from launcher.plan.collectives import Links, boundary_bytes, exchange_s, expert_links
 from launcher.plan.context_traffic import cp_traffic
 from launcher.plan.costs import sum_sizes, tied_copy
 from launcher.plan.encoder import encoder_job
-from launcher.plan.execution import Job
+from launcher.plan.execution import Job, shards_of
 from launcher.plan.links import Link, sent_bytes, transfer_s
 from launcher.plan.memory_fsdp2 import gathered_per_microbatch
+from launcher.plan.memory_shares import rank_parameters
 from launcher.plan.operator_records import size_of
 from launcher.plan.operators import block_work
 from launcher.plan.records import Communication, Layout, Stage
-from launcher.plan.stages import count_stage_parameters, dense_layers_of
+from launcher.plan.stage_state import fetched_bytes
+from launcher.plan.stages import count_expert_parameters, dense_layers_of
 from launcher.plan.tensor_traffic import count_collectives, partial_gradients
 
 
@@ -41,10 +44,7 @@ def list_communication(
     if layout.cp > 1:
         entries += cp_traffic(job, stages, links.cp)
     if layout.ep > 1:
-        payload = round(block_work(job).all_to_all_bytes)
-        blocks = max(stage.num_layers for stage in stages)
-        count = 4 * blocks * layout.num_microbatches
-        entries.append(_entry("ep", "all_to_all", payload, count, links.ep))
+        entries.append(_expert_parallel(job, stages, links.ep))
     if layout.pp > 1:
         # With chunks, the outer stages are neighbours too, or one in the middle talks both ways.
         directions = 2 if layout.pp > 2 or layout.vpp > 1 else 1
@@ -52,10 +52,11 @@ def list_communication(
         entries.append(_entry("pp", "send_recv", boundary_bytes(job), count, links.pp))
     if links.dp.group_size > 1:
         entries += _data_parallel(job, stages, links)
+    if job.execution.offload == "parameters":
+        entries.append(_fetches(job, stages))
     if layout.pp > 1 and model.tie_embeddings:
-        rows = layout.dp if layout.engine == "fsdp2" else 1  # which sums the rows of each dp rank
-        payload = job.execution.reduce_bytes * sum_sizes(tied_copy(model), layout.tp) // rows
-        entries.append(_entry("embedding", "all_reduce", payload, 1, embedding_link(links)))
+        link = embedding_link(links)
+        entries.append(_entry("embedding", "all_reduce", embedding_bytes(job), 1, link))
     return tuple(entries)
 
 
@@ -63,7 +64,8 @@ def _tensor_parallel(job: Job, stages: Sequence[Stage], link: Link) -> list[Comm
     """The activations of all microbatches, and the gradients that every rank has a part of."""
     layout, count = job.layout, job.layout.num_microbatches
     payload = size_of(job).tokens * job.model.hidden_size * job.execution.element_bytes
-    passes = [count_collectives(stage, layout.recompute) for stage in stages]
+    share = job.execution.recompute_share
+    passes = [count_collectives(stage, layout.recompute, share) for stage in stages]
     sums = count * max(each.sums for each in passes)
     if job.model.encoder:
         return _encoder_decoder_tp(job, payload, sums, link)
@@ -81,7 +83,7 @@ def _encoder_decoder_tp(job: Job, payload: int, sums: int, link: Link) -> list[C
     """Three sums in a block of the decoder, and two in one of the encoder over the input."""
     side = encoder_job(job)
     read = size_of(side).tokens * job.model.hidden_size * job.execution.element_bytes
-    again = side.model.num_layers if job.layout.recompute == "full" else 0
+    again = _blocks_again(job, side.model.num_layers)
     times = job.layout.num_microbatches * (4 * side.model.num_layers + again)
     both = round((payload * 1.5 * sums + read * times) / (1.5 * sums + times))
     count = round(1.5 * sums) + times
@@ -103,49 +105,110 @@ def sum_of_partial_gradients(job: Job, stages: Sequence[Stage], link: Link) -> C
     return _entry("tp", "all_reduce", payload // number, count, link)
 
 
+def embedding_bytes(job: Job) -> int:
+    """The gradient of a tied table; FSDP2 has summed it over replicas before, and each has its
+    rows.
+    """
+    rows = shards_of(job) if job.layout.engine == "fsdp2" else 1
+    table = sum_sizes(tied_copy(job.model), job.layout.tp)
+    return job.execution.reduce_bytes * table // rows
+
+
 def embedding_link(links: Links) -> Link:
     """Between the first and the last stage."""
     return links.pp._replace(group_size=2)
 
 
+def _expert_parallel(job: Job, stages: Sequence[Stage], link: Link) -> Communication:
+    """Tokens to their experts and back, in both passes and in the forward pass that is repeated."""
+    payload = round(block_work(job).all_to_all_bytes)
+    blocks = max(stage.num_layers - dense_layers_of(job.model, stage) for stage in stages)
+    count = (4 * blocks + 2 * _blocks_again(job, blocks)) * job.layout.num_microbatches
+    exchanged_s = exchange_s(payload, link)
+    return _entry("ep", "all_to_all", payload, count, link, each_s=exchanged_s)
+
+
+def _blocks_again(job: Job, blocks: int) -> int:
+    """Of so many, those whose forward pass is repeated whole."""
+    return round(job.execution.recompute_share * blocks) if job.layout.recompute == "full" else 0
+
+
 def _data_parallel(job: Job, stages: Sequence[Stage], links: Links) -> list[Communication]:
+    """Of the stage that holds most; experts, which have fewer replicas, by themselves."""
+    entries = list(_shared("dp", job, stages, links, of_experts=False))
+    if job.layout.ep > 1:
+        entries += _shared("expert dp", job, stages, expert_links(job, links), of_experts=True)
+    return [entry for entry in entries if entry.group_size > 1]
+
+
+def _shared(
+    axis: str, job: Job, stages: Sequence[Stage], links: Links, *, of_experts: bool
+) -> Iterator[Communication]:
     """Gradients once, or per microbatch where they are sharded; weights after the step or before
     every use.
     """
-    layout, execution, link = job.layout, job.execution, links.dp
-    size = max(
-        count_stage_parameters(
-            job.model, stage.num_layers, stage.is_first, stage.is_last,
-            layout.tp, layout.ep, dense_layers_of(job.model, stage),
-        )
-        for stage in stages
-    )  # fmt: skip
+    layout, execution = job.layout, job.execution
+    sizes = [_shared_size(job, stage, of_experts) for stage in stages]
+    size, stage = max(zip(sizes, stages, strict=True), key=itemgetter(0))
+    units = max(1, stage.num_layers)
+
+    def entry(op: str, payload: int, times: int, link: Link) -> Communication:
+        return _entry(axis, op, payload / units, units * times, link)
+
     reductions = 1 if gradients_are_whole(layout) else layout.num_microbatches
-    scatters = layout.zero_stage == 3 or (layout.zero_stage and not execution.reduces_by_all_reduce)
-    op = "reduce_scatter" if scatters else "all_reduce"
-    shard = links.shard if layout.zero_stage else link
-    if op == "reduce_scatter":
-        entries = [_entry("dp", op, execution.reduce_bytes * size, reductions, shard)]
-        if links.replica.group_size > 1:  # HSDP: sums of the groups, over their replicas
-            part = execution.reduce_bytes * size // shard.group_size
-            entries.append(_entry("dp", "all_reduce", part, reductions, links.replica))
+    gradients = execution.reduce_bytes * size
+    shard = links.shard if layout.zero_stage else links.dp
+    if layout.zero_stage == 3 or (layout.zero_stage and not execution.reduces_by_all_reduce):
+        yield entry("reduce_scatter", gradients, reductions, shard)
+        # HSDP: sums of the groups, over their replicas
+        yield entry("all_reduce", gradients // shard.group_size, reductions, links.replica)
     else:
-        entries = [_entry("dp", op, execution.reduce_bytes * size, reductions, link)]
-    gathers = {0: 0, 1: 1, 2: 1, 3: 2 * layout.num_microbatches}[layout.zero_stage]
-    if layout.engine == "fsdp2" and layout.zero_stage == 3:
-        gathers = layout.num_microbatches
-        size = max(gathered_per_microbatch(job.model, stage, layout.tp) for stage in stages)
-    if gathers:
-        entries.append(_entry("dp", "all_gather", execution.gather_bytes * size, gathers, shard))
-    return entries
+        yield entry("all_reduce", gradients, reductions, links.dp)
+    if layout.zero_stage == 3:
+        elements = 2 * size
+        if layout.engine == "fsdp2" and not of_experts:
+            elements = gathered_per_microbatch(job.model, stage, layout.tp, size)
+        yield entry("all_gather", execution.gather_bytes * elements, layout.num_microbatches, shard)
+    elif layout.zero_stage:
+        yield entry("all_gather", execution.gather_bytes * size, 1, shard)
 
 
-def _entry(axis: str, op: str, payload_bytes: int, count: int, link: Link) -> Communication:
+def _shared_size(job: Job, stage: Stage, of_experts: bool) -> int:
+    """Elements of a rank's part of a stage that have all of dp x cp for replicas, or fewer."""
+    size, layout = rank_parameters(job, stage), job.layout
+    if layout.ep == 1:
+        return size
+    dense = dense_layers_of(job.model, stage)
+    experts = count_expert_parameters(job.model, stage.num_layers, dense, layout.tp, layout.ep)
+    return experts if of_experts else size - experts
+
+
+def _fetches(job: Job, stages: Sequence[Stage]) -> Communication:
+    """Weights that wait in the node's RAM, for every pass; not over any link between ranks."""
+    node, passes = job.hardware.node, 2 * job.layout.num_microbatches
+    assert node is not None
+    payload = max(fetched_bytes(job, stage) for stage in stages)
+    return Communication(
+        axis="host",
+        op="fetch",
+        group_size=1,
+        crosses_nodes=False,
+        bytes_per_step=passes * payload,
+        seconds_per_step=passes * payload / node.host_link_bandwidth,
+    )
+
+
+def _entry(
+    axis: str, op: str, payload_bytes: float, count: int, link: Link, each_s: float | None = None
+) -> Communication:
+    """`count` operations, which take `each_s` or as long as the link says."""
+    if each_s is None:
+        each_s = transfer_s(op, payload_bytes, link)
     return Communication(
         axis=axis,
         op=op,
         group_size=link.group_size,
         crosses_nodes=link.crosses_nodes,
         bytes_per_step=round(count * sent_bytes(op, payload_bytes, link.group_size)),
-        seconds_per_step=count * transfer_s(op, payload_bytes, link),
+        seconds_per_step=count * each_s,
     )

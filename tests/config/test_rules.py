@@ -39,6 +39,13 @@ def on_hosts(*hosts: str, name: str = "torchrun", **launch: Any) -> Run:
     return make_run(hardware=h100(2), parallelism=OPEN, launch=launch)
 
 
+def on_eight_experts(width: int, shared: int = 0, **parallelism: Any) -> Run:
+    """Eight heads and experts of this width on two nodes of eight."""
+    experts = {**FEW_EXPERTS, "ffn_hidden_size": width, "num_shared": shared}
+    heads = {"num_heads": 8, "num_kv_heads": 8, "experts": experts}
+    return make_run(model=TINY | heads, hardware=h100(2), parallelism={**OPEN, **parallelism})
+
+
 FEW_EXPERTS = {"num_experts": 4, "experts_per_token": 2, "ffn_hidden_size": 32}
 READER = {"num_layers": 2}
 IN_CONTAINER = {"container": "apptainer", "image": "/i.sif"}
@@ -88,7 +95,11 @@ EXAMPLES: dict[str, list[Callable[[], Run]]] = {
             hardware=h100(1), parallelism={**OPEN, "tp": 4},
         )
     ],
-    "pp-at-most-layers": [lambda: eight(pp=8)],
+    "pp-at-most-layers": [
+        lambda: eight(pp=8),
+        lambda: with_value(eight(pp=4, vpp=2, schedule="zb_v"), "model.num_layers", 3),
+        lambda: with_value(eight(pp=2, schedule="zb_h1"), "model.num_layers", 1),
+    ],
     "mesh-fills-devices": [
         lambda: eight(tp=1, pp=2, dp=2),
         lambda: eight(tp=4, pp=4),
@@ -114,6 +125,10 @@ EXAMPLES: dict[str, list[Callable[[], Run]]] = {
     "shard-size-divides-replicas": [
         lambda: eight(tp=1, pp=1, shard_size=3),
         lambda: eight(tp=1, pp=1, shard_size=4, zero_stage=0),
+    ],
+    "tp-divides-experts": [
+        lambda: on_eight_experts(36, tp=8),
+        lambda: on_eight_experts(36, tp=8, ep=2, dp=2, shared=1),
     ],
     "ep-divides-experts": [lambda: eight(ep=2)],
     "ep-divides-replicas": [lambda: make_run(model=TINY | {"experts": FEW_EXPERTS},
@@ -175,6 +190,9 @@ EXAMPLES: dict[str, list[Callable[[], Run]]] = {
         lambda: eight(pp=4, vpp=2, schedule="dualpipev"),
         lambda: eight(tp=1, pp=4, dp=2, vpp=2, schedule="zb_v"),
         lambda: eight(pp=4, dp=2, vpp=2, schedule="zb_v"),
+        lambda: with_value(eight(pp=2, vpp=2, schedule="zb_v"), "model.num_layers", 3),
+        lambda: with_value(eight(pp=2, vpp=2, schedule="zb_v"), "model.num_layers", 1),
+        lambda: with_value(eight(pp=8, vpp=2, schedule="zb_h1"), "model.num_layers", 5),
     ],
     "microbatches-suit-schedule": [
         lambda: make_run(

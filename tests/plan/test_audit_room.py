@@ -77,3 +77,19 @@ def test_a_plan_that_fits_is_offered_nothing_that_does_not(capsys):
     fixes = {one["id"]: one["fix"] for one in document["warnings"]}
     assert fixes["tp-crosses-nodes"] == ""
     assert plan([*words[:-2], "parallelism.tp=2", "parallelism.pp=3"], capsys)[0] != EXIT_DONE
+
+
+@pytest.mark.parametrize(
+    ("gib", "fix"), [(240, "parallelism.offload=optimizer"), (120, "parallelism.offload=none")]
+)
+def test_what_waits_in_too_little_ram_is_told_to_stay_on_the_device(gib, fix, capsys):
+    words = (
+        "model=llama3_8b", "hardware=h100x8", "parallelism.tp=1", "parallelism.offload=parameters",
+        "train.sequence_length=960", f"hardware.node.host_memory_bytes={gib * 2**30}",
+    )  # fmt: skip
+    _, document, _ = plan(words, capsys)
+    found = {one["id"]: one["fix"] for one in document["warnings"]}
+    assert found["host-memory"] == fix
+    code, document, _ = plan((*words, fix), capsys)
+    assert code == EXIT_DONE
+    assert "host-memory" not in {one["id"] for one in document["warnings"]}

@@ -137,8 +137,36 @@ def test_offloaded_optimizer_state_moves_into_the_nodes_memory():
     moved = there.memory.host_bytes_per_node - here.memory.host_bytes_per_node
     assert moved == pytest.approx(SIZE * (12 + 4), rel=1e-3)  # of 8 ranks, an eighth each
     weights = [one.memory.per_stage[0].parameters_bytes for one in (there, all_of_it)]
-    assert weights[1] < weights[0] == 2 * SIZE
+    block, table = 7_087_872, 50257 * 768  # of GPT-2: a block, and the table of both ends
+    ends = table + 1024 * 768 + 2 * 768
+    assert (weights[0], weights[1]) == (2 * SIZE, 2 * (block + ends))
     assert there.time.optimizer_s > here.time.optimizer_s
+
+
+def test_blocks_with_a_plain_mlp_wider_than_all_experts_keep_more():
+    """Gate, its silu, up and what the last product reads, of every token in two bytes."""
+    experts = {"num_experts": 4, "experts_per_token": 1, "ffn_hidden_size": 64}
+
+    def kept(dense, recompute, width):
+        model = TINY | {"ffn_hidden_size": width, "experts": experts | {"num_dense_layers": dense}}
+        degrees = {"tp": 1, "pp": 1, "dp": 8, "recompute": recompute}
+        run = make_run(model=model, hardware=h100(1), precision=BF16, parallelism=degrees)
+        (memory,) = build_plan(run).memory.per_stage
+        return memory.activations_bytes
+
+    for recompute in ("none", "selective"):
+        more = kept(2, recompute, 4096) - kept(2, recompute, 2048)
+        assert more == 2 * 64 * 4 * 2048 * 2
+        assert kept(0, recompute, 4096) == kept(0, recompute, 2048)
+    assert kept(2, "full", 4096) == kept(0, "full", 4096)
+
+
+def test_a_stage_in_the_middle_holds_two_blocks_of_what_waits_in_ram():
+    degrees = {"tp": 1, "pp": 4, "dp": 2, "offload": "parameters"}
+    run = make_run(model=GPT2_124M, hardware=h100(1), precision=BF16, parallelism=degrees)
+    held = [stage.parameters_bytes for stage in build_plan(run).memory.per_stage]
+    assert held[1] == held[2] == 2 * 2 * 7_087_872
+    assert min(held[0], held[3]) > held[1]
 
 
 def test_of_every_second_block_only_inputs_are_kept():

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from launcher.cli import main
 from launcher.plan.audit import _ep_crosses_nodes
 from launcher.plan.audit_fix import FOR_SPEED, MENDED, typed
 from launcher.plan.build import build_plan
@@ -213,6 +214,58 @@ def test_a_fix_opens_what_it_would_contradict(degrees):
     assert found["few-microbatches"].fix == fix
 
 
+@pytest.mark.parametrize(
+    ("layers", "slowest", "fix"),
+    [((38, 14, 14, 14), 0, "parallelism.layers_per_stage=null"), ((22, 20, 20, 18), None, None)],
+)
+def test_stages_that_wait_for_one_are_warned_about_and_mended(layers, slowest, fix):
+    degrees = {"tp": 8, "pp": 4, "dp": 2, "layers_per_stage": layers}
+    run = open_run(LLAMA3_70B, **{f"parallelism.{key}": value for key, value in degrees.items()})
+    plan = build_plan(run)
+    found = [each for each in plan.warnings if each.id == "uneven-stages"]
+    if slowest is None:
+        assert not found
+        return
+    assert plan.time.bubble_fraction < 0.05  # the busiest stage hardly waits
+    assert f"stage {slowest} " in found[0].message
+    assert found[0].fix == fix
+    better = build_plan(typed(run, fix))
+    assert better.time.tokens_per_s > plan.time.tokens_per_s
+    assert "uneven-stages" not in {each.id for each in better.warnings}
+
+
+@pytest.mark.parametrize("count", [4, 64])
+def test_a_schedule_without_overlap_is_told_another_one(count):
+    degrees = {"tp": 8, "pp": 4, "dp": 2, "schedule": "naive"}
+    run = open_run(
+        LLAMA3_8B,
+        **{f"parallelism.{key}": value for key, value in degrees.items()},
+        **{"train.num_microbatches": count},
+    )
+    plan = build_plan(run)
+    (found,) = [each for each in plan.warnings if each.id == "serial-pipeline"]
+    assert found.fix == "parallelism.schedule=1f1b"
+    assert build_plan(typed(run, found.fix)).time.step_s < plan.time.step_s
+
+
+@pytest.mark.parametrize(
+    ("degrees", "given_up"),
+    [
+        ({"tp": 8, "pp": 4, "dp": 2, "layers_per_stage": (50, 10, 10, 10)}, "layers_per_stage"),
+        (
+            {"tp": 2, "pp": 1, "dp": 32, "recompute": "full", "shard_size": 8, "zero_stage": 3,
+             "engine": "fsdp2"},
+            "shard_size",
+        ),
+    ],
+)  # fmt: skip
+def test_what_was_decided_by_hand_and_does_not_fit_is_given_up_first(degrees, given_up):
+    run = open_run(LLAMA3_70B, **{f"parallelism.{key}": value for key, value in degrees.items()})
+    (lacking,) = [each for each in build_plan(run).warnings if each.id == "does-not-fit"]
+    assert lacking.fix == f"parallelism.{given_up}=null"
+    assert build_plan(typed(run, lacking.fix)).memory.fits
+
+
 def test_gpipe_and_1f1b_take_the_same_time_but_not_the_same_memory():
     pipelines = {
         name: build_plan(make_run(parallelism={"pp": 4, "schedule": name},
@@ -260,3 +313,39 @@ def test_memory_states_its_own_error_and_the_fit_its_margin():
     memory = build_plan(make_run(hardware=h100(1), parallelism={"dp": 8})).memory
     assert memory.error_bytes == int(0.105 * memory.peak_bytes)
     assert memory.usable_bytes == int(0.94 * memory.capacity_bytes)
+
+
+IMPOSSIBLE = {
+    "gpu.peak_flops.bf16": (1e-300, 1e308), "gpu.memory_bandwidth": (0.5, 1e308),
+    "node.bandwidth": (1e-300, 1e308), "network.bandwidth": (1e-9,),
+    "network.oversubscription": (1e308,), "gpu.step_overhead_s": (1e308,),
+    "gpu.op_overhead_s": (1e300,), "node.latency_s": (1e300,), "price_per_gpu_hour": (1e300,),
+    "speeds": ("[1,1e-300]",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in IMPOSSIBLE.items() for value in values]
+)
+def test_no_hardware_makes_figures_that_are_no_numbers(capsys, key, value):
+    words = ("model=llama3_8b", "hardware=h100x8", "hardware.num_nodes=2", "parallelism.pp=2")
+    assert main(["plan", *words, f"hardware.{key}={value}"]) == 2
+    assert "[out-of-range]" in capsys.readouterr().err
+
+
+def test_the_slowest_hardware_that_is_legal_has_figures(capsys):
+    slow = ("gpu.peak_flops.bf16=1", "gpu.memory_bandwidth=1", "node.bandwidth=1",
+            "network.bandwidth=1", "network.oversubscription=1e6", "node.latency_s=1e6",
+            "gpu.op_overhead_s=1e6", "price_per_gpu_hour=1e9")  # fmt: skip
+    words = ["plan", "--json", "model=llama3_8b", "hardware=h100x64", "parallelism.tp=8"]
+    assert main([*words, *(f"hardware.{each}" for each in slow)]) == 0
+    text = capsys.readouterr().out
+    assert "NaN" not in text
+    assert "Infinity" not in text
+
+
+def test_a_bound_is_told_with_all_its_digits(capsys):
+    words = ("plan", "model=llama3_8b", "hardware=h100x8")
+    assert main([*words, f"hardware.gpu.memory_bytes={10**25}"]) == 2
+    fix = capsys.readouterr().err.partition("Try ")[2].strip().rstrip(".")
+    assert main([*words, fix]) == 0

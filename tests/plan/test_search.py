@@ -39,6 +39,12 @@ MODEL = TINY | {
 }  # fmt: skip
 
 
+BATCH = "train.global_batch_size"
+ON_EIGHT = (
+    "model=llama3_8b train.sequence_length=2048 parallelism.tp=8 parallelism.pp=1 parallelism.dp=1"
+)
+
+
 def small_run(memory_gib=3.2, nodes=2, per_node=4, batch=16, **model):
     hardware = h100(num_nodes=nodes, gpus_per_node=per_node)
     hardware["gpu"] = hardware["gpu"] | {
@@ -236,6 +242,30 @@ def test_blocks_dealt_out_by_hand_keep_their_stages_in_every_change():
     assert found.best_change.after.choice.pp == 2
 
 
+@pytest.mark.parametrize(
+    ("typed", "beside"),
+    [
+        # An open batch would follow the number of stages.
+        ("model=gpt2_1.5b parallelism.tp=1 parallelism.pp=4 train.micro_batch_size=4", [BATCH]),
+        # What follows was typed and would contradict.
+        (f"{ON_EIGHT} {BATCH}=32 train.micro_batch_size=4", ["parallelism.dp"]),
+        (f"{ON_EIGHT} {BATCH}=32 train.num_microbatches=8",
+         ["parallelism.dp", "train.num_microbatches"]),
+        (f"model=gpt2_1.5b {BATCH}=32 parallelism.pp=1 parallelism.zero_stage=3", []),
+    ],
+)  # fmt: skip
+def test_the_best_change_gains_what_is_said_as_it_is_typed(capsys, typed, beside):
+    words = ("hardware=h100x8", *typed.split())
+    found = json.loads(launch(capsys, "search", "--json", *words)[1])["best_change"]
+    change = [f"{key}={value}" for key, value in found["change"].items()]
+    own, after = (
+        json.loads(launch(capsys, "plan", "--json", *words, *more)[1])["time"]["tokens_per_s"]
+        for more in ([], change)
+    )
+    assert found["gain"] == pytest.approx(after / own - 1)
+    assert set(beside) <= set(found["change"])
+
+
 def test_typed_words_and_presets_fix_keys():
     run = load_run(["parallelism=zero1", "hardware=h100x8", "model=llama3_8b"]).run
     assert "tp" in fixed_keys(["parallelism=zero1"], run)
@@ -263,6 +293,47 @@ def test_commands_reproduce_the_prediction(capsys):
         plan = json.loads(out)
         assert plan["time"]["step_s"] == entry["time"]["step_s"]
         assert plan["memory"]["peak_bytes"] == entry["memory"]["peak_bytes"]
+
+
+def test_commands_name_the_folder_of_options_of_ones_own(capsys, tmp_path):
+    folder = tmp_path / " ".join(["my"] * 30)
+    (folder / "model").mkdir(parents=True)
+    (folder / "model" / "mine.yaml").write_text("defaults: [llama3_8b, _self_]\nname: mine\n")
+    words = (f"--config-dir={folder}", "model=mine", "hardware=h100x8", "parallelism.tp=8")
+    _, out, _ = launch(capsys, "search", "--json", *words)
+    best = json.loads(out)["candidates"][0]
+    _, *typed = shlex.split(best["command"])
+    code, out, _ = launch(capsys, *typed, "--json")
+    assert code == 0
+    assert json.loads(out)["time"]["step_s"] == best["time"]["step_s"]
+    _, out, _ = launch(capsys, "search", *words)
+    printed = out[out.index("launch plan") :].replace("\\\n", " ")
+    code, out, _ = launch(capsys, *shlex.split(printed)[1:], "--json")
+    assert json.loads(out)["time"]["step_s"] == best["time"]["step_s"]
+
+
+@pytest.mark.parametrize("verb", ["search", "auto"])
+def test_an_open_batch_is_that_of_the_plan_of_ones_own_words(capsys, verb):
+    words = ("model=llama3_8b", "hardware=h100x64", "parallelism.pp=2")
+    plan = json.loads(launch(capsys, "plan", "--json", *words)[1])
+    if verb == "auto":
+        _, out, _ = launch(capsys, "plan", "--json", "parallelism=auto", *words)
+        assert json.loads(out)["layout"]["global_batch_size"] == plan["layout"]["global_batch_size"]
+        return
+    found = json.loads(launch(capsys, "search", "--json", *words)[1])
+    assert found["own"]["time"]["step_s"] == plan["time"]["step_s"]
+    change = [f"{key}={value}" for key, value in found["best_change"]["change"].items()]
+    changed = json.loads(launch(capsys, "plan", "--json", *words, *change)[1])
+    gain = changed["time"]["tokens_per_s"] / plan["time"]["tokens_per_s"] - 1
+    assert gain == pytest.approx(found["best_change"]["gain"])
+
+
+def test_columns_of_the_table_stay_apart(capsys):
+    words = ("model=llama3_70b", "hardware=h100x64", "parallelism=zero3")
+    _, out, _ = launch(capsys, "search", *words)
+    (row,) = [line for line in out.splitlines() if line.startswith("rule")]
+    assert row.split()[-1].endswith("!")
+    assert row.split()[-2].endswith("%")
 
 
 def test_the_screen_is_at_most_100_columns(capsys):

@@ -11,7 +11,7 @@ from launcher.plan.build import build_plan
 from launcher.plan.timeline import build_timeline
 from launcher.render.page import render_page
 from launcher.render.trace import render_trace
-from tests.factory import CPU, LLAMA3_70B, TINY, h100, make_run
+from tests.factory import LLAMA3_70B, TINY, h100, make_run
 
 PLANS = {
     "one stage": lambda: make_run(),
@@ -122,8 +122,11 @@ def test_the_step_ends_with_the_update(events):
 
 
 def test_a_device_that_computes_nothing_has_a_trace_without_events():
-    peak = {"hardware.gpu": CPU["gpu"] | {"peak_flops": {"fp32": 1e-310, "bf16": 1e-310}}}
-    plan = build_plan(make_run(**peak))
+    run = make_run()  # no configuration has such a device
+    peak = run.hardware.gpu.peak_flops.model_copy(update={"fp32": 1e-310, "bf16": 1e-310})
+    gpu = run.hardware.gpu.model_copy(update={"peak_flops": peak})
+    hardware = run.hardware.model_copy(update={"gpu": gpu})
+    plan = build_plan(run.model_copy(update={"hardware": hardware}))
     document = json.loads(render_trace(plan))
     assert document["traceEvents"] == []
     assert document["otherData"]["step_s"] is None
