@@ -14,6 +14,7 @@ from dataclasses import replace
 from heapq import heappop, heappush
 from typing import Any
 
+from launcher.plan.collectives import Links
 from launcher.plan.search_blocks import Blocks
 from launcher.plan.search_choice import Choice
 from launcher.plan.search_cost import Coster, has_late_weights
@@ -21,7 +22,6 @@ from launcher.plan.search_floors import Floors
 from launcher.plan.search_legality import Legality
 from launcher.plan.search_memory import Memory, Sharding
 from launcher.plan.search_nodes import (
-    Allowed,
     Block,
     Bounded,
     Counts,
@@ -37,7 +37,6 @@ from launcher.plan.search_nodes import (
     Scheduled,
     Sized,
 )
-from launcher.plan.search_places import Places
 from launcher.plan.search_rooms import Rooms
 from launcher.plan.search_sharded import pieces_of
 from launcher.plan.search_space import Space
@@ -59,20 +58,19 @@ class Search:
 
     def __init__(self, space: Space, coster: Coster) -> None:
         self.space, self.coster = space, coster
-        self.memory = Memory(coster, space.sharding)
+        self.memory, self.floors = Memory(coster, space.sharding), Floors(coster)
         self.counts = Counts()
         self.rules = Legality(space.run, self.counts)
         self.blocks = Blocks(space, self.memory, self.rules, self.counts)
         self.rooms = Rooms(space, self.memory, self.rules, self.counts)
-        self.floors = Floors(coster, self.rooms.beside_nothing)
-        self.places = Places(space, coster)
         self._queue: list[tuple[float, bool, tuple[object, ...], int, Any]] = []
         self._num_pushed = 0
+        self._places: dict[object, list[Place]] = {}
+        self._orders: dict[tuple[bool, ...], list[tuple[str, ...]]] = {}
         self._kinds: set[object] = set()
         self._steps: dict[type, Callable[[Any, float], None]] = {
             Family: self._expand_family, Block: self._expand_block, Sized: self._expand_sized,
-            Recomputed: self._expand_recomputed, Allowed: self._expand_allowed,
-            Stages: self._expand_stages,
+            Recomputed: self._expand_recomputed, Stages: self._expand_stages,
             Scheduled: self._expand_scheduled, Pipeline: self._expand_pipeline,
             Ordered: self._expand_ordered, Choice: self._simulate,
         }  # fmt: skip
@@ -104,19 +102,12 @@ class Search:
     # 1. Degrees that cut a block; microbatch and recomputation, as far as memory allows.
     def _expand_family(self, node: Family, bound: float) -> None:
         for block in self.blocks.members(node):
-            seconds = self.floors.block_s(block.mesh) + self.floors.least_end_s(block.batches)
-            self._push(max(bound, seconds), block)
+            end_s = min([self.floors.end_s(*sizes) for sizes in block.batches.items()])
+            self._push(max(bound, self.floors.block_s(block.mesh) + end_s), block)
 
     def _expand_block(self, node: Block, bound: float) -> None:
-        """What its steps end with is looked at once the block is the most promising. Larger
-        microbatches first: what they take says what smaller ones take at least.
-        """
-        end_s = min([self.floors.end_s(node.mesh, *sizes) for sizes in node.batches.items()])
-        seconds = self.floors.block_s(node.mesh) + end_s
-        if seconds * SLACK > bound:
-            self._push(seconds, node)
-            return
-        for sized in reversed(self.blocks.roomy_sizes(node)):
+        """Larger microbatches first: what they take says what smaller ones take at least."""
+        for sized in reversed(self.blocks.sizes(node)):
             seconds = self.floors.size_s(node.mesh, sized.mesh.micro, sized.batches)
             self._push(max(bound, seconds), sized)
 
@@ -142,19 +133,10 @@ class Search:
         """Stages, and the same with more recomputation, which never is faster."""
         for stages in node.stages:
             if allowed := self.rooms.shardings(stages):
-                seconds = self.floors.batches_s(stages.mesh, [stages[1:4]])
-                self._push(max(bound, seconds), Allowed(stages, allowed))
+                self._push(max(bound, self._least_s(stages, allowed)), stages)
         if node.later:
             (mesh, those), *later = node.later
             self._push_recomputed(Recomputed(mesh, those, tuple(later)), bound)
-
-    def _expand_allowed(self, node: Allowed, bound: float) -> None:
-        """What their shardings take, once they are the most promising."""
-        seconds = self._least_s(*node)
-        if seconds * SLACK > bound:
-            self._push(seconds, node.stages)
-        else:
-            self._expand_stages(node.stages, bound)
 
     def _expand_stages(self, node: Stages, bound: float) -> None:
         """What may have room on the first stage."""
@@ -211,7 +193,7 @@ class Search:
                 waiting = self._with_waits(node.scheduled, node.sharding)
                 self._push_pipeline(node._replace(scheduled=waiting, rank=0), bound)
                 return
-            places = self.places.of(stages)
+            places = self._places_of(stages)
             floors = [self.floors.placed_s(stages, node.sharding, one.links) for one in places]
             self._push_pipeline(node._replace(floors=floors, places=places), bound)
             return
@@ -255,6 +237,28 @@ class Search:
                     times = bounds.times(stages, late, links, p2p_s)
                 known[key] = bounds.pipeline_s(stages, one.name, late, one.cut, times)
             yield floor.after_s(known[key]), position, place
+
+    def _places_of(self, stages: Stages) -> list[Place]:
+        """One order of those that put every axis on the same links."""
+        mesh, pp, dp, _, _ = stages
+        degrees = (mesh.tp, mesh.cp, mesh.ep, dp, pp)
+        if degrees not in self._places:
+            found: dict[Links, tuple[str, ...]] = {}
+            for order in self._orders_of(mesh.tp > 1, mesh.cp > 1, dp > 1, pp > 1):
+                found.setdefault(self.coster.place(degrees, order), order)
+            numbers: dict[object, int] = {}
+            self._places[degrees] = [
+                Place(order, links, numbers.setdefault(links[:4], len(numbers)))
+                for links, order in found.items()
+            ]
+        return self._places[degrees]
+
+    def _orders_of(self, *is_long: bool) -> list[tuple[str, ...]]:
+        """All that differ, where these axes have more than one rank."""
+        if is_long not in self._orders:
+            sizes = [2 if one else 1 for one in is_long]
+            self._orders[is_long] = list(self.space.orders(*sizes))
+        return self._orders[is_long]
 
     def _push_ordered(self, node: Ordered, bound: float) -> None:
         if node.places:

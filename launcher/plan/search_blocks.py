@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect
 from collections.abc import Iterator
 from math import gcd, lcm
 
@@ -106,35 +105,6 @@ class Blocks:
             Sized(block, Mesh(tp, cp, ep, split, micro, recompute), block.batches[micro])
             for micro in sorted(block.batches)
         ]
-
-    def roomy_sizes(self, block: Block) -> list[Sized]:
-        """The same, without stages that have no room in any way to recompute."""
-        found: dict[int, list[tuple[int, int, int]]] = {micro: [] for micro in block.batches}
-        micros: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        for micro in sorted(block.batches):
-            for pp, dp, count in block.batches[micro]:
-                micros.setdefault((pp, dp), []).append((micro, count))
-        for (pp, dp), sizes in micros.items():
-            num_roomy = self._num_roomy(block.mesh, pp, dp, sizes)
-            for micro, count in sizes[:num_roomy]:
-                found[micro].append((pp, dp, count))
-            num_dropped = (len(sizes) - num_roomy) * len(self.space.sharding)
-            self.counts.examined += num_dropped
-            self.counts.over_memory += num_dropped
-        return [one for one in self.sizes(Block(block.mesh, found)) if one.batches]
-
-    def _num_roomy(self, block: Mesh, pp: int, dp: int, sizes: list[tuple[int, int]]) -> int:
-        """Larger microbatches only take more: those that have room come first."""
-        lightest = min(self.memory.states(block, pp, dp).values())
-
-        def is_over(size: tuple[int, int]) -> bool:
-            mesh = block._replace(micro=size[0])
-            return all(
-                self.memory.room(mesh._replace(recompute=mode), pp) < lightest
-                for mode in reversed(self.space.recomputes)
-            )
-
-        return bisect(sizes, False, key=is_over) if is_over(sizes[-1]) else len(sizes)
 
     def ways(self, sized: Sized) -> list[Way]:
         """The ways to recompute, quickest first, with what may fit."""

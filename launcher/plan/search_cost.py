@@ -52,7 +52,7 @@ class Coster(Jobs):
         self._links: dict[object, Links] = {}
         self._nearest: dict[object, Links] = {}
         self._kernels: dict[object, Kernels] = {}
-        self._alike: dict[object, dict[int, Kernels]] = {}
+        self._alike: dict[object, Kernels] = {}
         self._parts: dict[object, Parts] = {}
         self._sent: dict[object, PassTimes] = {}
         self._nearest_parts: dict[Mesh, Parts] = {}
@@ -118,21 +118,10 @@ class Coster(Jobs):
             job = self.mesh_job(mesh, False)
             # Kernels know how many tokens a rank has, not of how many samples they are.
             length, rest = divmod(job.layout.sequence_length, mesh.cp)
-            if rest or self.run.model.encoder:
-                kernels = list_kernels(job)
-            else:
-                kernels = self._kernels_of(job, mesh.micro * length)
-            self._kernels[mesh[:5]] = kernels
-        return kernels
-
-    def _kernels_of(self, job: Job, tokens: int) -> Kernels:
-        layout = job.layout
-        alike = (layout.tp, layout.sequence_parallel, tokens)
-        known = self._alike.setdefault(alike, {})
-        kernels = known.get(layout.ep)
-        if kernels is None:
-            other = next(iter(known.values()), None)
-            kernels = known[layout.ep] = list_kernels(job, other)
+            alike = (mesh.tp, mesh.ep, mesh.split, mesh.micro * length)
+            known = None if rest or self.run.model.encoder else self._alike.get(alike)
+            kernels = self._kernels[mesh[:5]] = known or list_kernels(job)
+            self._alike[alike] = kernels
         return kernels
 
     def costs(self, job: Job, cut: Cut, splits: bool, links: Links) -> list[PartCost]:

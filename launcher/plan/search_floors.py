@@ -11,12 +11,11 @@ from launcher.plan.schedule import SCHEDULES
 from launcher.plan.search_bounds import Quad, Row, UnitTimes, quick_rows, quick_s
 from launcher.plan.search_cost import Coster
 from launcher.plan.search_cuts import Cut
-from launcher.plan.search_ends import NEAR_AND_FAR, Allowed
 from launcher.plan.search_jobs import Mesh
 from launcher.plan.search_memory import Sharding
 from launcher.plan.search_sharded import Pieces, Shares, waiting_shares, with_waits
 from launcher.plan.search_stages import Stages
-from launcher.plan.search_state_floors import StateFloors
+from launcher.plan.search_state_floors import NEAR_AND_FAR, StateFloors
 from launcher.plan.stage_time import (
     unit_costs,
 )
@@ -25,8 +24,8 @@ from launcher.plan.stage_time import (
 class Floors(StateFloors):
     """Bounds of one run's layouts."""
 
-    def __init__(self, coster: Coster, allowed: Allowed) -> None:
-        super().__init__(coster, allowed)
+    def __init__(self, coster: Coster) -> None:
+        super().__init__(coster)
         self._units: dict[object, UnitTimes] = {}
         self._rows: dict[object, list[Row]] = {}
         self._p2p: dict[object, float] = {}

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from math import inf
+from collections.abc import Collection
 from typing import NamedTuple
 
 from launcher.plan.collectives import SLOWDOWN
 from launcher.plan.search_cost import Coster
-from launcher.plan.search_ends import Allowed, Ends
 from launcher.plan.search_jobs import Mesh
 from launcher.plan.stage_time import BlockTimes, Parts, estimate_parts
 from launcher.plan.tensor_traffic import runtime_tp_times
@@ -26,15 +24,20 @@ class _Passes(NamedTuple):
     less of what is sent without them."""
 
 
-class MeshFloors(Ends):
+class MeshFloors:
     """Bounds that know of degrees, microbatch and recomputation alone."""
 
-    def __init__(self, coster: Coster, allowed: Allowed) -> None:
-        super().__init__(coster, allowed)
+    def __init__(self, coster: Coster) -> None:
+        self.coster = coster
+        self.model = coster.run.model
+        experts = self.model.experts
+        self._num_dense = min(self.model.num_layers, experts.num_dense_layers) if experts else 0
         self._batch = coster.run.train.global_batch_size
         self._passes_s: dict[Mesh, _Passes] = {}
         self._blocks_s: dict[Mesh, _Passes] = {}
         self._timed: dict[Mesh, dict[int, Mesh]] = {}
+        gpu = coster.run.hardware.gpu
+        self.overhead_s = gpu.step_overhead_s if gpu else 0.0
 
     def block_s(self, mesh: Mesh) -> float:
         """`mesh_s` of a microbatch that others divide: none of them takes less time per sample."""
@@ -52,7 +55,7 @@ class MeshFloors(Ends):
         """`batches_s` at least, of a microbatch that the block's is a multiple of."""
         alone_s = self._block(block).alone_s
         least_s = min([alone_s / (count * dp) for _, dp, count in batches]) / block.micro
-        return max(self.block_s(block), least_s) + self.end_s(block, micro, batches)
+        return max(self.block_s(block), least_s) + self.end_s(micro, batches)
 
     def micro_s(self, block: Mesh, mesh: Mesh, batches: Collection[tuple[int, int, int]]) -> float:
         """`batches_s` of a block with one of its microbatches, kept for `multiple_s`."""
@@ -67,7 +70,7 @@ class MeshFloors(Ends):
         larger = min([one for one in timed if one % micro == 0], default=micro)
         if larger == micro:  # its own time is known, or nothing is
             return 0.0
-        return self.block_s(timed[larger]) + self.end_s(block, micro, batches)
+        return self.block_s(timed[larger]) + self.end_s(micro, batches)
 
     def _block(self, mesh: Mesh) -> _Passes:
         found = self._blocks_s.get(mesh)
@@ -104,28 +107,8 @@ class MeshFloors(Ends):
         return self._passes(mesh).whole_s * mesh.tp * mesh.cp / (mesh.micro * devices)
 
     def batches_s(self, mesh: Mesh, batches: Collection[tuple[int, int, int]]) -> float:
-        """`passes_s` of the best of some (pp, dp, number of microbatches), with its end.
-
-        Written out flat: searches ask thousands of times.
-        """
-        layers, (whole_s, block_s, alone_s) = self.model.num_layers, self._passes(mesh)
-        found, ends, with_experts = inf, self.ends(mesh), layers - self._num_dense
-        share_s = whole_s * mesh.tp * mesh.cp / self.coster.devices
-        for pp, dp, count in batches:
-            end = ends.get((pp, dp)) or self.end_of(mesh, pp, dp)
-            passes_s, average_s = -(-layers // pp) * block_s * count, share_s * count * dp
-            if average_s > passes_s:
-                passes_s = average_s
-            if alone_s > passes_s:
-                passes_s = alone_s
-            # It is a stage with the average of the blocks with experts that waits so long.
-            waiting_s = count * (-(-with_experts // pp) * block_s + end.wait_s)
-            each_s = (waiting_s if waiting_s > passes_s else passes_s) + end.each_s
-            once_s = passes_s + end.once_s
-            seconds = (each_s if each_s < once_s else once_s) / (count * dp)
-            if seconds < found:
-                found = seconds
-        return found / mesh.micro
+        """`mesh_s`, and of the best of some (pp, dp, number of microbatches); with its end."""
+        return self.passes_s(mesh, batches) + self.end_s(mesh.micro, batches)
 
     def passes_s(self, mesh: Mesh, batches: Collection[tuple[int, int, int]]) -> float:
         """Without that end: some stage has the average of the blocks, rounded up, and all
@@ -140,22 +123,11 @@ class MeshFloors(Ends):
         ])  # fmt: skip
         return max(whole_s * mesh.tp * mesh.cp / self.coster.devices, least_s) / mesh.micro
 
-    def least_end_s(self, sizes: Mapping[int, Collection[tuple[int, int, int]]]) -> float:
-        """No more than `end_s` of any of these microbatches, whatever the state."""
+    def end_s(self, micro: int, batches: Collection[tuple[int, int, int]]) -> float:
+        """What a step ends with, whatever its layout, shared out over the most samples of one."""
         if self._batch:  # of all layouts the same
             return self.overhead_s / self._batch
-        samples = [micro * dp * count for micro, those in sizes.items() for _, dp, count in those]
-        return self.overhead_s / max(samples)
-
-    def end_s(self, mesh: Mesh, micro: int, batches: Collection[tuple[int, int, int]]) -> float:
-        """What a step of some (pp, dp, number of microbatches) ends with, shared out over its
-        samples.
-        """
-        ends = self.ends(mesh)
-        return min([
-            (ends.get((pp, dp)) or self.end_of(mesh, pp, dp)).least_s / (count * dp)
-            for pp, dp, count in batches
-        ]) / micro  # fmt: skip
+        return self.overhead_s / (micro * max([dp * count for _, dp, count in batches]))
 
     def _passes(self, mesh: Mesh) -> _Passes:
         found = self._passes_s.get(mesh)

@@ -82,14 +82,6 @@ class Recomputed(NamedTuple):
     later: tuple[tuple[Mesh, tuple[Stages, ...]], ...]
 
 
-class Allowed(NamedTuple):
-    """Stages, before it is looked at what their state takes."""
-
-    stages: Stages
-    shardings: list[Sharding]
-    """That no rule refuses."""
-
-
 class Plan(NamedTuple):
     """A schedule with its chunks, whatever the mesh."""
 
@@ -171,6 +163,4 @@ class Ordered(NamedTuple):
     """Whether its memory is known to hold it: no order changes that."""
 
 
-Node = (
-    Family | Block | Sized | Recomputed | Allowed | Stages | Scheduled | Pipeline | Ordered | Choice
-)
+Node = Family | Block | Sized | Recomputed | Stages | Scheduled | Pipeline | Ordered | Choice

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from launcher.plan.search_cost import has_late_weights
-from launcher.plan.search_jobs import Mesh
 from launcher.plan.search_legality import Legality
 from launcher.plan.search_memory import NO_LIMIT, Memory, Sharding
 from launcher.plan.search_nodes import Bounded, Counts, Plan, Roomy
@@ -58,12 +57,6 @@ class Rooms:
             choice = choice_in(stages, sharding, one.name, one.vpp)
             self._allowed_pipelines[key] = self.rules.allow_pipeline(choice)
         return self._allowed_pipelines[key]
-
-    def beside_nothing(self, mesh: Mesh, pp: int, dp: int) -> list[Sharding]:
-        """What a rule allows with some schedule, and has room where nothing but state is."""
-        states, most = self.memory.states(mesh, pp, dp), self.memory.most_state_bytes
-        roomy = tuple([one for one in self.space.sharding if states[one] <= most])
-        return self.shardings(Stages(mesh, pp, dp, 1, roomy))
 
     def shardings(self, stages: Stages) -> list[Sharding]:
         """What a rule allows with some schedule."""

@@ -102,21 +102,19 @@ class Timed(NamedTuple):
     times: WorkTimes
 
 
-def list_kernels(job: Job, known: Kernels | None = None) -> Kernels:
-    """Of a job's degrees, sequence and microbatch; its pipeline and sharding have no part in it.
-
-    `known`, of a job that differs in ep alone: only blocks with experts know of that.
-    """
-    block, experts = _timed(job, block_work(job)), job.model.experts
-    has_dense = experts is not None and experts.num_dense_layers > 0
-    if known is not None:
-        return known._replace(block=block, dense=known.dense if has_dense else block)
-    dense = _timed(job, block_work(job, 0)) if has_dense else block
+def list_kernels(job: Job) -> Kernels:
+    """Of a job's degrees, sequence and microbatch; its pipeline and sharding have no part in it."""
+    experts, work = job.model.experts, block_work(job)
+    block = dense = Timed(work=work, times=time_work(job, work))
+    if experts is not None and experts.num_dense_layers > 0:
+        work = block_work(job, 0)
+        dense = Timed(work=work, times=time_work(job, work))
     embedding, encoder = _end_times(time_work(job, embedding_work(job))), None
     if job.model.encoder:
         side = encoder_job(job)
         embedding += _end_times(time_work(side, embedding_work(side)))
-        encoder = _timed(side, block_work(side))
+        work = block_work(side)
+        encoder = Timed(work=work, times=time_work(side, work))
     return Kernels(
         block=block,
         dense=dense,
@@ -124,10 +122,6 @@ def list_kernels(job: Job, known: Kernels | None = None) -> Kernels:
         head=_end_times(time_work(job, head_work(job))),
         encoder=encoder,
     )
-
-
-def _timed(job: Job, work: Work) -> Timed:
-    return Timed(work=work, times=time_work(job, work))
 
 
 def estimate_parts(

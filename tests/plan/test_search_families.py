@@ -6,7 +6,7 @@ import pytest
 
 from launcher.config.load import load_run
 from launcher.plan.fill import close_shared
-from launcher.plan.search_choice import SHARDING, changed
+from launcher.plan.search_choice import changed
 from launcher.plan.search_cost import Coster
 from launcher.plan.search_floors import Floors
 from launcher.plan.search_jobs import Mesh
@@ -20,7 +20,7 @@ WORDS = {
 
 def floors_of(name, **degrees):
     run = changed(close_shared(load_run(list(WORDS[name])).run), parallelism=degrees)
-    return Floors(Coster(run, 64), lambda *_: SHARDING)
+    return Floors(Coster(run, 64))
 
 
 @pytest.mark.parametrize("overlap_tp", [True, False])
@@ -35,7 +35,7 @@ def test_no_block_takes_less_than_its_family(name, cp_mode, overlap_tp):
         for cp, micro in product((1, 2, 4, 8, 16), (1, 3, 8, 24, 48, 96)):
             if 24 * cp % micro == 0:
                 block = Mesh(tp, cp, ep, split, micro, "none")
-                assert least <= floors.block_s(block) + floors.least_end_s({micro: [(1, 1, 1)]})
+                assert least <= floors.block_s(block) + floors.end_s(micro, [(1, 1, 1)])
                 assert least <= floors.batches_s(block, [(1, 1, 1)]) * (1 + 1e-12)
 
 
