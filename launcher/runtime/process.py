@@ -44,6 +44,8 @@ class Place:
     world_size: int
     node: str
     """Host name."""
+    local_world_size: int = 1
+    """Ranks on this node."""
 
 
 def read_place() -> Place:
@@ -53,6 +55,7 @@ def read_place() -> Place:
         local_rank=int(os.environ.get("LOCAL_RANK", "0")),
         world_size=int(os.environ.get("WORLD_SIZE", "1")),
         node=socket.gethostname(),
+        local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
     )
 
 

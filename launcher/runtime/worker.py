@@ -14,6 +14,7 @@ from launcher.config.schema import Run
 from launcher.plan.patience import first_step_s, others_s
 from launcher.plan.run_files import RunFiles
 from launcher.runtime.frozen import Frozen, read_frozen
+from launcher.runtime.neighbours import Neighbours
 from launcher.runtime.process import (
     Place,
     end_with_parent,
@@ -50,6 +51,7 @@ def main(run_dir: str, stacks_dir: str | None = None) -> None:
         stacks = Path(stacks_dir) if stacks_dir else files.logs
         watchdog = Watchdog(files, place, pulse, stacks / f"hang_{place.rank}.txt")
         watchdog.start()
+        Neighbours(files, place, pulse).start()
         work(files, place, frozen, pulse)
         watchdog.stop()
         # Python gives signals back to the system as it ends: a late request to save and end would

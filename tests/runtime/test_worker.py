@@ -31,7 +31,9 @@ def frozen() -> SimpleNamespace:
 def test_a_request_to_save_does_not_kill_a_rank_that_has_saved(monkeypatch, tmp_path):
     # At its end Python gives handlers of its own back to the system, which would kill.
     for name in ("read_place", "end_with_parent", "log_to", "take_directory", "work"):
-        monkeypatch.setattr(worker, name, lambda *arguments: type("Place", (), {"rank": 0})())
+        monkeypatch.setattr(
+            worker, name, lambda *arguments: SimpleNamespace(rank=0, local_world_size=1)
+        )
     monkeypatch.setattr(worker, "read_frozen", lambda files: frozen())
     worker.main(str(tmp_path))
     assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
@@ -44,7 +46,12 @@ def test_garbage_is_collected_from_the_first_step_on_and_not_before(monkeypatch,
         def noting(*arguments, **named):
             seen.append((name, gc.isenabled(), gc.get_freeze_count() > 0))
             return SimpleNamespace(
-                rank=0, world_size=1, engine=None, name=None, progress=SimpleNamespace(step=0)
+                rank=0,
+                world_size=1,
+                local_world_size=1,
+                engine=None,
+                name=None,
+                progress=SimpleNamespace(step=0),
             )
 
         return noting
