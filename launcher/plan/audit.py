@@ -10,6 +10,7 @@ from launcher.config.rule import divisors
 from launcher.config.schema import Run
 from launcher.plan.audit_pipeline import starved_pipeline, uneven_stages
 from launcher.plan.audit_room import DOUBLINGS, larger_run, room_fixes
+from launcher.plan.audit_words import warn
 from launcher.plan.memory import estimate_memory
 from launcher.plan.records import Layout, Memory, Stage, Warning
 from launcher.plan.speeds import mixed_stages
@@ -48,12 +49,11 @@ def _memory(run: Run, layout: Layout, memory: Memory) -> Warning | None:
         return None
     fullest = max(memory.per_stage, key=lambda stage: stage.total_bytes)
     fixes = list(room_fixes(run, layout, memory))
-    return Warning(
+    return warn(
         id="does-not-fit",
         message=f"stage {fullest.stage} needs {_gib(fullest.total_bytes)} GiB of "
         f"{_gib(memory.usable_bytes)} GiB usable ({_gib(memory.capacity_bytes)} GiB in all)",
-        fix=fixes[0],
-        others=tuple(fixes[1:]),
+        fixes=fixes,
     )
 
 
@@ -67,12 +67,11 @@ def _host_memory(run: Run, layout: Layout, memory: Memory) -> Warning | None:
     fixes = [f"parallelism.offload={kind}" for kind in less_there[layout.offload]]
     fixes += [f"hardware.gpus_per_node={less}" for less in divisors(count)[-2::-1]][:2]
     fixes += [larger_run(run, layout, 2**power) for power in range(1, DOUBLINGS + 1)]
-    return Warning(
+    return warn(
         id="host-memory",
         message=f"{count} {'processes take' if count > 1 else 'process takes'} "
         f"{_gib(memory.host_bytes_per_node)} GiB of the node's {_gib(have)} GiB of RAM",
-        fix=fixes[0],
-        others=tuple(fixes[1:]),
+        fixes=fixes,
     )
 
 
@@ -89,12 +88,11 @@ def _tp_crosses_nodes(layout: Layout, step: StepEstimate) -> Warning | None:
         )
     order = "" if layout.order[0] == "tp" else f" {PLAIN_ORDER}"
     fixes = [f"parallelism.tp={tp}{order}" for tp in reversed(inside)]
-    return Warning(
+    return warn(
         id="tp-crosses-nodes",
         message=f"tp={layout.tp} spans nodes of {layout.gpus_per_node}: every block's all-reduces "
         "use the network",
-        fix=fixes[0],
-        others=tuple(fixes[1:]),
+        fixes=fixes,
     )
 
 
@@ -109,12 +107,11 @@ def _ep_crosses_nodes(layout: Layout, step: StepEstimate) -> Warning | None:
     inside = [ep for ep in divisors(layout.ep) if ep <= room]
     order = "" if layout.order[:3] == ("tp", "cp", "dp") else f" {PLAIN_ORDER}"
     fixes = [f"parallelism.ep={ep}{order}" for ep in reversed(inside)]
-    return Warning(
+    return warn(
         id="ep-crosses-nodes",
         message=f"ep={layout.ep} spans nodes of {layout.gpus_per_node}: tokens travel to their "
         "experts and back over the network in every block",
-        fix=fixes[0],
-        others=tuple(fixes[1:]),
+        fixes=fixes,
     )
 
 
@@ -131,13 +128,12 @@ def _uneven_rails(layout: Layout, step: StepEstimate) -> Warning | None:
     fixes.append(f"hardware.num_nodes={_even_nodes(layout)}{order}")
     fewer = range(layout.gpus_per_node - 1, 0, -1)
     fixes += [f"hardware.gpus_per_node={count}" for count in fewer if count & (count - 1) == 0]
-    return Warning(
+    return warn(
         id="uneven-rails",
         message=f"dp groups have {layout.dp * layout.cp} ranks, {inner} apart, and nodes have "
         f"{layout.gpus_per_node} devices: some nodes carry more ranks of a group than others, and "
         "their adapters more of its traffic",
-        fix=fixes[0],
-        others=tuple(fixes[1:9]),
+        fixes=fixes[:9],
     )
 
 
@@ -182,12 +178,11 @@ def _communication(layout: Layout, step: StepEstimate) -> Warning | None:
         return None
     busiest = max(step.communication, key=lambda entry: entry.seconds_per_step)
     fixes = _fewer_messages(layout, busiest.axis)
-    return Warning(
+    return warn(
         id="communication-bound",
         message=f"{share:.0%} of the step is communication that nothing hides, most of it "
         f"{busiest.op} over {busiest.axis}",
-        fix=fixes[0],
-        others=tuple(fixes[1:]),
+        fixes=fixes,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from launcher.config.rule import divisors
 from launcher.config.schema import Run
+from launcher.plan.audit_words import warn
 from launcher.plan.records import Layout, Warning
 from launcher.plan.step_time import StepEstimate
 from launcher.plan.units import plural
@@ -26,12 +27,11 @@ def starved_pipeline(layout: Layout, step: StepEstimate) -> Warning | None:
     wanted, count = 4 * layout.pp, layout.num_microbatches
     if layout.num_microbatches >= wanted:
         fewer = _fewer_stages(layout)
-        return Warning(
+        return warn(
             id="uneven-pipeline",
             message=f"stages wait {step.time.bubble_fraction:.0%} of the time though there are "
             f"{layout.num_microbatches} microbatches: transfers or uneven stages hold them up",
-            fix=fewer[0],
-            others=tuple(fewer[1:]),
+            fixes=fewer,
         )
     return Warning(
         id="few-microbatches",
@@ -57,12 +57,11 @@ def uneven_stages(run: Run, layout: Layout, step: StepEstimate) -> Warning | Non
     if run.parallelism.layers_per_stage is not None:
         even = "parallelism.layers_per_stage=null"
         fixes = [even, *(f"{fix} {even}" for fix in fixes)]
-    return Warning(
+    return warn(
         id="uneven-stages",
         message=f"stage {slowest} has so much to do that the others wait for it: they work "
         f"{share:.0%} of its time on average",
-        fix=fixes[0],
-        others=tuple(fixes[1:]),
+        fixes=fixes,
     )
 
 

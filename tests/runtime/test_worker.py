@@ -92,3 +92,23 @@ def test_a_rank_that_leaves_says_everything_and_is_ended_by_nobody_else(code):
     words = [sys.executable, "-c", LEAVING.format(code=code)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (code, "said\n")
+
+
+def test_a_rank_looks_after_its_neighbours_from_the_start(monkeypatch, tmp_path):
+    seen = []
+    for name in ("end_with_parent", "log_to", "take_directory"):
+        monkeypatch.setattr(worker, name, lambda *arguments: None)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    monkeypatch.setattr(worker, "read_frozen", lambda files: frozen())
+    monkeypatch.setattr(worker, "work", lambda *arguments: seen.append("work"))
+
+    class Neighbours:
+        def __init__(self, files, place, pulse):
+            seen.append(place.local_world_size)
+
+        def start(self):
+            seen.append("started")
+
+    monkeypatch.setattr(worker, "Neighbours", Neighbours)
+    worker.main(str(tmp_path))
+    assert seen == [4, "started", "work"]
