@@ -63,8 +63,10 @@ def calibrate(request: Request) -> int:
     # Before the measuring, which takes its time, and never over a file of another kind.
     if refused := check_target("calibrate", str(path), ",".join(COLUMNS), "launch calibrate"):
         raise ConfigError([refused])
-    table = measure(detect_machine(), path)
+    table, note = measure(detect_machine(), path)
     print(table, end="")
+    if note:
+        print(f"launch: exchanges between ranks were not measured: {note}", file=sys.stderr)
     print(f"\nuse it: launch plan hardware.kernels={path.absolute()}")
     return EXIT_DONE
 

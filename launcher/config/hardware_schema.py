@@ -35,7 +35,10 @@ class AttentionRates(Record):
     backward: Safe[Annotated[float, Range(gt=0, le=1)]] = 0.55
 
 
-KernelKind = Literal["matmul", "attention", "memory"]
+KernelKind = Literal[
+    "matmul", "attention", "memory",
+    "all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv",
+]  # fmt: skip
 MatmulType = Literal["fp32", "bf16", "fp8"]
 
 
@@ -44,9 +47,9 @@ class MeasuredKernel(Record):
 
     kind: Safe[KernelKind]
     """matmul: m x k times k x n; attention: causal, forward, m tokens, n heads of width k; memory:
-    m bytes read and written."""
+    m bytes read and written. An exchange between n ranks of a node: m bytes, the whole."""
     type: Safe[MatmulType]
-    """Type of the operands."""
+    """Type of the operands; of exchanges it does not matter."""
     m: Safe[Positive]
     """Size, by kind."""
     n: Safe[Positive]
@@ -76,6 +79,9 @@ class Gpu(Record):
     """Memory that a process takes before its first tensor (context, libraries, communicators)."""
     step_overhead_s: Safe[Wait] = 0.0
     """Seconds per step outside of kernels: data, synchronisation, the update's launches."""
+    core_share: Safe[Annotated[float, Range(gt=0, le=1)] | None] = None
+    """Of a CPU whose processes outnumber its cores: the part of a core that each gets while all
+    compute; a device's other facts are of such a part. None: nobody takes turns."""
     multiprocessors: Safe[Positive | None] = None
     """Units that matrix kernels spread their tiles over; None: products are not cut into tiles."""
     memory_efficiency: Safe[Annotated[float, Range(gt=0, le=1)]] = 0.85

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any, get_args
 
 from launcher.config.hardware_schema import KernelKind, MatmulType
+from launcher.config.local_hardware import THREADS_SHARE
 from launcher.errors import Finding
 
 COLUMNS = ("device", "peak_flops_fp32", "kind", "type", "m", "n", "k", "seconds")
 """device and its peak say on what was measured; m, n, k are the kernel's size."""
+
+KERNELS = ("matmul", "attention", "memory")
+"""Kinds that one process measures; the others are exchanges between ranks."""
 
 LIMIT_ROWS = 2000
 
@@ -57,10 +61,11 @@ def _read(path: Path, peak_flops: float, is_cpu: bool) -> list[dict[str, Any]]:
         if row["device"].lower().startswith("cpu") != is_cpu:
             kind = "CPU" if is_cpu else "GPU"
             raise ValueError(f"line {number}: device={row['device']} is no {kind}")
-    rows = [_row(row, number, peak_flops) for number, row in lines]
-    if not 0 < len(rows) <= LIMIT_ROWS:
-        raise ValueError(f"{len(rows)} rows; 1 to {LIMIT_ROWS} can be used")
-    return rows
+    if not 0 < len(lines) <= LIMIT_ROWS:
+        raise ValueError(f"{len(lines)} rows; 1 to {LIMIT_ROWS} can be used")
+    # The kernels are of one core; ranks that outnumbered the cores had less of one.
+    core = max(_positive(row, "peak_flops_fp32", number) for number, row in lines)
+    return [_row(row, number, peak_flops if is_cpu else None, core) for number, row in lines]
 
 
 def _whole(row: dict[str, str | None], number: int) -> dict[str, str]:
@@ -70,16 +75,24 @@ def _whole(row: dict[str, str | None], number: int) -> dict[str, str]:
     return cells
 
 
-def _row(row: dict[str, str], number: int, peak_flops: float) -> dict[str, Any]:
-    """Processes that share a CPU have a part of its peak, and take as much longer."""
+def _row(row: dict[str, str], number: int, mine: float | None, core: float) -> dict[str, Any]:
+    """`mine`: peak of what a process has of a CPU; None: a device of its own.
+
+    Processes that share a core take as much longer; several cores are quicker at kernels only.
+    """
     if row["kind"] not in get_args(KernelKind) or row["type"] not in get_args(MatmulType):
         raise ValueError(f"line {number}: kind={row['kind']} type={row['type']}")
     measured, peak = (_positive(row, column, number) for column in ("seconds", "peak_flops_fp32"))
     sizes = {axis: _positive(row, axis, number) for axis in ("m", "n", "k")}
     if fraction := [axis for axis, size in sizes.items() if size != int(size)]:
         raise ValueError(f"line {number}: {fraction[0]}={row[fraction[0]]} is not a whole number")
-    scaled = measured * max(1.0, peak / peak_flops)
-    return {"kind": row["kind"], "type": row["type"], "seconds": scaled} | {
+    if row["kind"] not in KERNELS and sizes["n"] < 2:
+        raise ValueError(f"line {number}: n={row['n']}: an exchange is between 2 ranks or more")
+    if mine is not None and row["kind"] in KERNELS:
+        measured *= peak / mine if mine <= peak else min(1.0, peak / mine / THREADS_SHARE)
+    elif mine is not None:
+        measured *= peak / min(mine, core)
+    return {"kind": row["kind"], "type": row["type"], "seconds": measured} | {
         axis: int(size) for axis, size in sizes.items()
     }
 

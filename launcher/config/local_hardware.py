@@ -18,10 +18,16 @@ _DEFAULT_CLOCK_HZ = 2.5e9
 # that glibc keeps on its heap (far fewer with MALLOC_MMAP_THRESHOLD_=131072, but then a step takes
 # 1.3 times as long).
 _CPU_CONTEXT_BYTES = 590 * 2**20
-# Share of the vector units' peak and seconds per operation and message, as the quickstart showed
-# on two cores; matrices of that size stay far below what large ones reach.
+# As measured on two cores of a virtual machine: share of the vector units' peak that products of
+# 64 to 1,536 columns reach, and the same of torch's attention on long sequences.
 _CPU_EFFICIENCY = 0.5
-_CPU_OP_S, _GLOO_MESSAGE_S = 15e-6, 90e-6
+_CPU_ATTENTION = {"forward": 0.44, "backward": 0.40}
+_CPU_OP_S = 15e-6
+# Two threads are 1.5 to 1.7 times as quick as one.
+THREADS_SHARE = 0.8
+# A message between processes that compute in between and sleep while they wait: 0.8 to 1.2 ms,
+# nearly all of it waking up. Bare machines are quicker; `launch calibrate` measures it.
+_GLOO_MESSAGE_S = 0.9e-3
 
 
 @frozen
@@ -46,25 +52,34 @@ class LocalMachine:
     """RAM."""
 
 
-def detect_machine(proc: Path = Path("/proc")) -> LocalMachine:
+def detect_machine(
+    proc: Path = Path("/proc"), cpus: Path = Path("/sys/devices/system/cpu")
+) -> LocalMachine:
     """Look at this machine; what cannot be read is taken at a cautious default."""
     from launcher.config.nvml import detect_gpus  # ctypes, which no other hardware needs
 
     cpu = _read(proc / "cpuinfo")
     flags = set(_field(cpu, "flags").split())
-    clock_mhz = _field(cpu, "cpu MHz")
     kib = _field(_read(proc / "meminfo"), "MemTotal").split()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return LocalMachine(
         gpus=detect_gpus(),
         cores=cores or 1,
-        clock_hz=float(clock_mhz) * 1e6 if clock_mhz else _DEFAULT_CLOCK_HZ,
+        clock_hz=_clock_hz(cpu, cpus),
         flops_per_cycle=next(
             (flops for flag, flops in _FLOPS_PER_CYCLE.items() if flag in flags),
             _BASE_FLOPS_PER_CYCLE,
         ),
         memory_bytes=int(kib[0]) * 1024 if kib else 8 * 2**30,
     )
+
+
+def _clock_hz(cpu: str, cpus: Path) -> float:
+    """The highest clock: the present one goes up and down, and plans with it."""
+    if highest_khz := _read(cpus / "cpu0" / "cpufreq" / "cpuinfo_max_freq").strip():
+        return float(highest_khz) * 1e3
+    present_mhz = _field(cpu, "cpu MHz")
+    return float(present_mhz) * 1e6 if present_mhz else _DEFAULT_CLOCK_HZ
 
 
 def core_peak_flops(machine: LocalMachine) -> float:
@@ -78,6 +93,7 @@ def cpu_facts(machine: LocalMachine, processes: int) -> dict[str, Any]:
     # More processes than cores take turns on them.
     cores = machine.cores / share
     peak = cores * machine.clock_hz * machine.flops_per_cycle
+    efficiency = _CPU_EFFICIENCY * (THREADS_SHARE if cores > 1 else 1.0)
     return {
         "gpu": {
             "name": f"cpu ({machine.cores} cores / {share} processes)",
@@ -86,7 +102,9 @@ def cpu_facts(machine: LocalMachine, processes: int) -> dict[str, Any]:
             "memory_bandwidth": 2 * 25.6e9 / share,
             # bf16 without AMX is emulated through float32.
             "peak_flops": {"fp32": peak, "bf16": peak / 4},
-            "max_efficiency": _CPU_EFFICIENCY,
+            "max_efficiency": efficiency,
+            "flash_attention": _CPU_ATTENTION,
+            "core_share": cores if cores < 1 else None,
             "op_overhead_s": _CPU_OP_S / min(1.0, cores),
             "context_bytes": _CPU_CONTEXT_BYTES,
         },

@@ -6,7 +6,9 @@ import math
 from functools import lru_cache
 from typing import NamedTuple
 
+from launcher.config.hardware_schema import MeasuredKernel
 from launcher.config.schema import Hardware, Node
+from launcher.plan.measured_kernels import correct
 
 
 class Link(NamedTuple):
@@ -27,6 +29,8 @@ class Link(NamedTuple):
     """Nodes that the group touches."""
     switch_bandwidth: float | None = None
     """Bytes per second of a whole that the node's switch adds up (NVLS); None: it cannot."""
+    measured: tuple[MeasuredKernel, ...] = ()
+    """Exchanges that were measured inside such a node."""
 
 
 @lru_cache(maxsize=4096)
@@ -66,6 +70,7 @@ def make_link(
             latency_s=node.latency_s, num_nodes=num_nodes, inner_latency_s=node.latency_s,
             ll128_latency_s=node.ll128_latency_s, inner_ll128_latency_s=node.ll128_latency_s,
             switch_bandwidth=switch_bandwidth(node),
+            measured=_measured(hardware) if num_nodes == 1 else (),
         )  # fmt: skip
     # Ranks of the group on the same node share its adapters: a ring leaves the node once, and
     # over as many of them as the group has ranks there.
@@ -87,6 +92,14 @@ def make_link(
         switch_bandwidth=switch_bandwidth(node),
     )
 
+
+def _measured(hardware: Hardware) -> tuple[MeasuredKernel, ...]:
+    """What `launch calibrate` found of exchanges."""
+    kernels = hardware.gpu.kernels if hardware.gpu else ()
+    return tuple(one for one in kernels if one.kind in EXCHANGES)
+
+
+EXCHANGES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv")
 
 NVLS_SHARE = 5 / 6
 """Of the switch's bandwidth that becomes bytes of the whole (NCCL, tuning.cc: ratio of NVLS)."""
@@ -119,9 +132,23 @@ def sent_bytes(op: str, payload_bytes: float, group_size: int) -> float:
 
 @lru_cache(maxsize=65536)
 def transfer_s(op: str, payload_bytes: float, link: Link) -> float:
-    """Seconds of one operation on `payload_bytes`, the size of the whole (unsharded) tensor.
+    """Seconds of one operation on `payload_bytes`, the size of the whole (unsharded) tensor:
+    modelled, and corrected by what was measured near its size.
+    """
+    modelled_s = _model_s(op, payload_bytes, link)
+    if not link.measured or not modelled_s:
+        return modelled_s
 
-    The fastest of the algorithms and protocols that NCCL chooses from by such a sum of its own
+    def model(one: MeasuredKernel) -> float:
+        return _model_s(op, one.m, link._replace(group_size=one.n))
+
+    # A message has two ends, however many stages there are.
+    size = (max(1, round(payload_bytes)), 2 if op == "send_recv" else link.group_size, 0)
+    return correct(modelled_s, op, "fp32", size, link.measured, model)
+
+
+def _model_s(op: str, payload_bytes: float, link: Link) -> float:
+    """The fastest of the algorithms and protocols that NCCL chooses from by such a sum of its own
     (tuning.cc): rings for everything; for all-reduce trees across nodes and, where switches add
     up, NVLS inside a node and NVLSTree across. An all-reduce's ring is a reduce-scatter and an
     all-gather, inside nodes at their rate, between them over every adapter of the group's ranks.

@@ -1,11 +1,11 @@
-"""Measured kernels: by what the model is corrected near the sizes that were measured."""
+"""Measured kernels and exchanges: by what the model is corrected near the sizes measured."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from launcher.config.hardware_schema import Gpu, MeasuredKernel
+from launcher.config.hardware_schema import MeasuredKernel
 
 NEIGHBOURS = 3
 """Nearest measured sizes whose corrections are mixed, each by the inverse of its distance."""
@@ -16,7 +16,7 @@ def correct(
     kind: str,
     dtype: str,
     size: tuple[int, int, int],
-    gpu: Gpu,
+    measured: Sequence[MeasuredKernel],
     model: Callable[[MeasuredKernel], float],
 ) -> float:
     """The modelled time, times how far `model` was off for the nearest measured sizes.
@@ -24,7 +24,7 @@ def correct(
     A measured size gets its measured time. A dimension of 0 is not compared. Without kernels of
     this kind and type nothing changes.
     """
-    kernels = [one for one in gpu.kernels if one.kind == kind and one.type == dtype]
+    kernels = [one for one in measured if one.kind == kind and one.type == dtype]
     if not kernels:
         return modelled_s
     near = sorted(((_distance(size, one), index) for index, one in enumerate(kernels)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from launcher.plan.schedule_records import Action, Chain, ScheduleError, StageTimes
+from launcher.plan.schedule_records import COMPUTE, Action, Chain, ScheduleError, StageTimes
 
 Arrivals = list[float | None]
 """When the input of each microbatch is there; None: not yet."""
@@ -165,6 +165,17 @@ class Clock:
             if target is not None:
                 target[microbatch] = time_s + delay
         self.position, self.time_s = len(self.actions), time_s
+
+    def computing(self) -> Iterator[tuple[float, float]]:
+        """Start and end of every compute action, once all have run."""
+        time_s = 0.0
+        for kind, microbatch, chunk in self.actions:
+            need, took_s, _, _ = self.table[kind][chunk]
+            if need is not None:
+                time_s = max(time_s, need[microbatch] or 0.0)
+            time_s += took_s
+            if kind in COMPUTE:
+                yield time_s - took_s, time_s
 
     def start_s(self) -> float:
         """When the first compute action started."""

@@ -68,6 +68,8 @@ class Search:
         self._places: dict[object, list[Place]] = {}
         self._orders: dict[tuple[bool, ...], list[tuple[str, ...]]] = {}
         self._kinds: set[object] = set()
+        # Bounds are of busy cores; processes that take turns are at most that much quicker.
+        self._share = (space.run.hardware.gpu and space.run.hardware.gpu.core_share) or 1.0
         self._steps: dict[type, Callable[[Any, float], None]] = {
             Family: self._expand_family, Block: self._expand_block, Sized: self._expand_sized,
             Recomputed: self._expand_recomputed, Stages: self._expand_stages,
@@ -83,7 +85,7 @@ class Search:
         while self._queue and len(best) < limit:
             bound, is_known, _, _, node = heappop(self._queue)
             if not is_known:
-                self._steps[type(node)](node, bound)
+                self._steps[type(node)](node, bound / self._share)
             elif node.kind not in self._kinds:
                 self._kinds.add(node.kind)
                 best.append(Ranked(choice=node, step_s=bound * _samples(node)))
@@ -95,7 +97,7 @@ class Search:
     ) -> None:
         """`seconds` per sample; of equal ones, those that are not known exactly go first."""
         self.counts.examined += not known
-        bound = seconds if known else seconds * SLACK
+        bound = seconds if known else seconds * SLACK * self._share
         self._num_pushed += 1
         heappush(self._queue, (bound, known, tie, self._num_pushed, node))
 

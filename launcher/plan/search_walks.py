@@ -11,7 +11,8 @@ from launcher.plan.schedule_clock import Durations, walk
 from launcher.plan.schedule_records import StageTimes
 from launcher.plan.search_bounds import shortest_s
 from launcher.plan.search_cuts import Cut
-from launcher.plan.simulate_named import time_named
+from launcher.plan.shared_cores import quickening, takes_turns
+from launcher.plan.simulate_named import named_orders, time_named
 
 _Walked = tuple[tuple[float, ...], float]
 """Times of the parts of every kind and of a transfer; and from the first action to the last."""
@@ -27,7 +28,7 @@ class Walks:
     def bound_s(
         self, name: str, cut: Cut, count: int, kinds: Sequence[StageTimes], p2p_s: float
     ) -> float:
-        """No less than this; `kinds` are the times of cut.pieces."""
+        """No less than this on busy cores; `kinds` are the times of cut.pieces."""
         times = [kinds[kind] for kind in cut.kinds]
         closed_s = shortest_s(name, cut.chain, count, times, p2p_s)
         found = [closed_s]
@@ -46,12 +47,19 @@ class Walks:
         times = tuple([kinds[kind] for kind in cut.kinds])
         if name not in SCHEDULES:
             durations = Durations(times=times, p2p_s=p2p_s)
-            return walk(cut.chain, count, plan_file(self._run).ranks, durations).makespan_s
+            ranks = plan_file(self._run).ranks
+            makespan_s = walk(cut.chain, count, ranks, durations).makespan_s
+            return makespan_s / quickening(self._run.hardware, cut.chain, count, ranks, durations)
         makespan_s = time_named(name, cut.chain, count, times, p2p_s).makespan_s
         if SCHEDULES[name].order is not None:  # it does not depend on times
             walked = (_values(kinds, p2p_s), makespan_s)
             self._known.setdefault((name, id(cut), count), []).append(walked)
-        return makespan_s
+        if not takes_turns(self._run.hardware, cut.chain):
+            return makespan_s
+        orders, durations = named_orders(name, cut.chain, count), Durations(times, p2p_s)
+        return makespan_s / quickening(
+            self._run.hardware, cut.chain, count, orders, durations, has_transfers=False
+        )
 
 
 def _values(kinds: Sequence[StageTimes], p2p_s: float) -> tuple[float, ...]:

@@ -42,6 +42,28 @@ class Simulation:
     p2p_s: float
     """From the end of an action to the arrival of its result on another stage."""
 
+    def quicker(self, factor: float) -> Simulation:
+        """With everything in 1 / factor of its time."""
+        if factor == 1.0:
+            return self
+        times = tuple(
+            StageTimes(
+                forward_s=one.forward_s / factor,
+                backward_s=one.backward_s / factor,
+                weight_s=one.weight_s / factor,
+            )
+            for one in self.times
+        )
+        return Simulation(
+            makespan_s=self.makespan_s / factor,
+            start_s=tuple(seconds / factor for seconds in self.start_s),
+            finish_s=tuple(seconds / factor for seconds in self.finish_s),
+            busy_s=tuple(seconds / factor for seconds in self.busy_s),
+            peak_in_flight=self.peak_in_flight,
+            times=times,
+            p2p_s=self.p2p_s / factor,
+        )
+
     @property
     def bubble_fraction(self) -> float:
         """Share of the makespan in which the busiest stage waits."""

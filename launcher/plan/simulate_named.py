@@ -34,9 +34,14 @@ def time_named(
     name: str, chain: Chain, num_microbatches: int, times: tuple[StageTimes, ...], p2p_s: float
 ) -> Timing:
     """When its stages start and end; a search asks for some of them twice."""
-    orders = _orders(name, chain.num_stages, num_microbatches, chain.num_chunks)
+    orders = named_orders(name, chain, num_microbatches)
     durations = Durations(times=times, p2p_s=p2p_s)
     return walk(chain, num_microbatches, orders, durations, has_transfers=False)
+
+
+def named_orders(name: str, chain: Chain, count: int) -> tuple[tuple[Action, ...], ...]:
+    """What every stage does, without transfers."""
+    return _orders(name, chain.num_stages, count, chain.num_chunks)
 
 
 @lru_cache(maxsize=8)

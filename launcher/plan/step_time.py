@@ -13,9 +13,11 @@ from launcher.plan.kernels import peak_flops, traffic_s
 from launcher.plan.links import Link, make_link, stride_link, transfer_s
 from launcher.plan.records import Communication, Stage, Time
 from launcher.plan.schedule import SCHEDULES
+from launcher.plan.schedule_clock import Durations
 from launcher.plan.schedule_records import Chain, Schedule, StageTimes, has_weight_actions
+from launcher.plan.shared_cores import quickening, takes_turns
 from launcher.plan.simulate import Simulation, simulate
-from launcher.plan.simulate_named import simulate_named
+from launcher.plan.simulate_named import named_orders, simulate_named
 from launcher.plan.speeds import stage_speeds
 from launcher.plan.stage_state import StageState, stage_state
 from launcher.plan.stage_time import (
@@ -52,18 +54,31 @@ def estimate_job(
     links = find_links(job)
     costs = cost_parts(job, stages, chain, links)
     p2p_s = free_p2p_s(job, links)
+    name, count = job.layout.schedule, job.layout.num_microbatches
+    splits = has_weight_actions(schedule.ranks) if schedule else SCHEDULES[name].splits_backward
+    durations = Durations(times=part_times(job, costs, splits, links), p2p_s=p2p_s)
     if schedule is None:
-        name, count = job.layout.schedule, job.layout.num_microbatches
-        times = part_times(job, costs, SCHEDULES[name].splits_backward, links)
-        simulation = simulate_named(name, chain, count, times, p2p_s)
+        simulation = simulate_named(name, chain, count, durations.times, p2p_s)
     else:
-        times = part_times(job, costs, has_weight_actions(schedule.ranks), links)
-        simulation = simulate(schedule, times, p2p_s)
+        simulation = simulate(schedule, durations.times, p2p_s)
+    quicker = _quickening(job, chain, schedule, durations)
+    simulation = simulation.quicker(quicker)
     return StepEstimate(
-        time=summarise(job, stages, simulation, chain, costs, links),
+        time=summarise(job, stages, simulation, chain, costs, links, quicker),
         communication=list_communication(job, stages, links),
         simulation=simulation,
     )
+
+
+def _quickening(job: Job, chain: Chain, schedule: Schedule | None, durations: Durations) -> float:
+    """By how much processes that take turns are quicker while others wait; 1 on GPUs."""
+    if not takes_turns(job.hardware, chain):
+        return 1.0
+    count = job.layout.num_microbatches
+    if schedule is not None:
+        return quickening(job.hardware, chain, count, schedule.ranks, durations)
+    orders = named_orders(job.layout.schedule, chain, count)
+    return quickening(job.hardware, chain, count, orders, durations, has_transfers=False)
 
 
 def cost_parts(
@@ -161,13 +176,14 @@ def summarise(
     chain: Chain,
     costs: Sequence[PartCost],
     links: Links,
+    quicker: float = 1.0,
 ) -> Time:
-    """The step's parts add up to its time."""
+    """The step's parts add up to its time; `costs` are of busy cores (`shared_cores`)."""
     layout, gpu = job.layout, job.hardware.gpu
     assert gpu is not None
     slowest = max(range(len(stages)), key=lambda stage: simulation.busy_s[stage])
     busy_s, count = simulation.busy_s[slowest], layout.num_microbatches
-    wait_s = count * sum(cost.wait_s for cost in _costs_of(slowest, chain, costs))
+    wait_s = count * sum(cost.wait_s for cost in _costs_of(slowest, chain, costs)) / quicker
     kinds = {_kind(job, stage): (index, stage) for index, stage in enumerate(stages)}
     ends = [
         (stage, stage_state(job, stage, links), _costs_of(index, chain, costs))

@@ -147,14 +147,14 @@ def test_this_machine_can_be_looked_at():
 
 
 def test_a_machine_without_proc_gets_cautious_defaults(tmp_path):
-    here = detect_machine(tmp_path)
+    here = detect_machine(tmp_path, tmp_path)
     assert (here.clock_hz, here.flops_per_cycle, here.memory_bytes) == (2.5e9, 16, 8 * GIB)
 
 
 def test_cpu_facts_are_read_from_proc(tmp_path):
     (tmp_path / "cpuinfo").write_text("flags\t: fpu avx2 fma\ncpu MHz\t\t: 3000.5\n\nflags\t: x\n")
     (tmp_path / "meminfo").write_text("MemTotal:       1024 kB\n")
-    here = detect_machine(tmp_path)
+    here = detect_machine(tmp_path, tmp_path)
     assert (here.clock_hz, here.flops_per_cycle, here.memory_bytes) == (3000.5e6, 32, 2**20)
 
 

@@ -1,11 +1,17 @@
 """A measured table overrides the model where it has values, and is refused where it is broken."""
 
+import subprocess
+
 import pytest
 
 from launcher.cli import main
+from launcher.config.hardware_schema import MeasuredKernel
 from launcher.config.kernel_table import COLUMNS, with_kernels
-from launcher.config.schema import Gpu
+from launcher.config.local_hardware import detect_machine
+from launcher.config.schema import Gpu, Hardware
 from launcher.plan.kernels import Gemm, attention_s, elementwise_s, gemm_s
+from launcher.plan.links import make_link, transfer_s
+from launcher.submit.calibrate import calibrate
 from tests.factory import h100
 
 PLAIN = Gpu.model_validate(h100(1)["gpu"] | {"multiprocessors": 132})
@@ -38,7 +44,9 @@ def test_other_types_and_kinds_stay_as_modelled():
 
 def test_attention_and_memory_are_corrected_too():
     measured = gpu(("memory", "fp32", 2**26, 1, 1, 1.0), ("attention", "bf16", 4096, 8, 128, 1.0))
-    assert elementwise_s(float(2**26), 1, measured) == pytest.approx(1.0)
+    coming_to_it_s = PLAIN.op_overhead_s  # which a row of kernels does not show
+    assert elementwise_s(float(2**26), 1, measured) == pytest.approx(1.0 + coming_to_it_s)
+    assert elementwise_s(float(2**26), 3, measured) > 1.0
     flops = 4.0 * 4096 * 2048 * 8 * 128
     one = attention_s(flops, 2048, 128, "flash", "bf16", "forward", measured)
     assert one == pytest.approx(1.0)
@@ -111,9 +119,81 @@ def test_measuring_begins_only_where_its_table_can_be_written(tmp_path, monkeypa
 def test_an_earlier_table_is_measured_anew(tmp_path, monkeypatch, capsys):
     path = tmp_path / "kernels.csv"
     path.write_text(HEADER + "\n")
-    monkeypatch.setattr("launcher.submit.calibrate.calibrate", lambda *_: "measured\n")
+    monkeypatch.setattr("launcher.submit.calibrate.calibrate", lambda *_: ("measured\n", None))
     assert main(["calibrate", str(path)]) == 0
     assert "measured" in capsys.readouterr().out
+
+
+def test_exchanges_that_cannot_be_measured_are_said_and_the_kernels_kept(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("launcher.submit.calibrate.calibrate", lambda *_: ("rows\n", "no gloo"))
+    assert main(["calibrate", str(tmp_path / "kernels.csv")]) == 0
+    said = capsys.readouterr()
+    assert said.err == "launch: exchanges between ranks were not measured: no gloo\n"
+    assert said.out.startswith("rows\n")
+
+
+def test_a_measurement_that_breaks_leaves_the_table_of_the_other(tmp_path, monkeypatch):
+    broken = subprocess.CalledProcessError(1, "python", stderr="a\nno such interface\n")
+
+    def run(command, **_):
+        if command[2].endswith("calibrate_links"):
+            raise broken
+        return subprocess.CompletedProcess(command, 0, stdout="kernels\n")
+
+    monkeypatch.setattr("subprocess.run", run)
+    path = tmp_path / "kernels.csv"
+    assert calibrate(detect_machine(), path) == ("kernels\n", "no such interface")
+    assert path.read_text() == "kernels\n"
+
+
+HALF = 5e10
+"""Peak of the share that `table`'s processes have of a core of 1e11."""
+
+
+def linked(tmp_path, *rows, cores=1.0):
+    lines = [f"cpu core,{1e11 * cores},{row}" for row in ("matmul,fp32,8,8,8,1", *rows)]
+    values, findings = with_kernels(table(tmp_path, *lines))
+    assert not findings
+    return [row["seconds"] for row in values["hardware"]["gpu"]["kernels"]]
+
+
+def test_exchanges_of_processes_that_share_cores_take_as_much_longer(tmp_path):
+    assert linked(tmp_path, "all_reduce,fp32,4096,2,1,0.25") == [2.0, 0.5]
+    # Four ranks that had half a core each when they were measured have no less now.
+    values, _ = with_kernels(
+        table(tmp_path, "cpu,1e11,matmul,fp32,8,8,8,1", "cpu,5e10,all_reduce,fp32,4096,4,1,0.25")
+    )
+    assert values["hardware"]["gpu"]["kernels"][1]["seconds"] == 0.25
+
+
+def test_several_cores_make_kernels_quicker_and_no_exchange(tmp_path):
+    kernel_s, exchange_s = linked(tmp_path, "send_recv,fp32,4096,2,1,0.25", cores=0.25)
+    assert kernel_s == pytest.approx(1.0 * 2.5e10 / HALF / 0.8)
+    assert exchange_s == 0.25
+
+
+def test_a_group_of_one_exchanges_nothing(tmp_path):
+    _, (finding,) = with_kernels(table(tmp_path, "cpu,1e11,all_reduce,fp32,4096,1,1,0.25"))
+    assert finding.reason.endswith("line 2: n=1: an exchange is between 2 ranks or more")
+
+
+def test_a_measured_exchange_takes_its_measured_time_and_others_are_corrected_alike():
+    hardware = Hardware.model_validate(h100(2))
+    rows = [{"kind": "all_reduce", "type": "fp32", "m": 2**20, "n": 4, "k": 1, "seconds": 0.5}]
+    gpu = hardware.gpu.model_copy(
+        update={"kernels": tuple(MeasuredKernel.model_validate(row) for row in rows)}
+    )
+    measured = hardware.model_copy(update={"gpu": gpu})
+    plain, link = make_link(hardware, 4, 1), make_link(measured, 4, 1)
+    assert transfer_s("all_reduce", 2**20, link) == pytest.approx(0.5)
+    ratio = 0.5 / transfer_s("all_reduce", 2**20, plain)
+    other = transfer_s("all_reduce", 2**24, link)
+    assert other == pytest.approx(ratio * transfer_s("all_reduce", 2**24, plain))
+    assert transfer_s("all_gather", 2**20, link) == transfer_s("all_gather", 2**20, plain)
+    across = make_link(hardware, 4, 2), make_link(measured, 4, 2)
+    assert transfer_s("all_reduce", 2**20, across[1]) == transfer_s("all_reduce", 2**20, across[0])
 
 
 def test_a_table_without_its_columns_is_refused(tmp_path):

@@ -1,0 +1,54 @@
+"""Stages on a CPU with fewer cores than processes: who waits leaves its cores to the others.
+
+A device's facts are of the part of a core that a process gets while all compute. In a pipeline
+some always wait, and the others are that much quicker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from launcher.config.schema import Hardware
+from launcher.plan.schedule_clock import Durations, run_clocks
+from launcher.plan.schedule_records import Action, Chain
+
+
+def takes_turns(hardware: Hardware, chain: Chain) -> bool:
+    """Whether there are stages that wait and fewer cores than processes."""
+    has_fewer = hardware.gpu is not None and hardware.gpu.core_share is not None
+    return has_fewer and chain.num_stages > 1
+
+
+def quickening(
+    hardware: Hardware,
+    chain: Chain,
+    num_microbatches: int,
+    ranks: Sequence[Sequence[Action]],
+    durations: Durations,
+    has_transfers: bool = True,
+) -> float:
+    """By how much the whole pipeline is quicker than `durations`, which are of busy cores; >= 1.
+
+    Were every stage alone, its actions would take `core_share` of that. While k of them compute on
+    cores for fewer, they take turns: the step is the integral of how many there are for each core.
+    """
+    assert hardware.gpu is not None
+    share = hardware.gpu.core_share
+    if share is None or not takes_turns(hardware, chain):
+        return 1.0
+    clocks = run_clocks(chain, num_microbatches, ranks, durations, has_transfers)
+    spans = [span for clock in clocks for span in clock.computing()]
+    together_s = max(clock.time_s for clock in clocks)
+    if not together_s:
+        return 1.0
+    return together_s / _in_turns_s(spans, share * chain.num_stages, share)
+
+
+def _in_turns_s(spans: Sequence[tuple[float, float]], room: float, share: float) -> float:
+    """Length of a timeline whose spans shrink to `share`, of which `room` can run side by side."""
+    changes = sorted([(start, 1) for start, _ in spans] + [(end, -1) for _, end in spans])
+    total_s, running, since = 0.0, 0, 0.0
+    for moment, change in changes:
+        total_s += (moment - since) * share * max(1.0, running / room)
+        running, since = running + change, moment
+    return total_s
