@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from launcher.plan.collectives import PassTimes, exposed_s
-from launcher.plan.execution import Job
+from launcher.plan.execution import Job, hides_transfers
 from launcher.plan.links import Link, sent_bytes, transfer_s
 from launcher.plan.operator_records import Size, size_of
 from launcher.plan.operators_attention import keys_seen
@@ -135,7 +135,8 @@ def cp_times(job: Job, link: Link, attention_s: PassTimes, recompute: str) -> Pa
         repeated = [m for m in messages if _is_sent_again(job, m, recompute)]
         once_s, again_s = (sum(_seconds(m, link) for m in which) for which in (messages, repeated))
         return PassTimes(forward_s=once_s, backward_s=once_s + again_s)
-    times = _meeting_times(job, link, messages, attention_s)
+    windows_s = attention_s if hides_transfers(job.hardware) else PassTimes()
+    times = _meeting_times(job, link, messages, windows_s)
     again_s = times.forward_s if _is_sent_again(job, messages[0], recompute) else 0.0
     return PassTimes(forward_s=times.forward_s, backward_s=times.backward_s + again_s)
 

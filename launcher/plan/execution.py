@@ -197,7 +197,7 @@ def runtime_execution(run: Run, layout: Layout) -> Execution:
         row_chunks=ROW_CHUNKS,
         file_splits_backward=is_schedule_file(layout.schedule) and splits_backward(run),
         overlap_p2p=layout.overlap_p2p,
-        overlap_dp=layout.zero_stage == 3 or is_fsdp2,
+        overlap_dp=(layout.zero_stage == 3 or is_fsdp2) and hides_transfers(run.hardware),
         reduces_by_all_reduce=not is_fsdp2,
         logit_copies=1,
         expandable_segments=True,
@@ -208,6 +208,11 @@ def runtime_execution(run: Run, layout: Layout) -> Execution:
         document_masks=run.data.packing == "documents",
         window_masks=has_window(run.model, layout.sequence_length),
     )
+
+
+def hides_transfers(hardware: Hardware) -> bool:
+    """Whether data moves beside computing; a CPU's cores move it themselves."""
+    return hardware.device != "cpu"
 
 
 def has_window(model: Model, sequence_length: int) -> bool:

@@ -16,7 +16,7 @@ from launcher.config.schema import Model
 from launcher.frozen import frozen
 from launcher.plan.collectives import Links, PassTimes, exposed_s
 from launcher.plan.costs import block_parameters, embedding_parameters, head_parameters
-from launcher.plan.execution import Job
+from launcher.plan.execution import Job, hides_transfers
 from launcher.plan.kernels import Gemm, gemm_s
 from launcher.plan.links import transfer_s
 from launcher.plan.operator_records import size_of
@@ -70,7 +70,7 @@ def _shown(job: Job, whole_s: float, sum_s: float) -> tuple[list[float], list[fl
     in the backward pass of each column-parallel group: of attention, of the MLP.
     """
     chunks = job.execution.row_chunks
-    if not job.execution.overlap_tp or not chunks:
+    if not job.execution.overlap_tp or not chunks or not hides_transfers(job.hardware):
         return [sum_s] * 2, [whole_s + sum_s] * 2
     size, model = size_of(job), job.model
     rows = [_product_s(job, inputs, model.hidden_size) for inputs in (size.queries, size.ffn)]

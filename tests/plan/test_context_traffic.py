@@ -122,3 +122,16 @@ def test_documents_are_masked_block_by_block_where_keys_come_in_parts() -> None:
     for mode in ("ring", "all_gather"):
         assert activations(mode, "documents") == activations(mode, "concatenate")
     assert activations("ulysses", "documents") > activations("ulysses", "concatenate")
+
+
+@pytest.mark.parametrize("mode", ["ring", "all_gather"])
+def test_cores_that_move_the_data_themselves_hide_nothing_behind_attention(mode: str) -> None:
+    made = build_plan(make_run(parallelism={"tp": 1, "pp": 1, "cp": 4, "dp": 1, "cp_mode": mode}))
+    job = runtime_job(made.run, made.layout)
+    link = find_links(job).cp
+    long = PassTimes(forward_s=1e3, backward_s=1e3)
+    assert cp_times(job, link, long, "none") == cp_times(job, link, PassTimes(), "none")
+    assert not job.execution.overlap_dp
+    assert runtime_job(
+        plan(mode, zero_stage=3).run, plan(mode, zero_stage=3).layout
+    ).execution.overlap_dp

@@ -119,8 +119,8 @@ def test_pruning_loses_nothing_where_processes_take_turns_on_cores():
     run = small_run(memory_gib=80.0, nodes=1)
     gpu = run.hardware.gpu.model_copy(update={"core_share": 0.4, "op_overhead_s": 1e-5})
     run = changed(run, hardware={"device": "cpu", "gpu": gpu}, train={"micro_batch_size": 1})
-    run = changed(run, parallelism={"recompute": "none", "cp": 1})
-    assert_same(build_space(run, frozenset({"micro_batch_size", "recompute", "cp"})))
+    run = changed(run, parallelism={"recompute": "none"})
+    assert_same(build_space(run, frozenset({"micro_batch_size", "recompute"})))
 
 
 @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
