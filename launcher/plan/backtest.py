@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any
 
-from launcher.config.schema import Run
+from launcher.config.schema import Model, Run
 from launcher.plan.backtest_cells import BadRow, Unsupported, read_cells, read_integer, read_number
 from launcher.plan.backtest_hardware import share_fabrics
 from launcher.plan.backtest_rows import Facts, Measured, for_fit, read_row
@@ -48,8 +48,14 @@ def _compare_own(row: Mapping[str, str | None], run: Run, name: str, source: str
         memory_error=peak / measured - 1 if measured else None,
         predicted_fits=found.memory.fits, measured_fits=True,
         group=(source, cells["model"], cells["gpu"], cells["gpus"], cells["seq"]),
+        shape=shape_of(run.model),
         tokens=layout.global_batch_size * layout.sequence_length,
     )  # fmt: skip
+
+
+def shape_of(model: Model) -> tuple[int, ...]:
+    """By which models of one name differ; not the vocabulary, which programs pad by tp."""
+    return (model.num_layers, model.hidden_size, model.num_heads, model.ffn_hidden_size)
 
 
 def predict_row(row: Mapping[str, str | None], facts: Facts) -> Answer:
@@ -149,6 +155,7 @@ def compare(measured: Measured) -> Answer:
         predicted_fits=fits,
         measured_fits=not measured.did_not_fit,
         group=measured.group,
+        shape=shape_of(job.model),
         tokens=job.layout.global_batch_size * job.layout.sequence_length,
         assumed=measured.assumed,
     )

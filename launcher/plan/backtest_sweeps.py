@@ -29,6 +29,8 @@ class Answer:
     predicted_fits: bool | None = None
     measured_fits: bool | None = None
     group: tuple[str, ...] = ()
+    shape: tuple[int, ...] = ()
+    """Of the model: names are reused, by runs that override a size above all."""
     tokens: int = 0
     """Per step: layouts are compared by time per token."""
     assumed: tuple[str, ...] = ()
@@ -37,20 +39,20 @@ class Answer:
 
 def sweeps(answers: Sequence[Answer]) -> list[dict[str, Any]]:
     """Rows of one model on one cluster: does the plan rank their layouts as they measured?"""
-    groups: dict[tuple[str, ...], list[Answer]] = {}
+    groups: dict[tuple[object, ...], list[Answer]] = {}
     for answer in answers:
         if answer.predicted_step_s and answer.measured_step_s:
-            same = tuple(part.casefold() for part in answer.group)
+            same = (answer.shape, *(part.casefold() for part in answer.group))
             groups.setdefault(same, []).append(answer)
-    groups = {members[0].group: _layouts(members) for members in groups.values()}
+    layouts = [_layouts(members) for members in groups.values()]
     return [
         {
-            "group": " ".join(group),
+            "group": " ".join(members[0].group),
             "rows": len(members),
             "rank_correlation": _rank_correlation(members),
             "regret": _regret(members),
         }
-        for group, members in groups.items()
+        for members in layouts
         if len(members) >= 3
     ]
 

@@ -50,6 +50,13 @@ def test_one_sweep_may_be_written_in_several_ways():
     assert sweep["rows"] == 4
 
 
+def test_models_of_one_name_and_another_size_are_no_sweep():
+    rows = [llama(id=str(at), step_time_s=2 + at, tp=2**at) for at in range(3)]
+    rows += [llama(id=str(at), step_time_s=2 + at, tp=2 ** (at - 3), layers=30) for at in (3, 4, 5)]
+    first, second = backtest(rows, FACTS)["overall"]["sweeps"]
+    assert (first["rows"], second["rows"]) == (3, 3)
+
+
 @pytest.mark.parametrize(
     ("source", "recompute", "kind"),
     [("torchtitan", "selective", "operators"), ("torchtitan", "sel-AC", "operators"),
