@@ -35,17 +35,15 @@ class AttentionRates(Record):
     backward: Safe[Annotated[float, Range(gt=0, le=1)]] = 0.55
 
 
-KernelKind = Literal[
-    "matmul", "attention", "memory",
-    "all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv",
-]  # fmt: skip
+KernelKind = Literal["matmul", "attention", "memory"]
+ExchangeKind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv"]
 MatmulType = Literal["fp32", "bf16", "fp8"]
 
 
 class MeasuredKernel(Record):
     """One line of a table of measured kernels (`launch calibrate`)."""
 
-    kind: Safe[KernelKind]
+    kind: Safe[Literal[KernelKind, ExchangeKind]]
     """matmul: m x k times k x n; attention: causal, forward, m tokens, n heads of width k; memory:
     m bytes read and written. An exchange between n ranks of a node: m bytes, the whole."""
     type: Safe[MatmulType]
@@ -80,8 +78,8 @@ class Gpu(Record):
     step_overhead_s: Safe[Wait] = 0.0
     """Seconds per step outside of kernels: data, synchronisation, the update's launches."""
     core_share: Safe[Annotated[float, Range(gt=0, le=1)] | None] = None
-    """Of a CPU whose processes outnumber its cores: the part of a core that each gets while all
-    compute; a device's other facts are of such a part. None: nobody takes turns."""
+    """Of a CPU: the part of a core that each process gets while all compute, of which the other
+    facts are; 1: cores of its own. None: a GPU."""
     multiprocessors: Safe[Positive | None] = None
     """Units that matrix kernels spread their tiles over; None: products are not cut into tiles."""
     memory_efficiency: Safe[Annotated[float, Range(gt=0, le=1)]] = 0.85

@@ -6,15 +6,12 @@ import math
 from pathlib import Path
 from typing import Any, get_args
 
-from launcher.config.hardware_schema import KernelKind, MatmulType
+from launcher.config.hardware_schema import ExchangeKind, KernelKind, MatmulType
 from launcher.config.local_hardware import THREADS_SHARE
 from launcher.errors import Finding
 
 COLUMNS = ("device", "peak_flops_fp32", "kind", "type", "m", "n", "k", "seconds")
 """device and its peak say on what was measured; m, n, k are the kernel's size."""
-
-KERNELS = ("matmul", "attention", "memory")
-"""Kinds that one process measures; the others are exchanges between ranks."""
 
 LIMIT_ROWS = 2000
 
@@ -31,7 +28,7 @@ def with_kernels(values: dict[str, Any]) -> tuple[dict[str, Any], list[Finding]]
         return values, []
     try:
         peak_flops = float(gpu["peak_flops"]["fp32"])
-        rows = _read(Path(name).expanduser(), peak_flops, hardware.get("device") == "cpu")
+        rows = read_kernels(Path(name).expanduser(), peak_flops, hardware.get("device") == "cpu")
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         return values, [
@@ -46,7 +43,11 @@ def with_kernels(values: dict[str, Any]) -> tuple[dict[str, Any], list[Finding]]
     return values | {"hardware": hardware | {"gpu": gpu | {"kernels": rows}}}, []
 
 
-def _read(path: Path, peak_flops: float, is_cpu: bool) -> list[dict[str, Any]]:
+def read_kernels(path: Path, peak_flops: float, is_cpu: bool) -> list[dict[str, Any]]:
+    """Rows for a process whose share of a CPU has this peak, or for a GPU.
+
+    ValueError with the line and the cell of what is wrong, OSError.
+    """
     import csv  # only where a table is named
 
     with path.open(encoding="utf-8-sig", newline="") as stream:
@@ -80,15 +81,16 @@ def _row(row: dict[str, str], number: int, mine: float | None, core: float) -> d
 
     Processes that share a core take as much longer; several cores are quicker at kernels only.
     """
-    if row["kind"] not in get_args(KernelKind) or row["type"] not in get_args(MatmulType):
+    is_kernel, is_exchange = (row["kind"] in get_args(k) for k in (KernelKind, ExchangeKind))
+    if not (is_kernel or is_exchange) or row["type"] not in get_args(MatmulType):
         raise ValueError(f"line {number}: kind={row['kind']} type={row['type']}")
     measured, peak = (_positive(row, column, number) for column in ("seconds", "peak_flops_fp32"))
     sizes = {axis: _positive(row, axis, number) for axis in ("m", "n", "k")}
     if fraction := [axis for axis, size in sizes.items() if size != int(size)]:
         raise ValueError(f"line {number}: {fraction[0]}={row[fraction[0]]} is not a whole number")
-    if row["kind"] not in KERNELS and sizes["n"] < 2:
+    if is_exchange and sizes["n"] < 2:
         raise ValueError(f"line {number}: n={row['n']}: an exchange is between 2 ranks or more")
-    if mine is not None and row["kind"] in KERNELS:
+    if mine is not None and is_kernel:
         measured *= peak / mine if mine <= peak else min(1.0, peak / mine / THREADS_SHARE)
     elif mine is not None:
         measured *= peak / min(mine, core)

@@ -197,6 +197,8 @@ def _local_facts(
     else:
         per_node = asked if is_closed else _cpu_processes(here.cores, pinned)
         facts = cpu_facts(here, per_node)
+        if device == "cuda":  # refused, and for that alone
+            facts["gpu"]["core_share"] = None
     return _LocalFacts(
         device=device,
         gpus_per_node=per_node,

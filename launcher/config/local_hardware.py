@@ -23,8 +23,9 @@ _CPU_CONTEXT_BYTES = 590 * 2**20
 _CPU_EFFICIENCY = 0.5
 _CPU_ATTENTION = {"forward": 0.44, "backward": 0.40}
 _CPU_OP_S = 15e-6
-# Two threads are 1.5 to 1.7 times as quick as one.
 THREADS_SHARE = 0.8
+"""Of its cores, what a process with several makes use of: two threads are 1.5 to 1.7 times as quick
+as one, on this machine's two cores."""
 # A message between processes that compute in between and sleep while they wait: 0.8 to 1.2 ms,
 # nearly all of it waking up. Bare machines are quicker; `launch calibrate` measures it.
 _GLOO_MESSAGE_S = 0.9e-3
@@ -83,8 +84,8 @@ def _clock_hz(cpu: str, cpus: Path) -> float:
 
 
 def core_peak_flops(machine: LocalMachine) -> float:
-    """Float32 peak of one core of a CPU machine; of one with GPUs 1.0: a GPU is never shared."""
-    return 1.0 if machine.gpus else machine.clock_hz * machine.flops_per_cycle
+    """Float32 peak of one core."""
+    return machine.clock_hz * machine.flops_per_cycle
 
 
 def cpu_facts(machine: LocalMachine, processes: int) -> dict[str, Any]:
@@ -92,8 +93,9 @@ def cpu_facts(machine: LocalMachine, processes: int) -> dict[str, Any]:
     share = max(1, processes)
     # More processes than cores take turns on them.
     cores = machine.cores / share
+    cores = cores if cores < 1 else machine.cores // share  # a thread each
     peak = cores * machine.clock_hz * machine.flops_per_cycle
-    efficiency = _CPU_EFFICIENCY * (THREADS_SHARE if cores > 1 else 1.0)
+    used = THREADS_SHARE if cores > 1 else 1.0
     return {
         "gpu": {
             "name": f"cpu ({machine.cores} cores / {share} processes)",
@@ -102,9 +104,9 @@ def cpu_facts(machine: LocalMachine, processes: int) -> dict[str, Any]:
             "memory_bandwidth": 2 * 25.6e9 / share,
             # bf16 without AMX is emulated through float32.
             "peak_flops": {"fp32": peak, "bf16": peak / 4},
-            "max_efficiency": efficiency,
-            "flash_attention": _CPU_ATTENTION,
-            "core_share": cores if cores < 1 else None,
+            "max_efficiency": used * _CPU_EFFICIENCY,
+            "flash_attention": {pass_: used * rate for pass_, rate in _CPU_ATTENTION.items()},
+            "core_share": min(1.0, cores),
             "op_overhead_s": _CPU_OP_S / min(1.0, cores),
             "context_bytes": _CPU_CONTEXT_BYTES,
         },

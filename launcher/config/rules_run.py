@@ -103,6 +103,19 @@ RUN_RULES = (
         candidates=lambda run: (1,),
     ),
     Rule(
+        id="core-share-of-cpu",
+        field="hardware.gpu.core_share",
+        says="hardware.gpu.core_share is for processes of a CPU",
+        why="Nobody takes turns on a GPU that is a rank's own.",
+        broken=lambda run: (
+            "a rank has its GPU whole"
+            if run.hardware.device != "cpu" and run.hardware.gpu and run.hardware.gpu.core_share
+            else None
+        ),
+        candidates=lambda run: (None,),
+        fix="hardware.gpu.core_share=null",
+    ),
+    Rule(
         id="speeds-count",
         field="hardware.speeds",
         says="hardware.speeds has one number per node, or one per device",

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import get_args
 
+from launcher.config.hardware_schema import ExchangeKind
 from launcher.config.rule import divisors
 from launcher.config.schema import Run
 from launcher.plan.audit_pipeline import starved_pipeline, uneven_stages
@@ -260,10 +262,10 @@ def _mixed_speeds(run: Run, layout: Layout) -> Warning | None:
 def _other_kernels(run: Run) -> Warning | None:
     """A table of measured kernels that has nothing to say about this run."""
     gpu, compute = run.hardware.gpu, run.precision.compute
-    if gpu is None or not gpu.kernels:
-        return None
-    measured = {kernel.type for kernel in gpu.kernels if kernel.kind == "matmul"}
-    if compute in measured:
+    kernels = gpu.kernels if gpu else ()
+    measured = {kernel.type for kernel in kernels if kernel.kind == "matmul"}
+    others = any(kernel.kind in get_args(ExchangeKind) for kernel in kernels)
+    if not kernels or compute in measured or (others and not measured):
         return None
     return Warning(
         id="kernels-of-another-type",

@@ -9,7 +9,14 @@ from launcher.config.schema import Model
 from launcher.plan.costs import block_parameters, embedding_parameters, head_parameters
 from launcher.plan.encoder import memory_bytes
 from launcher.plan.execution import Job, expert_shards_of
-from launcher.plan.links import Link, broadcast_s, sent_bytes, stride_link, transfer_s
+from launcher.plan.links import (
+    Link,
+    broadcast_s,
+    measured_s,
+    sent_bytes,
+    stride_link,
+    transfer_s,
+)
 from launcher.plan.operator_records import Work, size_of
 
 SLOWDOWN = 0.29
@@ -80,6 +87,10 @@ def ep_times(work: Work, job: Job, links: Links) -> PassTimes:
 
 def exchange_s(payload_bytes: float, link: Link) -> float:
     """Every rank to every other, one after the other."""
+    return measured_s("all_to_all", payload_bytes, link, _one_by_one_s)
+
+
+def _one_by_one_s(_: str, payload_bytes: float, link: Link) -> float:
     sent = sent_bytes("all_to_all", payload_bytes, link.group_size)
     return link.group_size * link.latency_s + sent / link.bandwidth
 

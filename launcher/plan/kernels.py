@@ -114,18 +114,21 @@ def traffic_s(num_bytes: float, gpu: Gpu) -> float:
 def elementwise_s(num_bytes: float, kernels: int, gpu: Gpu) -> float:
     """Kernels that only move memory.
 
-    What was measured corrects the moving alone: kernels of one kind in a row, without a program
-    around them, do not show what it takes to come to each.
+    On a core what was measured corrects the moving alone: kernels of one kind in a row, without
+    a program around them, do not show what it takes to come to each. A GPU comes to them meanwhile.
     """
-    overhead_s, moving_s = kernels * gpu.op_overhead_s, traffic_s(num_bytes, gpu)
+    modelled_s = kernels * gpu.op_overhead_s + traffic_s(num_bytes, gpu)
     if not gpu.kernels or num_bytes <= 0:
-        return overhead_s + moving_s
+        return modelled_s
+    beside_s = 0.0 if gpu.core_share is None else gpu.op_overhead_s
 
     def model(one: MeasuredKernel) -> float:
-        return traffic_s(one.m, gpu)
+        return gpu.op_overhead_s - beside_s + traffic_s(one.m, gpu)
 
     each = max(1, round(num_bytes / max(1, kernels)))
-    return overhead_s + correct(moving_s, "memory", "fp32", (each, 0, 0), gpu.kernels, model)
+    apart_s = kernels * beside_s
+    size = (each, 0, 0)
+    return apart_s + correct(modelled_s - apart_s, "memory", "fp32", size, gpu.kernels, model)
 
 
 ATTENTION_START = {"forward": 400, "backward": 600}
@@ -174,7 +177,7 @@ def _attention_model_s(
     table = others.get(kernel) or gpu.flash_attention
     share = table.forward if direction == "forward" else table.backward
     keys = 2 * keys_seen  # of the whole sequence; causal kernels see half on average
-    is_core = gpu.multiprocessors is None
+    is_core = gpu.core_share is not None
     share *= keys / (keys + (CORE_ATTENTION_START if is_core else ATTENTION_START[direction]))
     share *= min(1.0, math.sqrt(math.sqrt(head_dim / 128)))
     return float(gpu.op_overhead_s + flops / (peak_flops(gpu, kind) * share))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
-from launcher.config.hardware_schema import MeasuredKernel
+from launcher.config.hardware_schema import ExchangeKind, MeasuredKernel
 from launcher.config.schema import Hardware, Node
 from launcher.plan.measured_kernels import correct
 
@@ -31,6 +32,8 @@ class Link(NamedTuple):
     """Bytes per second of a whole that the node's switch adds up (NVLS); None: it cannot."""
     measured: tuple[MeasuredKernel, ...] = ()
     """Exchanges that were measured inside such a node."""
+    inside: Link | None = None
+    """Of a group that leaves its node, where exchanges were measured: the same in one node."""
 
 
 @lru_cache(maxsize=4096)
@@ -63,14 +66,14 @@ def make_link(
     """What a group of `size` ranks on `num_nodes` nodes gets."""
     node, network = hardware.node, hardware.network
     assert node is not None
-    inner = node.bandwidth * node.efficiency
+    inner, measured = node.bandwidth * node.efficiency, _measured(hardware)
     if num_nodes == 1 or network is None:
         return Link(
             group_size=size, crosses_nodes=num_nodes > 1, bandwidth=inner,
             latency_s=node.latency_s, num_nodes=num_nodes, inner_latency_s=node.latency_s,
             ll128_latency_s=node.ll128_latency_s, inner_ll128_latency_s=node.ll128_latency_s,
             switch_bandwidth=switch_bandwidth(node),
-            measured=_measured(hardware) if num_nodes == 1 else (),
+            measured=measured if num_nodes == 1 else (),
         )  # fmt: skip
     # Ranks of the group on the same node share its adapters: a ring leaves the node once, and
     # over as many of them as the group has ranks there.
@@ -90,16 +93,15 @@ def make_link(
         inner_ll128_latency_s=node.ll128_latency_s,
         num_nodes=num_nodes,
         switch_bandwidth=switch_bandwidth(node),
+        inside=make_link(hardware, size, 1) if measured else None,
     )
 
 
 def _measured(hardware: Hardware) -> tuple[MeasuredKernel, ...]:
-    """What `launch calibrate` found of exchanges."""
+    """What `launch calibrate` found of exchanges; a group of one exchanges nothing."""
     kernels = hardware.gpu.kernels if hardware.gpu else ()
-    return tuple(one for one in kernels if one.kind in EXCHANGES)
+    return tuple(one for one in kernels if one.kind in get_args(ExchangeKind) and one.n > 1)
 
-
-EXCHANGES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send_recv")
 
 NVLS_SHARE = 5 / 6
 """Of the switch's bandwidth that becomes bytes of the whole (NCCL, tuning.cc: ratio of NVLS)."""
@@ -135,16 +137,28 @@ def transfer_s(op: str, payload_bytes: float, link: Link) -> float:
     """Seconds of one operation on `payload_bytes`, the size of the whole (unsharded) tensor:
     modelled, and corrected by what was measured near its size.
     """
-    modelled_s = _model_s(op, payload_bytes, link)
+    return measured_s(op, payload_bytes, link, _model_s)
+
+
+def measured_s(
+    op: str, payload_bytes: float, link: Link, model_s: Callable[[str, float, Link], float]
+) -> float:
+    """`model_s` of an operation, corrected by what was measured near its size.
+
+    A group that leaves its node passes the node's links, too: it takes no less than one inside.
+    """
+    modelled_s = model_s(op, payload_bytes, link)
+    if link.inside is not None:
+        return max(modelled_s, measured_s(op, payload_bytes, link.inside, model_s))
     if not link.measured or not modelled_s:
         return modelled_s
 
     def model(one: MeasuredKernel) -> float:
-        return _model_s(op, one.m, link._replace(group_size=one.n))
+        return model_s(op, one.m, link._replace(group_size=one.n))
 
     # A message has two ends, however many stages there are.
     size = (max(1, round(payload_bytes)), 2 if op == "send_recv" else link.group_size, 0)
-    return correct(modelled_s, op, "fp32", size, link.measured, model)
+    return correct(modelled_s, op, None, size, link.measured, model)
 
 
 def _model_s(op: str, payload_bytes: float, link: Link) -> float:

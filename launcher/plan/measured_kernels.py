@@ -14,7 +14,7 @@ NEIGHBOURS = 3
 def correct(
     modelled_s: float,
     kind: str,
-    dtype: str,
+    dtype: str | None,
     size: tuple[int, int, int],
     measured: Sequence[MeasuredKernel],
     model: Callable[[MeasuredKernel], float],
@@ -22,9 +22,9 @@ def correct(
     """The modelled time, times how far `model` was off for the nearest measured sizes.
 
     A measured size gets its measured time. A dimension of 0 is not compared. Without kernels of
-    this kind and type nothing changes.
+    this kind and type (None: of any) nothing changes.
     """
-    kernels = [one for one in measured if one.kind == kind and one.type == dtype]
+    kernels = [one for one in measured if one.kind == kind and dtype in (None, one.type)]
     if not kernels:
         return modelled_s
     near = sorted(((_distance(size, one), index) for index, one in enumerate(kernels)))

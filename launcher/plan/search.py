@@ -41,6 +41,7 @@ from launcher.plan.search_rooms import Rooms
 from launcher.plan.search_sharded import pieces_of
 from launcher.plan.search_space import Space
 from launcher.plan.search_stages import Stages, choice_in
+from launcher.plan.shared_cores import busy_share
 
 SLACK = 1 - 1e-9
 """Bounds and simulations add up the same numbers in different orders."""
@@ -68,8 +69,9 @@ class Search:
         self._places: dict[object, list[Place]] = {}
         self._orders: dict[tuple[bool, ...], list[tuple[str, ...]]] = {}
         self._kinds: set[object] = set()
-        # Bounds are of busy cores; processes that take turns are at most that much quicker.
-        self._share = (space.run.hardware.gpu and space.run.hardware.gpu.core_share) or 1.0
+        # Bounds are of busy cores; processes that take turns are at most that much quicker, so what
+        # is known exactly stands in the queue as if cores were busy.
+        self._share = busy_share(space.run.hardware)
         self._steps: dict[type, Callable[[Any, float], None]] = {
             Family: self._expand_family, Block: self._expand_block, Sized: self._expand_sized,
             Recomputed: self._expand_recomputed, Stages: self._expand_stages,
@@ -85,10 +87,10 @@ class Search:
         while self._queue and len(best) < limit:
             bound, is_known, _, _, node = heappop(self._queue)
             if not is_known:
-                self._steps[type(node)](node, bound / self._share)
+                self._steps[type(node)](node, bound)
             elif node.kind not in self._kinds:
                 self._kinds.add(node.kind)
-                best.append(Ranked(choice=node, step_s=bound * _samples(node)))
+                best.append(Ranked(choice=node, step_s=bound * self._share * _samples(node)))
         self.counts.too_slow = len(self._queue)
         return Ranking(best=tuple(best), counts=self.counts)
 
@@ -97,7 +99,7 @@ class Search:
     ) -> None:
         """`seconds` per sample; of equal ones, those that are not known exactly go first."""
         self.counts.examined += not known
-        bound = seconds if known else seconds * SLACK * self._share
+        bound = seconds / self._share if known else seconds * SLACK
         self._num_pushed += 1
         heappush(self._queue, (bound, known, tie, self._num_pushed, node))
 

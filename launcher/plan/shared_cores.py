@@ -13,10 +13,16 @@ from launcher.plan.schedule_clock import Durations, run_clocks
 from launcher.plan.schedule_records import Action, Chain
 
 
+def busy_share(hardware: Hardware) -> float:
+    """Of a core, what a process has while all compute; 1 on devices of its own."""
+    if hardware.device != "cpu" or hardware.gpu is None:
+        return 1.0
+    return hardware.gpu.core_share or 1.0
+
+
 def takes_turns(hardware: Hardware, chain: Chain) -> bool:
     """Whether there are stages that wait and fewer cores than processes."""
-    has_fewer = hardware.gpu is not None and hardware.gpu.core_share is not None
-    return has_fewer and chain.num_stages > 1
+    return chain.num_stages > 1 and busy_share(hardware) < 1
 
 
 def quickening(
@@ -32,10 +38,9 @@ def quickening(
     Were every stage alone, its actions would take `core_share` of that. While k of them compute on
     cores for fewer, they take turns: the step is the integral of how many there are for each core.
     """
-    assert hardware.gpu is not None
-    share = hardware.gpu.core_share
-    if share is None or not takes_turns(hardware, chain):
+    if not takes_turns(hardware, chain):
         return 1.0
+    share = busy_share(hardware)
     clocks = run_clocks(chain, num_microbatches, ranks, durations, has_transfers)
     spans = [span for clock in clocks for span in clock.computing()]
     together_s = max(clock.time_s for clock in clocks)

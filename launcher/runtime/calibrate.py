@@ -1,6 +1,7 @@
 """Measure this machine's kernels: matrix products, attention, memory traffic.
 
-Run as `python -m launcher.runtime.calibrate PEAK`: a CSV table on standard output.
+Run as `python -m launcher.runtime.calibrate PEAK FILE`: a CSV table. Not on standard output, where
+libraries write, too.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import cycle
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-HEADER = "device,peak_flops_fp32,kind,type,m,n,k,seconds"
+HEADER = "device,peak_flops_fp32,kind,type,m,n,k,seconds\n"
 ROUNDS, LEAST_S = 5, 0.02
 COLD_BYTES, MOST_SETS = 2**26, 256
 """On a CPU a kernel is called with one set of operands after another, so many that caches do not
@@ -99,15 +101,22 @@ def _seconds(calls: Iterator[Callable[[], object]], device: torch.device) -> flo
     return statistics.median(rounds)
 
 
+def row(device_name: str, peak: float, size: tuple[str, str, int, int, int], seconds: float) -> str:
+    """A line of the table; `peak` is of the part of a core that was measured, and 1 of a GPU."""
+    kind, dtype, m, n, k = size
+    name = device_name.replace(",", " ")
+    return f"{name},{peak!r},{kind},{dtype},{m},{n},{k},{seconds:.9g}\n"
+
+
 def main() -> None:
-    """Print the table."""
+    """Write the table."""
     torch.set_num_threads(1)  # one core: processes that share a machine get such parts of it
     is_gpu = torch.cuda.is_available()
     device = torch.device("cuda", 0) if is_gpu else torch.device("cpu")
-    name = torch.cuda.get_device_name(0).replace(",", " ") if is_gpu else "cpu core"
-    print(HEADER)
-    for kind, dtype, m, n, k, seconds in measure(device):
-        print(f"{name},{sys.argv[1]},{kind},{dtype},{m},{n},{k},{seconds:.9g}", flush=True)
+    name = torch.cuda.get_device_name(0) if is_gpu else "cpu core"
+    peak = 1.0 if is_gpu else float(sys.argv[1])
+    rows = [row(name, peak, size, seconds) for *size, seconds in measure(device)]  # type: ignore[arg-type]
+    Path(sys.argv[2]).write_text(HEADER + "".join(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":

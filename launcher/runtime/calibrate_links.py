@@ -1,13 +1,15 @@
 """Measure what ranks of this machine take to exchange data, as rows of the table of kernels.
 
-Run as `python -m launcher.runtime.calibrate_links PEAK CORES`: the rows on standard output.
+Every rank runs `python -m launcher.runtime.calibrate_links PEAK CORES FILE` under torchrun; the
+first adds the rows to the file.
 """
 
 from __future__ import annotations
 
+import math
+import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -17,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from launcher.runtime.calibrate import row
 from launcher.runtime.collectives import (
     exchange,
     start_gather,
@@ -26,8 +29,9 @@ from launcher.runtime.collectives import (
 )
 from launcher.runtime.groups import Axis
 
-ROUNDS, CALLS = 5, 8
-CPU_RANKS, CPU_BYTES = (2, 4), (2**12, 2**18, 2**21)
+ROUNDS, LEAST_S, FEWEST, MOST = 5, 0.03, 8, 1000
+"""A round is so many calls, and as long as that: clocks and barriers are no part of them."""
+CPU_BYTES = (2**12, 2**18, 2**21)
 GPU_BYTES = (2**16, 2**20, 2**24, 2**28)
 LIMIT = timedelta(seconds=120)
 """Longest that a rank waits for the others."""
@@ -43,22 +47,19 @@ OPERATIONS: dict[str, Operation] = {
 """As training does them: `x` is the whole that the plan counts."""
 
 
-def group_sizes(num_gpus: int) -> tuple[int, ...]:
-    """Ranks that are tried: of GPUs the powers of two that there are, of a CPU two and four."""
-    if not num_gpus:
-        return CPU_RANKS
-    return tuple(2**power for power in range(1, num_gpus.bit_length()))
-
-
 def measure(axis: Axis, device: torch.device) -> Iterator[tuple[str, int, float]]:
-    """(operation, bytes of the whole, seconds); all ranks of the axis call it together."""
+    """(operation, bytes of the whole, seconds); all ranks of the axis call it together.
+
+    A size whose time is lost in the noise is left out.
+    """
     for name, operation in OPERATIONS.items():
         for size in CPU_BYTES if device.type == "cpu" else GPU_BYTES:
-            whole = torch.zeros(size // 4, device=device)
-            yield name, size, _seconds(operation, whole, axis)
+            seconds = added_s(operation, torch.zeros(size // 4, device=device), axis)
+            if seconds > 0:
+                yield name, size, seconds
 
 
-def _seconds(operation: Operation, whole: Tensor, axis: Axis) -> float:
+def added_s(operation: Operation, whole: Tensor, axis: Axis) -> float:
     """Median over rounds of what a call adds to computing between calls.
 
     On a CPU ranks that only exchange are awake when a message comes; those that compute are not
@@ -75,15 +76,19 @@ def _seconds(operation: Operation, whole: Tensor, axis: Axis) -> float:
         operation(whole, axis)
 
     both()
-    added = [(_timed(both, whole) - _timed(compute, whole)) / CALLS for _ in range(ROUNDS)]
-    return max(1e-7, statistics.median(added))
+    longest = torch.tensor([_timed(both, whole, FEWEST) / FEWEST], device=whole.device)
+    dist.all_reduce(longest, op=dist.ReduceOp.MAX)  # all ranks make as many calls
+    calls = max(FEWEST, min(MOST, math.ceil(LEAST_S / max(1e-9, float(longest)))))
+    return statistics.median(
+        (_timed(both, whole, calls) - _timed(compute, whole, calls)) / calls for _ in range(ROUNDS)
+    )
 
 
-def _timed(call: Callable[[], None], whole: Tensor) -> float:
-    """CALLS in a row, begun and ended by all together."""
+def _timed(call: Callable[[], None], whole: Tensor, calls: int) -> float:
+    """So many in a row, begun and ended by all together."""
     dist.barrier()
     start = time.perf_counter()
-    for _ in range(CALLS):
+    for _ in range(calls):
         call()
     if whole.is_cuda:
         torch.cuda.synchronize(whole.device)
@@ -91,38 +96,31 @@ def _timed(call: Callable[[], None], whole: Tensor) -> float:
     return time.perf_counter() - start
 
 
-def run_rank(rank: int, size: int, store: str, device_name: str, peak: float) -> None:
-    """One of `size` ranks; the first prints the rows."""
+def share_of_core(cores: int, ranks: int) -> float:
+    """Of a core, what each of these ranks has while all compute."""
+    return min(1.0, cores / ranks)
+
+
+def main() -> None:
+    """Take part; the first rank adds its rows."""
     torch.set_num_threads(1)
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     is_gpu = torch.cuda.is_available()
     device = torch.device("cuda", rank) if is_gpu else torch.device("cpu")
     if is_gpu:
         torch.cuda.set_device(device)
-    dist.init_process_group(
-        "nccl" if is_gpu else "gloo", init_method=f"file://{store}", rank=rank, world_size=size,
-        timeout=LIMIT,
-    )  # fmt: skip
-    axis = Axis(
-        name="tp", index=rank, size=size, ranks=tuple(range(size)), group=dist.group.WORLD
-    )  # fmt: skip
-    for name, num_bytes, seconds in measure(axis, device):
-        if rank == 0:
-            row = f"{device_name},{peak!r},{name},fp32,{num_bytes},{size},1,{seconds:.9g}"
-            print(row, flush=True)
+    dist.init_process_group("nccl" if is_gpu else "gloo", timeout=LIMIT)
+    axis = Axis(name="tp", index=rank, size=size, ranks=tuple(range(size)), group=dist.group.WORLD)
+    peak = 1.0 if is_gpu else float(sys.argv[1]) * share_of_core(int(sys.argv[2]), size)
+    name = torch.cuda.get_device_name(device) if is_gpu else "cpu core"
+    rows = [
+        row(name, peak, (kind, "fp32", num_bytes, size, 1), seconds)
+        for kind, num_bytes, seconds in measure(axis, device)
+    ]
+    if rank == 0:
+        with Path(sys.argv[3]).open("a", encoding="utf-8") as table:
+            table.write("".join(rows))
     dist.destroy_process_group()
-
-
-def main() -> None:
-    """Print the rows of every group size."""
-    peak, cores = float(sys.argv[1]), int(sys.argv[2])
-    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    name = torch.cuda.get_device_name(0).replace(",", " ") if num_gpus else "cpu core"
-    for size in group_sizes(num_gpus):
-        # Ranks that outnumber the cores had so much less of one each.
-        share = 1.0 if num_gpus else min(1.0, cores / size)
-        with tempfile.TemporaryDirectory() as folder:
-            store = str(Path(folder) / "store")
-            torch.multiprocessing.spawn(run_rank, (size, store, name, share * peak), nprocs=size)  # type: ignore[no-untyped-call]
 
 
 if __name__ == "__main__":

@@ -242,6 +242,11 @@ EXAMPLES: dict[str, list[Callable[[], Run]]] = {
     "network-between-nodes": [
         lambda: make_run(hardware=h100(2) | {"network": None}, parallelism=OPEN)
     ],
+    "core-share-of-cpu": [
+        lambda: make_run(
+            hardware=h100(2) | {"gpu": h100(2)["gpu"] | {"core_share": 0.5}}, parallelism=OPEN
+        )
+    ],
     "speeds-count": [lambda: make_run(hardware=h100(2), **{"hardware.speeds": (1.0, 1.0, 1.0)})],
     "speeds-not-searched": [
         lambda: make_run(

@@ -13,7 +13,7 @@ from launcher.plan.execution import runtime_job
 from launcher.plan.records import Communication, Plan
 from launcher.plan.ring_reach import ring_hops, ring_reach
 from launcher.plan.step_time import find_links
-from tests.factory import LLAMA3_70B, h100, make_run
+from tests.factory import CPU, LLAMA3_70B, h100, make_run
 
 
 def plan(mode: str, window: int | None = None, **parallelism: Any) -> Plan:
@@ -126,12 +126,19 @@ def test_documents_are_masked_block_by_block_where_keys_come_in_parts() -> None:
 
 @pytest.mark.parametrize("mode", ["ring", "all_gather"])
 def test_cores_that_move_the_data_themselves_hide_nothing_behind_attention(mode: str) -> None:
-    made = build_plan(make_run(parallelism={"tp": 1, "pp": 1, "cp": 4, "dp": 1, "cp_mode": mode}))
+    degrees = {"tp": 1, "pp": 1, "cp": 4, "dp": 1, "cp_mode": mode}
+    made = build_plan(make_run(parallelism=degrees))
     job = runtime_job(made.run, made.layout)
     link = find_links(job).cp
     long = PassTimes(forward_s=1e3, backward_s=1e3)
     assert cp_times(job, link, long, "none") == cp_times(job, link, PassTimes(), "none")
-    assert not job.execution.overlap_dp
-    assert runtime_job(
-        plan(mode, zero_stage=3).run, plan(mode, zero_stage=3).layout
-    ).execution.overlap_dp
+
+
+def test_cores_hide_no_gather_of_weights_where_gpus_do() -> None:
+    def overlaps(hardware: dict[str, Any]) -> bool:
+        degrees = {"tp": 1, "pp": 1, "dp": None, "zero_stage": 3}
+        made = build_plan(make_run(hardware=hardware, parallelism=degrees))
+        return runtime_job(made.run, made.layout).execution.overlap_dp
+
+    assert overlaps(h100())
+    assert not overlaps(CPU | {"gpus_per_node": 2})

@@ -1,6 +1,8 @@
 """A measured table overrides the model where it has values, and is refused where it is broken."""
 
 import subprocess
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -9,7 +11,9 @@ from launcher.config.hardware_schema import MeasuredKernel
 from launcher.config.kernel_table import COLUMNS, with_kernels
 from launcher.config.local_hardware import detect_machine
 from launcher.config.schema import Gpu, Hardware
-from launcher.plan.kernels import Gemm, attention_s, elementwise_s, gemm_s
+from launcher.errors import RunFailed
+from launcher.plan.collectives import exchange_s
+from launcher.plan.kernels import Gemm, attention_s, elementwise_s, gemm_s, traffic_s
 from launcher.plan.links import make_link, transfer_s
 from launcher.submit.calibrate import calibrate
 from tests.factory import h100
@@ -44,14 +48,25 @@ def test_other_types_and_kinds_stay_as_modelled():
 
 def test_attention_and_memory_are_corrected_too():
     measured = gpu(("memory", "fp32", 2**26, 1, 1, 1.0), ("attention", "bf16", 4096, 8, 128, 1.0))
-    coming_to_it_s = PLAIN.op_overhead_s  # which a row of kernels does not show
-    assert elementwise_s(float(2**26), 1, measured) == pytest.approx(1.0 + coming_to_it_s)
-    assert elementwise_s(float(2**26), 3, measured) > 1.0
+    assert elementwise_s(float(2**26), 1, measured) == pytest.approx(1.0)
     flops = 4.0 * 4096 * 2048 * 8 * 128
     one = attention_s(flops, 2048, 128, "flash", "bf16", "forward", measured)
     assert one == pytest.approx(1.0)
     back = attention_s(flops, 2048, 128, "flash", "bf16", "backward", measured)
     assert back > one
+
+
+@pytest.mark.parametrize("share", [None, 1.0, 0.5])
+def test_a_table_that_is_the_model_changes_nothing(share):
+    plain = PLAIN.model_copy(update={"core_share": share})
+    sizes = (2**16, 2**22, 2**28)
+    overhead_s = 0.0 if share else plain.op_overhead_s  # a row on a core does not show it
+    rows = [("memory", "fp32", size, 1, 1, overhead_s + traffic_s(size, plain)) for size in sizes]
+    table = gpu(*rows).model_copy(update={"core_share": share})
+    for size in sizes:
+        for kernels in (1, 4):
+            modelled = elementwise_s(float(size * kernels), kernels, plain)
+            assert elementwise_s(float(size * kernels), kernels, table) == pytest.approx(modelled)
 
 
 HEADER = ",".join(COLUMNS)
@@ -134,18 +149,41 @@ def test_exchanges_that_cannot_be_measured_are_said_and_the_kernels_kept(
     assert said.out.startswith("rows\n")
 
 
-def test_a_measurement_that_breaks_leaves_the_table_of_the_other(tmp_path, monkeypatch):
-    broken = subprocess.CalledProcessError(1, "python", stderr="a\nno such interface\n")
+KERNELS = HEADER + "\ncpu core,1e11,matmul,fp32,8,8,8,1\n"
+
+
+def measurements(monkeypatch, kernels, refused):
+    """Each writes what it is told to, or ends with an error as torchrun shows it."""
 
     def run(command, **_):
-        if command[2].endswith("calibrate_links"):
-            raise broken
-        return subprocess.CompletedProcess(command, 0, stdout="kernels\n")
+        if "launcher.runtime.calibrate" in command:
+            Path(command[-1]).write_text(kernels)
+        elif refused in command:
+            said = "[rank0]: RuntimeError: no such interface\nChildFailedError:\n=====\n"
+            raise subprocess.CalledProcessError(1, "python", stderr=said)
+        else:
+            with Path(command[-1]).open("a") as rows:
+                rows.write("cpu core,1e11,all_reduce,fp32,8,2,1,1\n")
+        return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr("subprocess.run", run)
+
+
+def test_a_measurement_that_breaks_leaves_what_others_found(tmp_path, monkeypatch):
+    measurements(monkeypatch, KERNELS, refused="--nproc-per-node=4")
+    path, machine = tmp_path / "kernels.csv", replace(detect_machine(), gpus=())
+    table, note = calibrate(machine, path)
+    assert note == "4 ranks: RuntimeError: no such interface"
+    assert path.read_text() == table == KERNELS + "cpu core,1e11,all_reduce,fp32,8,2,1,1\n"
+
+
+def test_what_plans_could_not_read_replaces_no_table(tmp_path, monkeypatch):
+    measurements(monkeypatch, KERNELS + "[Gloo] Rank 0 is connected\n", refused="")
     path = tmp_path / "kernels.csv"
-    assert calibrate(detect_machine(), path) == ("kernels\n", "no such interface")
-    assert path.read_text() == "kernels\n"
+    path.write_text(KERNELS)
+    with pytest.raises(RunFailed, match="line 3: no peak_flops_fp32"):
+        calibrate(detect_machine(), path)
+    assert path.read_text() == KERNELS
 
 
 HALF = 5e10
@@ -179,21 +217,40 @@ def test_a_group_of_one_exchanges_nothing(tmp_path):
     assert finding.reason.endswith("line 2: n=1: an exchange is between 2 ranks or more")
 
 
+def with_rows(rows):
+    hardware = Hardware.model_validate(h100(2))
+    kernels = tuple(MeasuredKernel.model_validate(row) for row in rows)
+    gpu = hardware.gpu.model_copy(update={"kernels": kernels})
+    return hardware.model_copy(update={"gpu": gpu})
+
+
+def link_with(rows):
+    return make_link(with_rows(rows), 4, 1)
+
+
 def test_a_measured_exchange_takes_its_measured_time_and_others_are_corrected_alike():
     hardware = Hardware.model_validate(h100(2))
     rows = [{"kind": "all_reduce", "type": "fp32", "m": 2**20, "n": 4, "k": 1, "seconds": 0.5}]
-    gpu = hardware.gpu.model_copy(
-        update={"kernels": tuple(MeasuredKernel.model_validate(row) for row in rows)}
-    )
-    measured = hardware.model_copy(update={"gpu": gpu})
+    measured = with_rows(rows)
     plain, link = make_link(hardware, 4, 1), make_link(measured, 4, 1)
     assert transfer_s("all_reduce", 2**20, link) == pytest.approx(0.5)
     ratio = 0.5 / transfer_s("all_reduce", 2**20, plain)
     other = transfer_s("all_reduce", 2**24, link)
     assert other == pytest.approx(ratio * transfer_s("all_reduce", 2**24, plain))
     assert transfer_s("all_gather", 2**20, link) == transfer_s("all_gather", 2**20, plain)
+    # Across nodes it passes the same links: no quicker than inside, and else as modelled.
     across = make_link(hardware, 4, 2), make_link(measured, 4, 2)
-    assert transfer_s("all_reduce", 2**20, across[1]) == transfer_s("all_reduce", 2**20, across[0])
+    assert transfer_s("all_reduce", 2**20, across[1]) == transfer_s("all_reduce", 2**20, link)
+    assert transfer_s("all_gather", 2**20, across[1]) == transfer_s("all_gather", 2**20, across[0])
+    # Experts exchange one by one, by a model of their own.
+    assert exchange_s(2**20, link) == exchange_s(2**20, plain)
+    rows = [{"kind": "all_to_all", "type": "bf16", "m": 2**20, "n": 4, "k": 1, "seconds": 0.5}]
+    assert exchange_s(2**20, link_with(rows)) == pytest.approx(0.5)
+
+
+def test_a_row_of_one_rank_says_nothing():
+    rows = [{"kind": "all_reduce", "type": "fp32", "m": 2**20, "n": 1, "k": 1, "seconds": 0.5}]
+    assert transfer_s("all_reduce", 2**20, link_with(rows)) < 0.1
 
 
 def test_a_table_without_its_columns_is_refused(tmp_path):

@@ -10,10 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from launcher.cli import main
+from launcher.config.hardware_schema import MeasuredKernel
 from launcher.config.load import load_run
 from launcher.plan.collectives import exposed_s
 from launcher.plan.estimate import estimate_layout, estimate_layout_memory
 from launcher.plan.fill import close_shared
+from launcher.plan.links import make_link, transfer_s
 from launcher.plan.schedule import SCHEDULES, build_orders, build_schedule
 from launcher.plan.schedule_clock import Durations, walk
 from launcher.plan.schedule_peaks import peaks_of
@@ -115,12 +117,29 @@ def test_pruning_loses_nothing_against_every_layout_tried(memory_gib, fixed):
     assert count > 20 or memory_gib < 2
 
 
-def test_pruning_loses_nothing_where_processes_take_turns_on_cores():
+@pytest.mark.parametrize("share", [1 / 3, 0.4, 2 / 3, 0.37])
+def test_pruning_loses_nothing_where_processes_take_turns_on_cores(share):
     run = small_run(memory_gib=80.0, nodes=1)
-    gpu = run.hardware.gpu.model_copy(update={"core_share": 0.4, "op_overhead_s": 1e-5})
+    gpu = run.hardware.gpu.model_copy(update={"core_share": share, "op_overhead_s": 1e-5})
     run = changed(run, hardware={"device": "cpu", "gpu": gpu}, train={"micro_batch_size": 1})
     run = changed(run, parallelism={"recompute": "none"})
     assert_same(build_space(run, frozenset({"micro_batch_size", "recompute"})))
+
+
+@pytest.mark.parametrize("times", [0.3, 20.0])
+@pytest.mark.parametrize("kinds", [("all_reduce", "all_gather", "send_recv"), ("all_gather",)])
+def test_pruning_loses_nothing_where_exchanges_of_a_node_were_measured(times, kinds):
+    run = small_run(memory_gib=80.0)
+    rows = [
+        MeasuredKernel(kind=kind, type="fp32", m=size, n=ranks, k=1,
+                       seconds=times * transfer_s(kind, size, make_link(run.hardware, ranks, 1)))
+        for kind in kinds for size in (2**16, 2**20, 2**24) for ranks in (2, 4)
+    ]  # fmt: skip
+    gpu = run.hardware.gpu.model_copy(update={"kernels": tuple(rows)})
+    run = changed(run, hardware={"gpu": gpu}, train={"micro_batch_size": 1})
+    run = changed(run, parallelism={"recompute": "none", "cp": 1, "sequence_parallel": True})
+    fixed = frozenset({"micro_batch_size", "recompute", "cp", "sequence_parallel"})
+    assert_same(build_space(run, fixed))
 
 
 @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)

@@ -12,7 +12,7 @@ from launcher.plan.schedule import SCHEDULES, build_orders
 from launcher.plan.schedule_choice import named_chain
 from launcher.plan.schedule_clock import Durations, walk
 from launcher.plan.schedule_records import StageTimes
-from launcher.plan.shared_cores import quickening
+from launcher.plan.shared_cores import quickening, takes_turns
 from launcher.plan.timeline import build_timeline
 from tests.factory import CPU, make_run
 
@@ -80,10 +80,21 @@ def planned(share, **keys):
 
 
 def test_a_plan_has_less_of_a_bubble_and_what_is_drawn_is_the_step_that_is_said():
-    alone, turns = planned(None), planned(0.5)
+    alone, turns = planned(1.0), planned(0.5)
     assert turns.time.step_s < alone.time.step_s
     assert turns.time.compute_s < alone.time.compute_s
+    (sent,), (of_busy,) = turns.communication, alone.communication
+    assert sent.axis == "pp"
+    times = turns.simulation.makespan_s / alone.simulation.makespan_s
+    assert sent.seconds_per_step == pytest.approx(times * of_busy.seconds_per_step)
     assert build_timeline(turns).step_s == pytest.approx(turns.time.step_s)
     time = turns.time
     parts = (time.compute_s, time.bubble_s, time.exposed_communication_s, time.optimizer_s)
     assert sum(parts) == pytest.approx(time.step_s)
+
+
+def test_a_gpu_has_no_turns_to_take():
+    chain = named_chain("1f1b", 4, 1)
+    gpu = Hardware.model_validate(CPU | {"device": "cuda", "gpu": CPU["gpu"] | {"core_share": 0.5}})
+    assert not takes_turns(gpu, chain)
+    assert takes_turns(hardware(0.5), chain)

@@ -8,7 +8,7 @@ from launcher.plan.activations import block_kept_bytes
 from launcher.plan.build import build_plan
 from launcher.plan.execution import runtime_job
 from launcher.plan.records import Plan
-from tests.factory import LLAMA3_70B, TINY_GPT, h100, make_run
+from tests.factory import CPU, LLAMA3_70B, TINY_GPT, h100, make_run
 
 
 def plan(model: dict[str, Any] = LLAMA3_70B, **parallelism: Any) -> Plan:
@@ -72,6 +72,17 @@ def test_overlap_hides_communication_and_never_adds_any() -> None:
 
 def test_transfers_that_nothing_hides_lengthen_the_step() -> None:
     assert plan(overlap_p2p=True).time.step_s < plan(overlap_p2p=False).time.step_s
+
+
+def test_cores_that_move_the_data_themselves_hide_no_sum_behind_a_product() -> None:
+    def step_s(device: dict[str, Any], overlaps: bool) -> float:
+        hardware = CPU | device | {"gpus_per_node": 2}
+        degrees = {"tp": 2, "pp": 1, "dp": 1, "overlap_tp": overlaps}
+        return build_plan(make_run(hardware=hardware, parallelism=degrees)).time.step_s
+
+    assert step_s({}, overlaps=True) == step_s({}, overlaps=False)
+    gpu = {"device": "cuda", "name": "gpus"}
+    assert step_s(gpu, overlaps=True) != step_s(gpu, overlaps=False)
 
 
 def test_overlap_is_on_where_the_device_can() -> None:
