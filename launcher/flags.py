@@ -23,7 +23,7 @@ verbs
   resume RUN        continue a run, with other values where overrides say so
   checkpoints RUN   list, verify or compare the checkpoints of a run
   checkpoint RUN    have a running job save now
-  calibrate [FILE]  measure this machine's kernels; plans use the table by hardware.kernels=FILE
+  calibrate [FILE]  measure kernels and exchanges here; plans use them by hardware.kernels=FILE
   tokenize text, JSONL, Parquet or a saved data set to a token store (launch tokenize --help)
   backtest predict every measured run of a table (FILE.csv) and say how far off that is
   rules    every rule that a configuration must obey, with its reason

@@ -7,10 +7,13 @@ some always wait, and the others are that much quicker.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from launcher.config.schema import Hardware
+from launcher.plan.records import Communication, Layout
 from launcher.plan.schedule_clock import Durations, run_clocks
 from launcher.plan.schedule_records import Action, Chain
+from launcher.plan.traffic import gradients_are_whole
 
 
 def busy_share(hardware: Hardware) -> float:
@@ -57,3 +60,18 @@ def _in_turns_s(spans: Sequence[tuple[float, float]], room: float, share: float)
         total_s += (moment - since) * share * max(1.0, running / room)
         running, since = running + change, moment
     return total_s
+
+
+def shorten_passes(
+    entries: tuple[Communication, ...], layout: Layout, quicker: float
+) -> tuple[Communication, ...]:
+    """What belongs to the passes of microbatches is as much quicker as they are."""
+    if quicker == 1.0:
+        return entries
+    in_passes = ("tp", "cp", "ep", "pp", *(() if gradients_are_whole(layout) else ("dp",)))
+    return tuple(
+        replace(entry, seconds_per_step=entry.seconds_per_step / quicker)
+        if entry.axis in in_passes
+        else entry
+        for entry in entries
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 
 from launcher.config.schema import Hardware
@@ -12,11 +11,11 @@ from launcher.plan.collectives import Links, boundary_s, exposed_s
 from launcher.plan.execution import Job, expert_shards_of, shards_of
 from launcher.plan.kernels import peak_flops, traffic_s
 from launcher.plan.links import Link, make_link, stride_link, transfer_s
-from launcher.plan.records import Communication, Layout, Stage, Time
+from launcher.plan.records import Communication, Stage, Time
 from launcher.plan.schedule import SCHEDULES
 from launcher.plan.schedule_clock import Durations
 from launcher.plan.schedule_records import Chain, Schedule, StageTimes, has_weight_actions
-from launcher.plan.shared_cores import quickening, takes_turns
+from launcher.plan.shared_cores import quickening, shorten_passes, takes_turns
 from launcher.plan.simulate import Simulation, simulate
 from launcher.plan.simulate_named import named_orders, simulate_named
 from launcher.plan.speeds import stage_speeds
@@ -30,7 +29,6 @@ from launcher.plan.stages import count_dense_layers
 from launcher.plan.traffic import (
     embedding_bytes,
     embedding_link,
-    gradients_are_whole,
     list_communication,
     sum_of_partial_gradients,
 )
@@ -67,23 +65,8 @@ def estimate_job(
     simulation = simulation.quicker(quicker)
     return StepEstimate(
         time=summarise(job, stages, simulation, chain, costs, links, quicker),
-        communication=_shortened(list_communication(job, stages, links), job.layout, quicker),
+        communication=shorten_passes(list_communication(job, stages, links), job.layout, quicker),
         simulation=simulation,
-    )
-
-
-def _shortened(
-    entries: tuple[Communication, ...], layout: Layout, quicker: float
-) -> tuple[Communication, ...]:
-    """What belongs to the passes of microbatches is as much quicker as they are."""
-    if quicker == 1.0:
-        return entries
-    in_passes = ("tp", "cp", "ep", "pp", *(() if gradients_are_whole(layout) else ("dp",)))
-    return tuple(
-        replace(entry, seconds_per_step=entry.seconds_per_step / quicker)
-        if entry.axis in in_passes
-        else entry
-        for entry in entries
     )
 
 
