@@ -27,6 +27,8 @@ class Link(NamedTuple):
     inner_ll128_latency_s: float | None = None
     num_nodes: int = 1
     """Nodes that the group touches."""
+    adapter_bandwidth: float = math.inf
+    """Bytes per second that one rank sends to other nodes by itself."""
     switch_bandwidth: float | None = None
     """Bytes per second of a whole that the node's switch adds up (NVLS); None: it cannot."""
     measured: tuple[MeasuredKernel, ...] = ()
@@ -89,6 +91,7 @@ def make_link(
         ll128_latency_s=network.ll128_latency_s,
         inner_ll128_latency_s=node.ll128_latency_s,
         num_nodes=num_nodes,
+        adapter_bandwidth=outer / rails,
         switch_bandwidth=switch_bandwidth(node),
     )
 
@@ -158,6 +161,8 @@ def _model_s(op: str, payload_bytes: float, link: Link) -> float:
     if link.group_size == 1:
         return 0.0
     seconds = sent_bytes(op, payload_bytes, link.group_size) / link.bandwidth
+    if op == "all_to_all":
+        seconds = max(seconds, _sent_abroad(payload_bytes, link) / link.adapter_bandwidth)
     outer, inner = _ring_hops(link)
     rounds = 2 if op == "all_reduce" else 1
     found = _fastest_s(seconds, rounds * outer, rounds * inner, link)
@@ -167,6 +172,13 @@ def _model_s(op: str, payload_bytes: float, link: Link) -> float:
     if op == "all_reduce" and link.switch_bandwidth is not None:
         found = min(found, _switched_s(payload_bytes, link, link.switch_bandwidth))
     return found
+
+
+def _sent_abroad(payload_bytes: float, link: Link) -> float:
+    """Of what a rank sends to every other one, bytes to those on other nodes: no other rank's
+    adapter carries them, as those of a ring do.
+    """
+    return payload_bytes * (1 - 1 / link.num_nodes)
 
 
 def _switched_s(payload_bytes: float, link: Link, switch: float) -> float:

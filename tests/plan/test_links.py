@@ -36,6 +36,23 @@ def test_ranks_of_a_group_on_one_node_share_its_adapters():
     assert stride_link(HARDWARE, 8, stride=1, size=64).bandwidth == min(400e9, 450e9) * RATE
 
 
+def test_no_other_ranks_adapter_carries_what_a_rank_sends_to_all_others():
+    whole = 64e9
+    inside, across = (stride_link(HARDWARE, 8, stride=1, size=size) for size in (8, 64))
+    assert transfer_s("all_to_all", whole, inside) == pytest.approx(
+        7 / 8 * whole / (450e9 * RATE), rel=0.01
+    )
+    assert transfer_s("all_to_all", whole, across) == pytest.approx(
+        7 / 8 * whole / (50e9 * RATE), rel=0.01
+    )
+    gathered_s = 63 / 64 * whole / (450e9 * RATE)  # a ring leaves the node over all eight
+    assert transfer_s("all_gather", whole, across) < 2 * gathered_s
+    spread = stride_link(HARDWARE, 8, stride=8, size=8)  # one rank on each node
+    assert transfer_s("all_to_all", whole, spread) == pytest.approx(
+        7 / 8 * whole / (50e9 * RATE), rel=0.01
+    )
+
+
 def test_contention_grows_with_nodes_and_oversubscription_divides():
     busy = HARDWARE.network.model_copy(update={"contention": 0.1, "oversubscription": 2.0})
     hardware = HARDWARE.model_copy(update={"network": busy})
