@@ -48,7 +48,9 @@ def find_execution(
         changes["fusion"] = "compiled"
     if re.search(r"async[-_ ]?tp|tp[-_ ]comm[-_ ]overlap", words):
         changes["overlap_tp"] = True
-    for axis in ("tp", "dp", "p2p"):
+    if re.search(OVERLAP_EP, words):
+        changes["overlap_ep"] = True
+    for axis in ("tp", "dp", "p2p", "ep"):
         if re.search(NO_OVERLAP, words) or re.search(NO_OVERLAP_OF.format(axis), words):
             changes[f"overlap_{axis}"] = False
     if re.search(r"(?<!no )(?<!without )(?:fused (?:ce|cross)|cut cross[- ]entropy|liger)", words):
@@ -92,6 +94,12 @@ NOT_FLASH = (
     r"(?:no|not|without|w/o) flash|flash[- _]?att\w*(?: is)?[ =:]+(?:off|no\b|false|disabled|0)"
     r"|torch attention|unfused attention"
 )
+
+OVERLAP_EP = (
+    r"dualpipe|overlap\w*[- _](?:\w+[- _])?(?:moe|ep|a2a|all[- ]?to[- ]?all|experts?)(?![a-z])"
+    r"|(?<![a-z])(?:moe|ep|a2a|all[- ]?to[- ]?all|experts?)[- _](?:\w+[- _]){0,2}overlap"
+)
+"""In notes: exchanges with experts run beside the computing; DualPipe is made for that."""
 
 NO_OVERLAP = (
     r"(?:no|without|w/o) (?:comm\w*(?:[-/ ]comp\w*)?[- ])?overlap"

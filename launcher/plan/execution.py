@@ -91,6 +91,8 @@ class Execution:
     """Whether the schedule, where that is a file, has weight gradients by themselves."""
     overlap_dp: bool = False
     """Reduction and gathers of dp run beside the computing."""
+    overlap_ep: bool = False
+    """Tokens travel to experts and back while other microbatches compute (DualPipe)."""
     reduces_by_all_reduce: bool = False
     """ZeRO-1 and 2 all-reduce whole gradients and let every rank keep its part."""
     whole_tensors: bool = False

@@ -1,0 +1,25 @@
+"""Rows of mixtures of experts: what is exchanged with experts, and where their ranks lie."""
+
+from dataclasses import replace
+
+import pytest
+
+from launcher.plan.backtest import predict_job
+from launcher.plan.backtest_rows import read_row
+
+from .test_backtest import FACTS
+from .test_unseen_rows import mixture
+
+
+@pytest.mark.parametrize(
+    ("notes", "overlaps"),
+    [("DualPipe", True), ("EP comm overlap", True), ("overlapped all-to-all", True),
+     ("--overlap-moe-expert-parallel-comm", True), ("a2a overlap", True), ("", False),
+     ("tp comm overlap", False), ("no ep overlap", False), ("DualPipe, no comm overlap", False)],
+)  # fmt: skip
+def test_exchanges_with_experts_run_beside_computing_where_the_row_says_so(notes, overlaps):
+    job = read_row(mixture(ep=8, pp=8, gpus_per_node=1, notes=notes), FACTS).job
+    assert job.execution.overlap_ep is overlaps
+    without = replace(job, execution=replace(job.execution, overlap_ep=False))
+    waits_s = [predict_job(one)[1].time.exposed_communication_s for one in (job, without)]
+    assert (waits_s[0] < 0.8 * waits_s[1]) is overlaps
