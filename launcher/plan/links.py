@@ -54,9 +54,22 @@ def _most_nodes(hardware: Hardware, gpus_per_node: int, stride: int, size: int) 
 
 
 def domain_size(hardware: Hardware, gpus_per_node: int) -> int:
-    """Ranks that reach each other without the network: of a node, or of all under one switch."""
+    """Ranks that reach each other without the network: of a node, or of all under one switch.
+
+    A job on several racks takes as many devices of each, where that leaves few idle: 256 are
+    four times 64 of 72, so that groups of 64 do not lie across two racks.
+    """
     assert hardware.node is not None
-    return max(gpus_per_node, hardware.node.domain_gpus or 1)
+    room = max(gpus_per_node, hardware.node.domain_gpus or 1)
+    world = gpus_per_node * hardware.num_nodes
+    if world <= room:
+        return room
+    alike = [size for size in range(gpus_per_node, room + 1, gpus_per_node) if world % size == 0]
+    return alike[-1] if alike[-1] >= LEAST_TAKEN * room else room
+
+
+LEAST_TAKEN = 0.75
+"""Of a rack's devices; assumed: a job that would take fewer of each fills racks instead."""
 
 
 def make_link(

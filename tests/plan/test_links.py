@@ -7,7 +7,7 @@ import pytest
 from launcher.config.schema import Hardware
 from launcher.plan.execution import runtime_job
 from launcher.plan.fill import build_layout
-from launcher.plan.links import Link, broadcast_s, sent_bytes, stride_link, transfer_s
+from launcher.plan.links import Link, broadcast_s, domain_size, sent_bytes, stride_link, transfer_s
 from launcher.plan.step_time import find_links
 from tests.factory import LLAMA3_70B, h100, make_run
 
@@ -155,6 +155,17 @@ def test_devices_under_one_switch_are_one_node_to_collectives():
     hardware = HARDWARE.model_copy(update={"node": node})
     assert not stride_link(hardware, 8, stride=1, size=32).crosses_nodes
     assert stride_link(hardware, 8, stride=1, size=64).num_nodes == 2
+
+
+@pytest.mark.parametrize(
+    ("trays", "room"), [(16, 72), (18, 72), (32, 64), (36, 72), (64, 64), (19, 72), (20, 72)]
+)
+def test_a_job_takes_as_many_devices_of_each_rack(trays, room):
+    node = HARDWARE.node.model_copy(update={"domain_gpus": 72})
+    hardware = HARDWARE.model_copy(update={"node": node, "num_nodes": trays})
+    assert domain_size(hardware, 4) == room
+    if trays % 16 == 0:
+        assert not stride_link(hardware, 4, stride=1, size=64).crosses_nodes
 
 
 @pytest.mark.parametrize("per_node", [1, 4, 6, 8, 12])
