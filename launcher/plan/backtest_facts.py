@@ -65,7 +65,7 @@ def find_execution(
     is_split = given not in NO if given else program.is_modern
     changes["sequence_parallel"] = tp > 1 and is_split
     if offload := _offload(words + " " + row["zero_or_fsdp"].lower()):
-        changes["offload"] = offload
+        changes |= {"offload": offload, "offloads_gradients": not program.has_own_fsdp}
     metric = re.search(r"allocated|reserved|nvidia-smi", words)  # what is named behind it is beside
     if metric is None or metric[0] != "nvidia-smi":
         changes |= {"reserved": metric is None or metric[0] == "reserved", "process": False}
@@ -162,11 +162,25 @@ OF_SUMS = r"(?:fp|float)32 (?:main |master|grad|accum|optim|reduc|state|param|we
 def _offload(words: str) -> str | None:
     """What waits in the node's RAM."""
     words = re.sub(OF_ACTIVATIONS, "", words)
-    if not re.search(r"off-?load", words) or re.search(r"(no|without)( cpu)? off-?load", words):
+    if re.search(r"\b(?:no|without|w/o)(?: cpu)? off-?load(?:ing)?(?! (?:of|to) )\b", words):
         return None
-    whole = r"param\w*[- ]off-?load|off-?load\w* (of )?(param|weight)|zero-infinity|cpu_offload"
-    return "parameters" if re.search(whole, words) else "optimizer"
+    words = re.sub(NO_OFFLOAD, "", words)
+    if re.search(OF_WEIGHTS, words):
+        return "parameters"
+    return "optimizer" if re.search(r"off-?load", words) else None
 
+
+OF_WEIGHTS = (
+    r"(?:param|weight)\w*(?: (?:and|&|\+) optim\w*(?: states?)?)?[- _]off-?load|zero[- ]infinity"
+    r"|off-?load\w*[- _(]*(?:of )?(?:optim\w*(?: states?)? ?(?:and|&|\+) ?)?(?:param|weight)"
+    r"|cpu_offload|fsdp\W+cpu[- ]off-?load"
+)
+"""Of everything: FSDP's own option has no other meaning."""
+
+NO_OFFLOAD = (
+    r"\b(?:no|not|without|w/o)(?: \w+)?[- ]off-?load\w*"
+    r"|[\w-]*off-?load\w*(?: is)?[ =:]+(?:off|no|none|false|disabled|0)\b"
+)
 
 OF_ACTIVATIONS = r"activation\w*[- ](?:cpu[- ])?off-?load\w*|off-?load\w* (?:of )?activation\w*"
 """Not of state."""

@@ -79,6 +79,8 @@ class Execution:
     """Share of the layers that recompute; the others keep everything."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """What waits in the node's RAM."""
+    offloads_gradients: bool = False
+    """Gradients go there as they come, beside what waits there (DeepSpeed, PyTorch's FSDP)."""
     sequence_parallel: bool = False
     shard_size: int | None = None
     """Ranks that share sharded state; None: all of dp x cp. Groups of them are replicas (HSDP)."""

@@ -169,6 +169,15 @@ def test_a_stage_in_the_middle_holds_two_blocks_of_what_waits_in_ram():
     assert min(held[0], held[3]) > held[1]
 
 
+def test_of_sharded_weights_that_wait_in_ram_a_rank_holds_its_part_of_two_blocks():
+    def held(**degrees):
+        degrees = {"tp": 1, "pp": 1, "dp": 8, "offload": "parameters"} | degrees
+        run = make_run(model=GPT2_124M, hardware=h100(1), precision=BF16, parallelism=degrees)
+        return build_plan(run).memory.per_stage[0].parameters_bytes
+
+    assert held(zero_stage=3) == pytest.approx(held(zero_stage=2) / 8, rel=1e-4)
+
+
 def test_of_every_second_block_only_inputs_are_kept():
     def activations(recompute, every=1):
         (memory,) = stage_memory(parallelism={"recompute": recompute, "recompute_every": every})
