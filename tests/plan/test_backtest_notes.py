@@ -4,7 +4,7 @@ import pytest
 
 from launcher.plan.backtest import predict_row
 from launcher.plan.backtest_hardware import stated_bandwidth
-from launcher.plan.backtest_rows import read_row
+from launcher.plan.backtest_rows import INTERLEAVED, read_row
 
 from .test_backtest import FACTS
 from .test_strangers_rows import job, llama
@@ -158,3 +158,12 @@ def test_papers_that_notes_name_beside_are_not_the_rows_own(source, notes, atten
 )
 def test_programs_that_notes_deny_or_compare_with_are_not_the_rows(notes):
     assert job(notes=notes, gpu="A100").execution == job(notes="", gpu="A100").execution
+
+
+@pytest.mark.parametrize(
+    ("name", "notes", "schedule"),
+    [("zb_14B", "1F1B", "1f1b"), ("paper-zb", "zb-2p", "zb_2p"), ("a zb", "1F1B-I", INTERLEAVED),
+     ("paper-zb", "", "zb_h1"), ("x_zb", "H1 of it", "zb_h1"), ("x_1f1b", "beside zb-2p", "1f1b")],
+)  # fmt: skip
+def test_notes_that_name_a_schedule_go_before_a_name_that_only_hints_at_one(name, notes, schedule):
+    assert job(id=name, notes=notes, pp=4).layout.schedule == schedule
