@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from launcher.plan.backtest import predict_job
+from launcher.plan.backtest import predict_job, predict_row
 from launcher.plan.backtest_rows import read_row
 
 from .test_backtest import FACTS
@@ -23,3 +23,16 @@ def test_exchanges_with_experts_run_beside_computing_where_the_row_says_so(notes
     without = replace(job, execution=replace(job.execution, overlap_ep=False))
     waits_s = [predict_job(one)[1].time.exposed_communication_s for one in (job, without)]
     assert (waits_s[0] < 0.8 * waits_s[1]) is overlaps
+
+
+def test_a_size_that_no_experts_of_the_row_make_is_named():
+    notes = "64 experts, top-1, in every other layer"
+    row = mixture(model="a-moe", params_b=7, notes=notes)
+    assert "362 billion parameters by its dimensions, not 7" in predict_row(row, FACTS).assumed
+    assert not any("billion" in part for part in predict_row(mixture(), FACTS).assumed)
+
+
+def test_tokens_of_all_devices_together_are_no_rate_of_one_in_a_mixture_either():
+    answer = predict_row(mixture(tokens_per_s_per_gpu=640_000), FACTS)
+    assert (answer.status, "beyond the peak" in answer.reason) == ("bad", True)
+    assert predict_row(mixture(tokens_per_s_per_gpu=10_000), FACTS).status == "predicted"
