@@ -16,7 +16,7 @@ from launcher.plan.backtest_cells import (
     read_integer,
     read_number,
 )
-from launcher.plan.backtest_degrees import complete_degrees
+from launcher.plan.backtest_degrees import complete_degrees, split_modules
 from launcher.plan.backtest_facts import (
     find_execution,
     gather_ahead,
@@ -77,7 +77,7 @@ def read_row(row: Mapping[str, str | None], facts: Facts) -> Measured:
     cells = read_cells(row)
     did_not_fit = take_out_of_memory(cells)
     assumed: list[str] = []
-    cells = complete_degrees(cells, assumed)
+    cells = complete_degrees(split_modules(cells, assumed), assumed)
     if missing := [column for column in ("gpu", "gpus") if not cells[column]]:
         raise Unsupported(f"not published: {', '.join(missing)}")
     try:
