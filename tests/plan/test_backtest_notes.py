@@ -83,7 +83,9 @@ def test_a_loss_that_is_not_fused_is_not(notes, fused):
      ("4 NICs of 200 Gb/s per node", 100), ("8 ConnectX-7 400Gb/s NICs", 400),
      ("1 NIC 100 Gbps per GPU", 100), ("25 Gbps Ethernet", 3.125), ("AWS p3.16xlarge", 3.125),
      ("4x Omni-Path 100 Gbps per node", 50), ("Omni-Path 100 Gbps x 4", 50), ("4x OPA", 50),
-     ("200 Gb/s InfiniBand x8 per node", 200), ("4x Omni-Path 100", 50)],
+     ("200 Gb/s InfiniBand x8 per node", 200), ("4x Omni-Path 100", 50), ("2x100G TCP", 25),
+     ("4x200G Slingshot-11", 100), ("25GbE", 3.125), ("10 GbE", 1.25), ("4x 100GbE", 50),
+     ("1.6 Tb/s InfiniBand", 200), ("51.2 Tb/s switches", None), ("0.8 Tb/s per GPU", 800)],
 )  # fmt: skip
 def test_adapters_of_a_node_are_counted(notes, gigabits):
     found = stated_bandwidth({"notes": notes}, 8)
