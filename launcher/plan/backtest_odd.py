@@ -55,8 +55,16 @@ def not_understood(cells: Mapping[str, str], execution: Execution, zero_stage: i
         "recompute": (RECOMPUTE, execution.recompute),
         "precision": (PRECISION, execution.matmul),
     }
+    cut = re.search(EXPERTS_CUT, cells["notes"].lower())
     return [
         f"{name}={cells[name]}: not understood, taken for {meaning}"
         for name, (known, meaning) in taken.items()
         if cells[name] and not re.search(known, cells[name].lower())
-    ]
+    ] + ([f"experts are whole on each rank, for all that {cut[0]} says"] if cut else [])
+
+
+EXPERTS_CUT = (
+    r"\b(?:etp|expert[-_ ]tensor[-_ ]parallel\w*(?:[-_ ](?:size|degree))?)[-_ =:]*"
+    r"(?:[2-9]|[1-9]\d+)\b"
+)
+"""In notes: ranks that share each expert. Plans know none beside ep."""

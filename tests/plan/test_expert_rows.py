@@ -36,3 +36,15 @@ def test_tokens_of_all_devices_together_are_no_rate_of_one_in_a_mixture_either()
     answer = predict_row(mixture(tokens_per_s_per_gpu=640_000), FACTS)
     assert (answer.status, "beyond the peak" in answer.reason) == ("bad", True)
     assert predict_row(mixture(tokens_per_s_per_gpu=10_000), FACTS).status == "predicted"
+
+
+@pytest.mark.parametrize(
+    ("notes", "said"),
+    [("ETP=2", "etp=2"), ("expert-tensor-parallel-size 4", "expert-tensor-parallel-size 4"),
+     ("etp1", None), ("", None)],
+)  # fmt: skip
+def test_experts_that_ranks_share_are_said_to_be_taken_whole(notes, said):
+    found = read_row(mixture(tp=2, ep=4, notes=notes), FACTS).assumed
+    assert [words for words in found if "whole" in words] == (
+        [f"experts are whole on each rank, for all that {said} says"] if said else []
+    )
