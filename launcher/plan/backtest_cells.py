@@ -35,10 +35,33 @@ ALIASES = {
     "step_time_ms": "step_time_s", "iteration_time_s": "step_time_s", "mem_gb": "mem_gib",
     "memory_gib": "mem_gib", "memory_gb": "mem_gib", "comment": "notes", "note": "notes",
     "virtual_pp": "vpp", "url": "source_url_or_repo_path",
+    "accelerator": "gpu", "params_m": "params_b", "sharding": "zero_or_fsdp",
+    "ac": "recompute", "activation_recompute": "recompute", "tgs": "tokens_per_s_per_gpu",
+    **{f"{tokens}_{each}": "tokens_per_s_per_gpu"
+       for tokens in ("tok_s", "tokens_s", "tokens_sec", "tokens_per_sec", "tokens_per_s")
+       for each in ("gpu", "device", "per_gpu", "per_device")},
+    **{f"{flops}_{each}": "tflops_per_gpu"
+       for flops in ("tflops", "tflop_s", "tflops_s") for each in ("gpu", "device", "per_gpu")},
+    **{f"{time}{unit}": "step_time_s"
+       for time in ("iteration_time", "iter_time", "time_per_step", "time_per_iteration")
+       for unit in ("", "_s", "_ms")},
+    **{f"{memory}_{unit}": "mem_gib"
+       for memory in ("mem", "memory", "peak_mem", "peak_memory", "max_mem", "max_memory")
+       for unit in ("gb", "gib", "mb", "mib")},
+    **{f"{word}_parallel{rest}": axis
+       for word, axis in (("data", "dp"), ("tensor", "tp"), ("pipeline", "pp"), ("context", "cp"),
+                          ("expert", "ep")) for rest in ("_size", "_degree")},
+    **{f"{axis}_size": axis for axis in ("dp", "tp", "pp", "cp", "ep")},
 }  # fmt: skip
 """Other names of columns, in lower case with underscores."""
 
-UNIT_OF_COLUMN = {"step_time_ms": "ms", "mem_gb": "GB", "memory_gb": "GB"}
+UNIT_OF_COLUMN = {
+    **{name: "ms" for name, column in ALIASES.items()
+       if column == "step_time_s" and name.endswith("_ms")},
+    **{name: name.rsplit("_", 1)[1].upper() for name, column in ALIASES.items()
+       if column == "mem_gib" and not name.endswith("gib")},
+    "params_m": "M",
+}  # fmt: skip
 """Columns whose name says a unit that their cells do not."""
 
 NOTHING = ("", "-", "--", "\u2013", "\u2014", "?", "n/a", "na", "null", "unknown", "tbd",
