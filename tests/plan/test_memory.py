@@ -143,7 +143,7 @@ def test_offloaded_optimizer_state_moves_into_the_nodes_memory():
     assert there.time.optimizer_s > here.time.optimizer_s
 
 
-def test_blocks_with_a_plain_mlp_wider_than_all_experts_keep_more():
+def test_blocks_with_a_plain_mlp_keep_what_it_is_wider_or_narrower_than_experts():
     """Gate, its silu, up and what the last product reads, of every token in two bytes."""
     experts = {"num_experts": 4, "experts_per_token": 1, "ffn_hidden_size": 64}
 
@@ -158,6 +158,9 @@ def test_blocks_with_a_plain_mlp_wider_than_all_experts_keep_more():
         more = kept(2, recompute, 4096) - kept(2, recompute, 2048)
         assert more == 2 * 64 * 4 * 2048 * 2
         assert kept(0, recompute, 4096) == kept(0, recompute, 2048)
+        # Of 64 tokens in two blocks: routed copies on both sides, and the router's in and out.
+        less = kept(0, recompute, 64) - kept(2, recompute, 64)
+        assert less == 2 * 64 * (2 * TINY["hidden_size"] + 2 * 4) * 2
     assert kept(2, "full", 4096) == kept(0, "full", 4096)
 
 
