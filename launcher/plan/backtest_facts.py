@@ -66,7 +66,9 @@ def find_execution(
     changes["sequence_parallel"] = tp > 1 and is_split
     if offload := _offload(words + " " + row["zero_or_fsdp"].lower()):
         changes |= {"offload": offload, "offloads_gradients": not program.has_own_fsdp}
-    metric = re.search(r"allocated|reserved|nvidia-smi", words)  # what is named behind it is beside
+    cell = re.sub(r"(?:allocated|reserved)\W{0,3}\d.*", "", row["mem_gib"].lower())
+    # what is named behind it is beside
+    metric = re.search(r"allocated|reserved|nvidia-smi", f"{cell} {words}")
     if metric is None or metric[0] != "nvidia-smi":
         changes |= {"reserved": metric is None or metric[0] == "reserved", "process": False}
     recompute, share = read_recompute(row["recompute"], num_layers, layout.pp, vpp)

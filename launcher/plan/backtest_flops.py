@@ -25,12 +25,19 @@ def measured_step_s(cells: Mapping[str, str], job: Job) -> float | None:
     ):
         if (value := read_number(cells, column)) is None:
             continue
+        if column in RATES and re.search(OF_ALL, cells[column].lower()):
+            value /= job.layout.world_size
         found = step_s(cells, job, value)
         if found < (1 - ROUNDING) * _least_s(job):
             raise BadRow(f"{column}={cells[column]}: beyond the peak of a device")
         return found
     return None
 
+
+RATES = ("tokens_per_s_per_gpu", "tflops_per_gpu")
+
+OF_ALL = r"\b(?:global|total|aggregate|(?:whole )?cluster|all (?:\d+ )?(?:gpus|devices|ranks))\b"
+"""Beside a rate: of all devices together."""
 
 ROUNDING = 0.01
 """Of a published figure."""
