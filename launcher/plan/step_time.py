@@ -128,7 +128,7 @@ def part_times(job: Job, costs: Sequence[PartCost], splits: bool, links: Links) 
 
 
 def find_links(job: Job) -> Links:
-    """Where each axis' groups sit on the nodes; ep is borrowed from dp x cp, nearest first."""
+    """Where each axis' groups sit on the nodes; ep is borrowed, nearest ranks first."""
     layout = job.layout
     degrees = (layout.tp, layout.cp, layout.ep, layout.dp, layout.pp)
     shard_size = job.execution.shard_size
@@ -153,11 +153,13 @@ def place_links(
     replicas = dp * cp
     shard = min(shard_size or replicas, replicas)
     inner = min(strides["cp"], strides["dp"]) if cp > 1 else strides["dp"]
+    # With ep tp ranks hold different experts: they are the nearest where tp is right inside.
+    first = strides["tp"] if strides["tp"] * tp == inner else inner
     crosses = pp > 1 and stride_link(hardware, per_node, strides["pp"], pp).crosses_nodes
     return Links(
         tp=stride_link(hardware, per_node, strides["tp"], tp),
         cp=stride_link(hardware, per_node, strides["cp"], cp),
-        ep=stride_link(hardware, per_node, inner, ep),
+        ep=stride_link(hardware, per_node, first, ep),
         pp=_boundary_link(hardware, pp, crosses),
         shard=stride_link(hardware, per_node, inner, shard),
         replica=stride_link(hardware, per_node, inner * shard, replicas // shard),

@@ -6,6 +6,7 @@ import pytest
 
 from launcher.plan.backtest import predict_job, predict_row
 from launcher.plan.backtest_rows import read_row
+from launcher.plan.step_time import find_links
 
 from .test_backtest import FACTS
 from .test_unseen_rows import mixture
@@ -48,3 +49,18 @@ def test_experts_that_ranks_share_are_said_to_be_taken_whole(notes, said):
     assert [words for words in found if "whole" in words] == (
         [f"experts are whole on each rank, for all that {said} says"] if said else []
     )
+
+
+@pytest.mark.parametrize(("tp", "ep", "crosses"), [(1, 8, False), (2, 8, False), (4, 8, False),
+                                                   (2, 4, False), (2, 16, True)])  # fmt: skip
+def test_ranks_of_tp_that_hold_different_experts_are_those_of_ep_first(tp, ep, crosses):
+    row = mixture(model="a-moe", params_b="", notes="64 experts, top-8", tp=tp, ep=ep)
+    links = find_links(read_row(row, FACTS).job)
+    assert (links.ep.crosses_nodes, links.ep.group_size) == (crosses, ep)
+
+
+def test_ranks_of_ep_are_those_of_dp_where_a_pipeline_lies_between():
+    job = read_row(mixture(tp=2, pp=4, ep=8), FACTS).job
+    far = replace(job, layout=replace(job.layout, order=("tp", "pp", "cp", "dp")))
+    assert not find_links(job).ep.crosses_nodes
+    assert find_links(far).ep.num_nodes == 8
