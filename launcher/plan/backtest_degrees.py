@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 
 from launcher.plan.backtest_cells import read_integer, read_number
+from launcher.plan.backtest_programs import own_words
 
 
 def complete_degrees(cells: Mapping[str, str], assumed: list[str]) -> dict[str, str]:
@@ -18,6 +19,9 @@ def complete_degrees(cells: Mapping[str, str], assumed: list[str]) -> dict[str, 
     if (ring := _sequence_degree(cells)) > 1:
         filled["cp"] = str(ring)
         assumed.append(f"cp={ring}, by sp={cells['sp']}")
+    elif not cells["cp"] and (noted := re.search(IN_NOTES, own_words(cells["notes"]).lower())):
+        filled["cp"] = noted[1]
+        assumed.append(f"cp={noted[1]}, by {noted[0]}")
     product = 1
     for name in ("tp", "pp", "cp", "dp"):
         product *= read_integer(filled, name, 1)
@@ -40,6 +44,12 @@ def _sequence_degree(cells: Mapping[str, str]) -> int:
         return 1
     return int(found[1]) if int(found[1]) != read_integer(cells, "tp", 1) else 1
 
+
+IN_NOTES = (
+    r"(?:ulysses(?: sp| cp| degree| size)?|(?<![a-z])cp|context[- ]parallel\w*(?: size| degree)?)"
+    r"(?: of|[ =:(x])? ?(\d{1,4})(?![\d.]| ?x)"
+)
+"""Ranks that share a sequence where no cell says it: `Ulysses SP=8`, `CP=4`."""
 
 DEGREE = r"(?:[a-z]+[- ])?(?:ulysses|ring|sp|cp|degree)?[-_ =:(x]*(\d{1,4})\)?"
 """Not the number in `yes (since 2022)`."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from launcher.config.schema import Gpu, Hardware
 from launcher.plan.backtest_cells import Unsupported, read_number
-from launcher.plan.backtest_programs import PIPELINE_STATE, find_program
+from launcher.plan.backtest_programs import PIPELINE_STATE, find_program, own_words
 from launcher.plan.backtest_words import NO, read_recompute
 from launcher.plan.execution import Execution
 from launcher.plan.records import Layout
@@ -194,6 +194,9 @@ def _shard_size(row: Mapping[str, str], layout: Layout, per_node: int) -> int | 
     `HSDP 4x16` is torch's mesh of them: 4 replicas of 16 shards.
     """
     text, ranks = row["zero_or_fsdp"].lower(), layout.dp * layout.cp
+    notes = own_words(row["notes"]).lower()
+    if layout.zero_stage and re.search(r"(?<![a-z])hsdp|hybrid[- _]shard", notes):
+        text += " hsdp"
     if is_grouped := re.search(IN_GROUPS, text) is not None:
         text += " " + row["notes"].lower()
     if found := re.search(SHARDS, text):
@@ -235,6 +238,6 @@ def gather_ahead(execution: Execution, row: Mapping[str, str]) -> Execution:
     words = f"{row['id']} {row['notes']}".lower()
     if not re.search(NO_OVERLAP, words):
         execution = replace(execution, overlap_dp=True)
-    if "zero++" in row["zero_or_fsdp"].lower():
+    if "zero++" in f"{row['zero_or_fsdp']} {row['id']} {own_words(row['notes'])}".lower():
         execution = replace(execution, gather_bytes=1, reduce_bytes=1)
     return execution

@@ -31,7 +31,7 @@ from launcher.plan.backtest_hardware import (
     stated_taper,
 )
 from launcher.plan.backtest_model import read_model
-from launcher.plan.backtest_odd import not_understood, take_out_of_memory
+from launcher.plan.backtest_odd import check_trains_all, not_understood, take_out_of_memory
 from launcher.plan.backtest_programs import find_program, unknown_program
 from launcher.plan.backtest_words import (
     SHARDED,
@@ -75,6 +75,7 @@ class Measured:
 def read_row(row: Mapping[str, str | None], facts: Facts) -> Measured:
     """Raises Unsupported or BadRow."""
     cells = read_cells(row)
+    check_trains_all(cells)
     did_not_fit = take_out_of_memory(cells)
     assumed: list[str] = []
     cells = complete_degrees(split_modules(cells, assumed), assumed)

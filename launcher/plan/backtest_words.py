@@ -154,7 +154,7 @@ def named_schedule(text: str) -> str | None:
     return min(hits)[1] if hits else None
 
 
-CHUNKS = r"(?<![a-z])(?:vpp|virtual[- _]?(?:pp|pipeline|stages?))[ =:_-]*(\d+)"
+CHUNKS = r"(?<![a-z])(?:vpp?|virtual[- _]?(?:pp|pipeline|stages?))[ =:_-]*(\d+)"
 
 
 def stated_chunks(row: dict[str, str]) -> int | None:
