@@ -92,6 +92,7 @@ def read_row(row: Mapping[str, str | None], facts: Facts) -> Measured:
     hardware = _hardware(cells, layout, facts, hardware_names, assumed)
     execution = find_execution(cells, layout, model.num_layers, hardware)
     assumed += filter(None, [unknown_program(cells)])
+    assumed += _left_open(cells, layout, execution)
     assumed += not_understood(cells, execution, layout.zero_stage)
     if execution.weight_bytes == 4 and layout.zero_stage < 3:
         execution = keep_gathered(execution, layout.pp)
@@ -111,6 +112,17 @@ def read_row(row: Mapping[str, str | None], facts: Facts) -> Measured:
         did_not_fit=did_not_fit,
         assumed=tuple(assumed),
     )
+
+
+def _left_open(cells: Mapping[str, str], layout: Layout, execution: Execution) -> list[str]:
+    """What empty cells of the layout and of kernels are taken for."""
+    taken = {
+        "recompute": execution.recompute,
+        "precision": execution.matmul,
+        "sp": ("yes" if execution.sequence_parallel else "no") if layout.tp > 1 else "",
+        "vpp": str(layout.vpp) if layout.vpp > 1 else "",
+    }
+    return [f"{name}={value}" for name, value in taken.items() if value and not cells[name]]
 
 
 def _beyond(error: Refused) -> str:

@@ -58,3 +58,15 @@ def test_an_optimizer_that_is_none_of_ours_is_said_to_be_taken_for_adam(notes):
     said = [words for words in read_row(llama(notes=notes), FACTS).assumed if "Adam in" in words]
     assert len(said) == 1
     assert not any("Adam in" in words for words in read_row(llama(), FACTS).assumed)
+
+
+def test_what_empty_cells_are_taken_for_is_listed():
+    empty = dict.fromkeys(("recompute", "precision", "sp", "vpp"), "")
+    said = set(read_row(llama(tp=2, pp=4, notes="interleaved", **empty), FACTS).assumed)
+    assert said >= {"recompute=none", "precision=bf16", "sp=yes", "vpp=2"}
+    full = {"recompute": "full", "precision": "bf16", "sp": "no", "vpp": 2}
+    said = set(read_row(llama(tp=2, pp=4, **full), FACTS).assumed)
+    assert not {name for name in full if any(words.startswith(f"{name}=") for words in said)}
+    guessed = predict_row(llama(zero_or_fsdp="zero3", gpus=8, seq=32768), FACTS)
+    assert "recompute=full" in guessed.assumed
+    assert "recompute=none" not in guessed.assumed
