@@ -9,7 +9,7 @@ from typing import Any
 
 from launcher.commands import Request
 from launcher.config.assets import conf_dir
-from launcher.errors import EXIT_DONE, EXIT_INVALID_CONFIG, ConfigError, Finding
+from launcher.errors import EXIT_DONE, EXIT_INVALID_CONFIG, ConfigError, Finding, visible
 
 
 def backtest(request: Request) -> int:
@@ -18,15 +18,19 @@ def backtest(request: Request) -> int:
     from launcher.plan.backtest import backtest as predict_table
     from launcher.plan.backtest_report import render_backtest
     from launcher.plan.backtest_rows import Facts
-    from launcher.plan.backtest_table import read_table
+    from launcher.plan.backtest_table import columns_not_read, read_table
 
     path, conf = _table_path(request), conf_dir()
     facts = Facts(
         gpus=read_gpus(conf), nodes=read_nodes(conf), networks=read_networks(conf),
         models=read_models(conf),
     )  # fmt: skip
-    document = predict_table(read_table(_read_text(path), path), facts)
+    rows = read_table(_read_text(path), path)
+    document = predict_table(rows, facts) | {"columns_not_read": columns_not_read(rows)}
     print(json_module.dumps(document, indent=1) if request.json else render_backtest(document))
+    if unread := document["columns_not_read"]:
+        words = ", ".join(visible(name) for name in unread)
+        print(f"launch: {path}: columns that are not read: {words}", file=sys.stderr)
     broken = [row for row in document["rows"] if row["reason"].startswith(BROKEN)]
     for row in broken:
         print(_broken_row(path, row), file=sys.stderr)

@@ -48,13 +48,15 @@ def block_kept_bytes(job: Job, recompute: str) -> int:
     return kept
 
 
-def wider_dense_bytes(job: Job, recompute: str) -> int:
-    """What a block with a plain MLP keeps beyond one with experts, where its MLP is the wider."""
+def dense_difference_bytes(job: Job, recompute: str) -> int:
+    """What a block with a plain MLP keeps beyond one with experts; below zero where it keeps less,
+    0 where the model has none.
+    """
     experts = job.model.experts
     if experts is None or not experts.num_dense_layers:
         return 0
     plain = replace(job, model=job.model.model_copy(update={"experts": None}))
-    return max(0, block_kept_bytes(plain, recompute) - block_kept_bytes(job, recompute))
+    return block_kept_bytes(plain, recompute) - block_kept_bytes(job, recompute)
 
 
 def _cross_kept(job: Job, size: Size, recompute: str) -> int:

@@ -105,8 +105,7 @@ def _ep_crosses_nodes(layout: Layout, step: StepEstimate) -> Warning | None:
     entry = next((entry for entry in step.communication if entry.axis == "ep"), None)
     if entry is None or not entry.crosses_nodes:
         return None
-    room = max(1, layout.gpus_per_node // layout.tp)
-    inside = [ep for ep in divisors(layout.ep) if ep <= room]
+    inside = [ep for ep in divisors(layout.ep) if ep <= layout.gpus_per_node]
     order = "" if layout.order[:3] == ("tp", "cp", "dp") else f" {PLAIN_ORDER}"
     fixes = [f"parallelism.ep={ep}{order}" for ep in reversed(inside)]
     return warn(

@@ -35,10 +35,33 @@ ALIASES = {
     "step_time_ms": "step_time_s", "iteration_time_s": "step_time_s", "mem_gb": "mem_gib",
     "memory_gib": "mem_gib", "memory_gb": "mem_gib", "comment": "notes", "note": "notes",
     "virtual_pp": "vpp", "url": "source_url_or_repo_path",
+    "accelerator": "gpu", "params_m": "params_b", "sharding": "zero_or_fsdp",
+    "ac": "recompute", "activation_recompute": "recompute", "tgs": "tokens_per_s_per_gpu",
+    **{f"{tokens}_{each}": "tokens_per_s_per_gpu"
+       for tokens in ("tok_s", "tokens_s", "tokens_sec", "tokens_per_sec", "tokens_per_s")
+       for each in ("gpu", "device", "per_gpu", "per_device")},
+    **{f"{flops}_{each}": "tflops_per_gpu"
+       for flops in ("tflops", "tflop_s", "tflops_s") for each in ("gpu", "device", "per_gpu")},
+    **{f"{time}{unit}": "step_time_s"
+       for time in ("iteration_time", "iter_time", "time_per_step", "time_per_iteration")
+       for unit in ("", "_s", "_ms")},
+    **{f"{memory}_{unit}": "mem_gib"
+       for memory in ("mem", "memory", "peak_mem", "peak_memory", "max_mem", "max_memory")
+       for unit in ("gb", "gib", "mb", "mib")},
+    **{f"{word}_parallel{rest}": axis
+       for word, axis in (("data", "dp"), ("tensor", "tp"), ("pipeline", "pp"), ("context", "cp"),
+                          ("expert", "ep")) for rest in ("_size", "_degree")},
+    **{f"{axis}_size": axis for axis in ("dp", "tp", "pp", "cp", "ep")},
 }  # fmt: skip
 """Other names of columns, in lower case with underscores."""
 
-UNIT_OF_COLUMN = {"step_time_ms": "ms", "mem_gb": "GB", "memory_gb": "GB"}
+UNIT_OF_COLUMN = {
+    **{name: "ms" for name, column in ALIASES.items()
+       if column == "step_time_s" and name.endswith("_ms")},
+    **{name: name.rsplit("_", 1)[1].upper() for name, column in ALIASES.items()
+       if column == "mem_gib" and not name.endswith("gib")},
+    "params_m": "M",
+}  # fmt: skip
 """Columns whose name says a unit that their cells do not."""
 
 NOTHING = ("", "-", "--", "\u2013", "\u2014", "?", "n/a", "na", "null", "unknown", "tbd",
@@ -46,14 +69,17 @@ NOTHING = ("", "-", "--", "\u2013", "\u2014", "?", "n/a", "na", "null", "unknown
 """Cells that say that nothing was published, in lower case."""
 
 SCALES: dict[str, dict[str, float]] = {
-    "step_time_s": {"": 1.0, "s": 1.0, "sec": 1.0, "seconds": 1.0, "ms": 1e-3, "min": 60.0},
+    "step_time_s": {"": 1.0, "s": 1.0, "sec": 1.0, "secs": 1.0, "seconds": 1.0, "ms": 1e-3,
+                    "msec": 1e-3, "milliseconds": 1e-3, "min": 60.0, "minutes": 60.0, "h": 3600.0},
     "mem_gib": {"": 1.0, "gib": 1.0, "mib": 2.0**-10, "tib": 2.0**10, "gb": 1e9 / 2**30,
-                "mb": 1e6 / 2**30, "g": 1.0},
-    "params_b": {"": 1.0, "b": 1.0, "m": 1e-3, "t": 1e3},
+                "mb": 1e6 / 2**30, "tb": 1e12 / 2**30, "g": 1.0},
+    "params_b": {"": 1.0, "b": 1.0, "m": 1e-3, "t": 1e3, "billion": 1.0, "million": 1e-3,
+                 "trillion": 1e3},
+    "ffn": {"": 1.0, "k": 1e3},
     "tflops_per_gpu": {"": 1.0, "tflop/s": 1.0, "tflops/s": 1.0, "tflops": 1.0, "tflop": 1.0,
                        "pflop/s": 1e3, "pflops": 1e3},
-    "tokens_per_s_per_gpu": {"": 1.0, "k": 1e3, "tokens/s": 1.0, "tok/s": 1.0, "tps": 1.0,
-                             "k tokens/s": 1e3, "ktok/s": 1e3},
+    "tokens_per_s_per_gpu": {"": 1.0, "k": 1e3, "m": 1e6, "tokens/s": 1.0, "tok/s": 1.0, "tps": 1.0,
+                             "k tokens/s": 1e3, "k tok/s": 1e3, "ktok/s": 1e3, "ktokens/s": 1e3},
     "mfu": {"": 1.0, "%": 0.01},
     "seq": {"": 1.0, "k": 2.0**10, "m": 2.0**20, "tokens": 1.0},
     "vocab": {"": 1.0, "k": 1e3},
@@ -67,9 +93,17 @@ PLAIN["k"] = 1e3
 PER_DEVICE = r"(?: ?/ ?| per )(?:gpu|device|gcd|die|card)s?$"
 """Behind a unit of a column that is per device."""
 
+PER_STEP = r" ?/ ?(?:it(?:er(?:ation)?)?|step)$"
+"""Behind a unit of a step."""
+
+MEASURES = r"\b(?:max(?:imum)?|peak|allocated|reserved)\b"
+"""Beside a figure of memory: of what it is one."""
+
 SIMPLE = re.compile(r"[1-9]\d{0,14}(?:\.\d+)?")
 
-NUMBER = re.compile(r"[~≈]?\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?)\s*([a-z/%]*)\s*[?*]?")
+NUMBER = re.compile(
+    r"[~≈]?\s*([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?)\s*([a-z/%]*(?: [a-z/]+)?)\s*[?*]?"
+)
 
 
 class BadRow(ValueError):
@@ -108,6 +142,10 @@ def read_number(cells: Mapping[str, str], name: str) -> float | None:
     bare = re.sub(r"(?<=\d)[,_ ](?=\d{3}(?!\d))", "", bare)
     bare = re.sub(r"\s*(?:±|\+/?-)\s*[\d.]+", "", bare).strip()  # how far it scatters
     bare = re.sub(r"/sec(?:ond)?$", "/s", re.sub(PER_DEVICE, "", bare))
+    if name == "step_time_s":
+        bare = re.sub(PER_STEP, "", bare)
+    if name == "mem_gib":
+        bare = re.sub(MEASURES, "", bare).strip()
     if name == "gpus" and (product := re.fullmatch(NODES_BY_DEVICES, bare)):
         bare = str(int(product[1]) * int(product[2]))
     found = NUMBER.fullmatch(bare)

@@ -9,7 +9,7 @@ from typing import Any
 
 from launcher.config.schema import Gpu, Hardware
 from launcher.plan.backtest_cells import Unsupported, read_number
-from launcher.plan.backtest_programs import PIPELINE_STATE, find_program
+from launcher.plan.backtest_programs import PIPELINE_STATE, find_program, own_words
 from launcher.plan.backtest_words import NO, read_recompute
 from launcher.plan.execution import Execution
 from launcher.plan.records import Layout
@@ -48,7 +48,9 @@ def find_execution(
         changes["fusion"] = "compiled"
     if re.search(r"async[-_ ]?tp|tp[-_ ]comm[-_ ]overlap", words):
         changes["overlap_tp"] = True
-    for axis in ("tp", "dp", "p2p"):
+    if re.search(OVERLAP_EP, words):
+        changes["overlap_ep"] = True
+    for axis in ("tp", "dp", "p2p", "ep"):
         if re.search(NO_OVERLAP, words) or re.search(NO_OVERLAP_OF.format(axis), words):
             changes[f"overlap_{axis}"] = False
     if re.search(r"(?<!no )(?<!without )(?:fused (?:ce|cross)|cut cross[- ]entropy|liger)", words):
@@ -63,8 +65,10 @@ def find_execution(
     is_split = given not in NO if given else program.is_modern
     changes["sequence_parallel"] = tp > 1 and is_split
     if offload := _offload(words + " " + row["zero_or_fsdp"].lower()):
-        changes["offload"] = offload
-    metric = re.search(r"allocated|reserved|nvidia-smi", words)  # what is named behind it is beside
+        changes |= {"offload": offload, "offloads_gradients": not program.has_own_fsdp}
+    cell = re.sub(r"(?:allocated|reserved)\W{0,3}\d.*", "", row["mem_gib"].lower())
+    # what is named behind it is beside
+    metric = re.search(r"allocated|reserved|nvidia-smi", f"{cell} {words}")
     if metric is None or metric[0] != "nvidia-smi":
         changes |= {"reserved": metric is None or metric[0] == "reserved", "process": False}
     recompute, share = read_recompute(row["recompute"], num_layers, layout.pp, vpp)
@@ -92,6 +96,12 @@ NOT_FLASH = (
     r"(?:no|not|without|w/o) flash|flash[- _]?att\w*(?: is)?[ =:]+(?:off|no\b|false|disabled|0)"
     r"|torch attention|unfused attention"
 )
+
+OVERLAP_EP = (
+    r"dualpipe|overlap\w*[- _](?:\w+[- _])?(?:moe|ep|a2a|all[- ]?to[- ]?all|experts?)(?![a-z])"
+    r"|(?<![a-z])(?:moe|ep|a2a|all[- ]?to[- ]?all|experts?)[- _](?:\w+[- _]){0,2}overlap"
+)
+"""In notes: exchanges with experts run beside the computing; DualPipe is made for that."""
 
 NO_OVERLAP = (
     r"(?:no|without|w/o) (?:comm\w*(?:[-/ ]comp\w*)?[- ])?overlap"
@@ -154,11 +164,25 @@ OF_SUMS = r"(?:fp|float)32 (?:main |master|grad|accum|optim|reduc|state|param|we
 def _offload(words: str) -> str | None:
     """What waits in the node's RAM."""
     words = re.sub(OF_ACTIVATIONS, "", words)
-    if not re.search(r"off-?load", words) or re.search(r"(no|without)( cpu)? off-?load", words):
+    if re.search(r"\b(?:no|without|w/o)(?: cpu)? off-?load(?:ing)?(?! (?:of|to) )\b", words):
         return None
-    whole = r"param\w*[- ]off-?load|off-?load\w* (of )?(param|weight)|zero-infinity|cpu_offload"
-    return "parameters" if re.search(whole, words) else "optimizer"
+    words = re.sub(NO_OFFLOAD, "", words)
+    if re.search(OF_WEIGHTS, words):
+        return "parameters"
+    return "optimizer" if re.search(r"off-?load", words) else None
 
+
+OF_WEIGHTS = (
+    r"(?:param|weight)\w*(?: (?:and|&|\+) optim\w*(?: states?)?)?[- _]off-?load|zero[- ]infinity"
+    r"|off-?load\w*[- _(]*(?:of )?(?:optim\w*(?: states?)? ?(?:and|&|\+) ?)?(?:param|weight)"
+    r"|cpu_offload|fsdp\W+cpu[- ]off-?load"
+)
+"""Of everything: FSDP's own option has no other meaning."""
+
+NO_OFFLOAD = (
+    r"\b(?:no|not|without|w/o)(?: \w+)?[- ]off-?load\w*"
+    r"|[\w-]*off-?load\w*(?: is)?[ =:]+(?:off|no|none|false|disabled|0)\b"
+)
 
 OF_ACTIVATIONS = r"activation\w*[- ](?:cpu[- ])?off-?load\w*|off-?load\w* (?:of )?activation\w*"
 """Not of state."""
@@ -170,6 +194,9 @@ def _shard_size(row: Mapping[str, str], layout: Layout, per_node: int) -> int | 
     `HSDP 4x16` is torch's mesh of them: 4 replicas of 16 shards.
     """
     text, ranks = row["zero_or_fsdp"].lower(), layout.dp * layout.cp
+    notes = own_words(row["notes"]).lower()
+    if layout.zero_stage and re.search(r"(?<![a-z])hsdp|hybrid[- _]shard", notes):
+        text += " hsdp"
     if is_grouped := re.search(IN_GROUPS, text) is not None:
         text += " " + row["notes"].lower()
     if found := re.search(SHARDS, text):
@@ -211,6 +238,6 @@ def gather_ahead(execution: Execution, row: Mapping[str, str]) -> Execution:
     words = f"{row['id']} {row['notes']}".lower()
     if not re.search(NO_OVERLAP, words):
         execution = replace(execution, overlap_dp=True)
-    if "zero++" in row["zero_or_fsdp"].lower():
+    if "zero++" in f"{row['zero_or_fsdp']} {row['id']} {own_words(row['notes'])}".lower():
         execution = replace(execution, gather_bytes=1, reduce_bytes=1)
     return execution

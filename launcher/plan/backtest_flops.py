@@ -25,6 +25,8 @@ def measured_step_s(cells: Mapping[str, str], job: Job) -> float | None:
     ):
         if (value := read_number(cells, column)) is None:
             continue
+        if column in RATES and re.search(OF_ALL, cells[column].lower()):
+            value /= job.layout.world_size
         found = step_s(cells, job, value)
         if found < (1 - ROUNDING) * _least_s(job):
             raise BadRow(f"{column}={cells[column]}: beyond the peak of a device")
@@ -32,18 +34,26 @@ def measured_step_s(cells: Mapping[str, str], job: Job) -> float | None:
     return None
 
 
+RATES = ("tokens_per_s_per_gpu", "tflops_per_gpu")
+
+OF_ALL = r"\b(?:global|total|aggregate|(?:whole )?cluster|all (?:\d+ )?(?:gpus|devices|ranks))\b"
+"""Beside a rate: of all devices together."""
+
 ROUNDING = 0.01
 """Of a published figure."""
 
 
 def _least_s(job: Job) -> float:
     """Seconds of its products alone at the highest peak that the device has, causal attention at
-    half; 0 where how many there are may be a guess.
+    half, one expert per token; 0 where the lengths of both sides may be a guess.
     """
     model, gpu = job.model, job.hardware.gpu
     assert gpu is not None
-    if model.experts or model.encoder:
+    if model.encoder:
         return 0.0
+    if model.experts:  # how many a token visits may be a guess
+        least = {"experts_per_token": 1, "num_shared": 0}
+        model = model.model_copy(update={"experts": model.experts.model_copy(update=least)})
     peak = max(gpu.peak_flops.bf16, gpu.peak_flops.fp8 or 0.0)
     return _tokens(job) * model_flops_per_token(model, job.layout.sequence_length) / peak
 

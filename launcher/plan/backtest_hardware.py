@@ -114,6 +114,9 @@ ADAPTERS = r"(?:[A-Z][\w-]* )?(?:NICs?|HCAs?|[Aa]dapters?|[Rr]ails?|[Pp]orts?)"
 
 TIMES = r" ?[xX\u00d7] ?"
 
+FABRICS = r"(?:TCP|Eth(?:ernet)?|IB|InfiniBand|RoCE|[HNX]DR|EFA|NICs?|HCAs?|Slingshot)\b"
+"""Behind `4x100G`, which may be memory as well."""
+
 PORTS = "(EDR|HDR100|HDR|NDR200|NDR|XDR|OPA|Omni-Path)"
 NAME = r"(?:[A-Z][\w-]* ){0,2}"
 
@@ -121,7 +124,7 @@ STATED: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(rf"(\d+){TIMES}{NAME}{RATE}(?![^;.,]*{PER_GPU})"), "count"),
     (re.compile(rf"{RATE}(?: [A-Z][\w-]*){{0,2}}{TIMES}(\d+)(?! ?[GT]b)"), "times"),
     (
-        re.compile(rf"(\d+){TIMES}(\d+) ?(G)(?:bE\b| ?(?:Ethernet|IB|InfiniBand|RoCE|[HNX]DR))"),
+        re.compile(rf"(\d+){TIMES}(\d+) ?(G)(?:bE\b| ?{FABRICS})"),
         "count",
     ),
     (re.compile(rf"(\d+) {ADAPTERS}(?: of| at|,|:)? {RATE}(?![^;.,]*{PER_GPU})"), "count"),
@@ -129,11 +132,14 @@ STATED: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(rf"{RATE}[^;.,]{{0,24}}?{PER_GPU}"), "gpu"),
     (re.compile(rf"{RATE}[^;]{{0,40}}?{PER_NODE}"), "node"),
     (re.compile(rf"(\d+){TIMES}{PORTS}(?: ?100|200|400|800)?\b"), "name"),
-    (re.compile(rf"{RATE} (?:Ethernet|network)"), "node"),
+    (re.compile(rf"{RATE} (?:Ethernet|network|TCP)"), "node"),
+    (re.compile(r"(?<![\dxX\u00d7.])(\d+) ?(G)bE\b"), "node"),
+    (re.compile(r"([\d.]+) ?(T)b(?:ps|/s|it/s)(?![A-Za-z])(?![^;.,]*[Ss]witch)"), "node"),
     (re.compile(r"p3\.16xlarge"), "p3"),
 )  # fmt: skip
 """How notes state a network: `8x200Gb HDR IB`, `400Gb/s/GPU RoCE`, `2 Tb/s RoCE per host`,
-`4 NICs of 200 Gb/s`, `8x NDR`, `25 Gbps Ethernet` of a node, `p3.16xlarge` with 25 Gb/s."""
+`4 NICs of 200 Gb/s`, `8x NDR`, `25 Gbps Ethernet`, `10 GbE` or `3.2 Tb/s` of a node, `p3.16xlarge`
+with 25 Gb/s."""
 
 NAMES = {"edr": 100, "hdr100": 100, "hdr": 200, "ndr200": 200, "ndr": 400, "xdr": 800,
          "opa": 100, "omni-path": 100}  # fmt: skip

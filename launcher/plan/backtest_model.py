@@ -47,12 +47,14 @@ def read_model(cells: Mapping[str, str], models: Mapping[str, Model], assumed: l
         raise BadRow(f"hidden={hidden}: not a multiple of heads={heads}")
     is_kin = known and known.hidden_size == hidden and known.head_dim
     if known and (known.experts or known.latent or is_kin):
-        return known.model_copy(update=common | _changed_experts(known, cells))
+        model = known.model_copy(update=common | _changed_experts(known, cells))
+        return _with_size_named(model, cells, assumed)
     experts = _stated_experts(cells, common["ffn_hidden_size"], assumed)
     if experts is None and _is_mixture(cells, known):
         experts = _experts_by_size(cells, common, assumed)
     if experts:
-        return Model.model_validate(common | LLAMA | {"experts": experts})
+        model = Model.model_validate(common | LLAMA | {"experts": experts})
+        return _with_size_named(model, cells, assumed)
     return _dense(common, known, cells, assumed)
 
 
@@ -214,14 +216,18 @@ def _dense(
     """Without experts, unless its size says that it has some."""
     params_b = read_number(cells, "params_b")
     model = _fit_kind(common, params_b)
-    size_b = count_parameters(model) / 1e9
-    if params_b is None or abs(math.log(params_b / size_b)) < math.log(SAID_OTHERWISE):
-        return model
-    if not known and params_b > MIXTURE * size_b:
+    if params_b and not known and params_b > MIXTURE * count_parameters(model) / 1e9:
         with suppress(Unsupported):
             experts = _experts_by_size(cells, common, assumed)
             return Model.model_validate(common | LLAMA | {"experts": experts})
-    assumed.append(f"{size_b:.3g} billion parameters by its dimensions, not {params_b:g}")
+    return _with_size_named(model, cells, assumed)
+
+
+def _with_size_named(model: Model, cells: Mapping[str, str], assumed: list[str]) -> Model:
+    """The model; where its dimensions make another size than is published, `assumed` says so."""
+    params_b, size_b = read_number(cells, "params_b"), count_parameters(model) / 1e9
+    if params_b and abs(math.log(params_b / size_b)) >= math.log(SAID_OTHERWISE):
+        assumed.append(f"{size_b:.3g} billion parameters by its dimensions, not {params_b:g}")
     return model
 
 

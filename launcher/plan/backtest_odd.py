@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+from launcher.plan.backtest_cells import Unsupported
+from launcher.plan.backtest_programs import own_words
 from launcher.plan.backtest_words import NO, YES
 from launcher.plan.execution import Execution
 
@@ -36,6 +38,16 @@ def _says_failed(cell: str) -> bool:
     return FAILED.search(cell) is not None and re.search(r"\d", cell) is None
 
 
+def check_trains_all(cells: Mapping[str, str]) -> None:
+    """Unsupported where most weights are frozen."""
+    notes = own_words(cells["notes"])
+    words = " ".join((cells["id"], cells["model"], cells["precision"], notes)).lower()
+    if found := re.search(FROZEN, words):
+        raise Unsupported(f"{found[0]}: only training of all parameters is predicted")
+
+
+FROZEN = r"(?<![a-z])(?:q?lora|dora|peft|prefix[- ]tuning)(?![a-z])"
+
 SHARDING = (
     rf"\d|\b(?:{'|'.join(NO + YES)})\b|ddp|dp\b|shard|replic|zero|dist|opt|fsdp|os\b|mics"
     r"|hybrid|gemini"
@@ -55,8 +67,26 @@ def not_understood(cells: Mapping[str, str], execution: Execution, zero_stage: i
         "recompute": (RECOMPUTE, execution.recompute),
         "precision": (PRECISION, execution.matmul),
     }
+    cut = re.search(EXPERTS_CUT, cells["notes"].lower())
+    other = re.search(OPTIMIZERS, own_words(cells["notes"]).lower())
     return [
         f"{name}={cells[name]}: not understood, taken for {meaning}"
         for name, (known, meaning) in taken.items()
         if cells[name] and not re.search(known, cells[name].lower())
+    ] + [
+        *([f"experts are whole on each rank, for all that {cut[0]} says"] if cut else ()),
+        *([f"optimizer: Adam in 32 bits, not {other[0]}"] if other else ()),
     ]
+
+
+EXPERTS_CUT = (
+    r"\b(?:etp|expert[-_ ]tensor[-_ ]parallel\w*(?:[-_ ](?:size|degree))?)[-_ =:]*"
+    r"(?:[2-9]|[1-9]\d+)\b"
+)
+"""In notes: ranks that share each expert. Plans know none beside ep."""
+
+OPTIMIZERS = (
+    r"(?<![a-z])(?:adafactor|muon|lion|shampoo|galore|(?:8|4)[- ]?bit adamw?|adam-?mini|sgd)"
+    r"(?![a-z])"
+)
+"""In notes: those whose state is another."""

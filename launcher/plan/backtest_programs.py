@@ -233,7 +233,7 @@ OLD_RUNS = r"bigscience|bloom|mt-nlg|turing[- ]nlg|narayanan|korthikanti"
 
 def find_program(row: dict[str, str]) -> Program:
     """What trained this row."""
-    notes = _own_words(row["notes"])
+    notes = own_words(row["notes"])
     source = " ".join((row["source"], row["source_url_or_repo_path"], notes)).lower()
     title = row["source"].lower()
     for program in PROGRAMS:
@@ -270,7 +270,7 @@ def unknown_program(row: dict[str, str]) -> str | None:
     return f"no program that is known: kernels and overlap as {kind}"
 
 
-def _own_words(notes: str) -> str:
+def own_words(notes: str) -> str:
     """Notes without what is denied or compared with, and without the papers whose way to count
     FLOPs they name: `MFU as in 2204.02311`.
     """

@@ -16,7 +16,7 @@ from launcher.plan.backtest_cells import (
     read_integer,
     read_number,
 )
-from launcher.plan.backtest_degrees import complete_degrees
+from launcher.plan.backtest_degrees import complete_degrees, split_modules
 from launcher.plan.backtest_facts import (
     find_execution,
     gather_ahead,
@@ -31,7 +31,7 @@ from launcher.plan.backtest_hardware import (
     stated_taper,
 )
 from launcher.plan.backtest_model import read_model
-from launcher.plan.backtest_odd import not_understood, take_out_of_memory
+from launcher.plan.backtest_odd import check_trains_all, not_understood, take_out_of_memory
 from launcher.plan.backtest_programs import find_program, unknown_program
 from launcher.plan.backtest_words import (
     SHARDED,
@@ -75,9 +75,10 @@ class Measured:
 def read_row(row: Mapping[str, str | None], facts: Facts) -> Measured:
     """Raises Unsupported or BadRow."""
     cells = read_cells(row)
+    check_trains_all(cells)
     did_not_fit = take_out_of_memory(cells)
     assumed: list[str] = []
-    cells = complete_degrees(cells, assumed)
+    cells = complete_degrees(split_modules(cells, assumed), assumed)
     if missing := [column for column in ("gpu", "gpus") if not cells[column]]:
         raise Unsupported(f"not published: {', '.join(missing)}")
     try:
@@ -91,6 +92,7 @@ def read_row(row: Mapping[str, str | None], facts: Facts) -> Measured:
     hardware = _hardware(cells, layout, facts, hardware_names, assumed)
     execution = find_execution(cells, layout, model.num_layers, hardware)
     assumed += filter(None, [unknown_program(cells)])
+    assumed += _left_open(cells, layout, execution)
     assumed += not_understood(cells, execution, layout.zero_stage)
     if execution.weight_bytes == 4 and layout.zero_stage < 3:
         execution = keep_gathered(execution, layout.pp)
@@ -110,6 +112,17 @@ def read_row(row: Mapping[str, str | None], facts: Facts) -> Measured:
         did_not_fit=did_not_fit,
         assumed=tuple(assumed),
     )
+
+
+def _left_open(cells: Mapping[str, str], layout: Layout, execution: Execution) -> list[str]:
+    """What empty cells of the layout and of kernels are taken for."""
+    taken = {
+        "recompute": execution.recompute,
+        "precision": execution.matmul,
+        "sp": ("yes" if execution.sequence_parallel else "no") if layout.tp > 1 else "",
+        "vpp": str(layout.vpp) if layout.vpp > 1 else "",
+    }
+    return [f"{name}={value}" for name, value in taken.items() if value and not cells[name]]
 
 
 def _beyond(error: Refused) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from launcher.errors import ConfigError, Finding
 from launcher.plan.backtest_cells import COLUMNS, column_name, column_unit
 from launcher.plan.backtest_odd import MEASURED
+from launcher.plan.own_runs import OWN_COLUMNS
 
 REQUIRED = ("gpu", "gpus")
 """Columns without which no row can be predicted; others may be absent, as empty cells."""
@@ -28,7 +29,7 @@ def read_table(text: str, name: str) -> list[dict[str, str | None]]:
     if not records:
         fix = f"a first line that names columns: {','.join(COLUMNS)}"
         raise ConfigError([_empty(name, "no rows", fix)])
-    header = [column_name(cell) for cell in records[0].cells]
+    header = _header(records[0].cells)
     if missing := [column for column in REQUIRED if column not in header]:
         if records[0].broken:
             reason = f"not a CSV table: {records[0].broken}"
@@ -43,6 +44,20 @@ def read_table(text: str, name: str) -> list[dict[str, str | None]]:
         _mark_torn_end(records)
     rows = [_cells(header, units, record, at) for at, record in enumerate(records[1:], 2)]
     return _with_points(rows, delimiter)
+
+
+def _header(cells: Sequence[str]) -> list[str]:
+    """The columns meant; where one stands by its own name, no other name means it."""
+    own = {cell for cell in cells if cell in COLUMNS}
+    meant = [column_name(cell) for cell in cells]
+    return [cell if name in own else name for cell, name in zip(cells, meant, strict=True)]
+
+
+def columns_not_read(rows: Iterable[Mapping[str, str | None]]) -> list[str]:
+    """Names of columns that mean nothing here, but for those that other readers are meant for."""
+    read = {*OWN_COLUMNS, LINE, BROKEN, "from_memory", ""}
+    return [name for name in dict.fromkeys(name for row in rows for name in row)
+            if name not in read]  # fmt: skip
 
 
 PREAMBLE = re.compile(r"\A(?:[ \t]*(?:#(?![^\n]*gpus)[^\n]*|sep=[^\n]{1,3})?\r?\n)+")

@@ -154,7 +154,7 @@ def named_schedule(text: str) -> str | None:
     return min(hits)[1] if hits else None
 
 
-CHUNKS = r"(?<![a-z])(?:vpp|virtual[- _]?(?:pp|pipeline|stages?))[ =:_-]*(\d+)"
+CHUNKS = r"(?<![a-z])(?:vpp?|virtual[- _]?(?:pp|pipeline|stages?))[ =:_-]*(\d+)"
 
 
 def stated_chunks(row: dict[str, str]) -> int | None:
@@ -164,5 +164,7 @@ def stated_chunks(row: dict[str, str]) -> int | None:
 
 
 def row_schedule(row: dict[str, str]) -> str | None:
-    """The schedule named in the id, else the first one in the notes."""
-    return named_schedule(row["id"]) or named_schedule(row["notes"])
+    """The schedule named in the id, else the first one in the notes; a bare `zb` in the id (of a
+    source's name, say) only where the notes name none.
+    """
+    return named_schedule(f"{row['id']}; {row['notes']}")

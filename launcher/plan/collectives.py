@@ -9,14 +9,7 @@ from launcher.config.schema import Model
 from launcher.plan.costs import block_parameters, embedding_parameters, head_parameters
 from launcher.plan.encoder import memory_bytes
 from launcher.plan.execution import Job, expert_shards_of
-from launcher.plan.links import (
-    Link,
-    broadcast_s,
-    measured_s,
-    sent_bytes,
-    stride_link,
-    transfer_s,
-)
+from launcher.plan.links import Link, broadcast_s, stride_link, transfer_s
 from launcher.plan.operator_records import Work, size_of
 
 SLOWDOWN = 0.29
@@ -81,18 +74,8 @@ def ep_times(work: Work, job: Job, links: Links) -> PassTimes:
     """Tokens to their experts and back, forward and backward."""
     if not work.all_to_all_bytes or job.layout.ep == 1:
         return PassTimes()
-    each = exchange_s(work.all_to_all_bytes, links.ep)
+    each = transfer_s("all_to_all", work.all_to_all_bytes, links.ep)
     return PassTimes(forward_s=2 * each, backward_s=2 * each)
-
-
-def exchange_s(payload_bytes: float, link: Link) -> float:
-    """Every rank to every other, one after the other."""
-    return measured_s("all_to_all", payload_bytes, link, _one_by_one_s)
-
-
-def _one_by_one_s(_: str, payload_bytes: float, link: Link) -> float:
-    sent = sent_bytes("all_to_all", payload_bytes, link.group_size)
-    return link.group_size * link.latency_s + sent / link.bandwidth
 
 
 def boundary_bytes(job: Job) -> int:

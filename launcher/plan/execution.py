@@ -79,6 +79,8 @@ class Execution:
     """Share of the layers that recompute; the others keep everything."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """What waits in the node's RAM."""
+    offloads_gradients: bool = False
+    """Gradients go there as they come, beside what waits there (DeepSpeed, PyTorch's FSDP)."""
     sequence_parallel: bool = False
     shard_size: int | None = None
     """Ranks that share sharded state; None: all of dp x cp. Groups of them are replicas (HSDP)."""
@@ -91,6 +93,8 @@ class Execution:
     """Whether the schedule, where that is a file, has weight gradients by themselves."""
     overlap_dp: bool = False
     """Reduction and gathers of dp run beside the computing."""
+    overlap_ep: bool = False
+    """Tokens travel to experts and back while other microbatches compute (DualPipe)."""
     reduces_by_all_reduce: bool = False
     """ZeRO-1 and 2 all-reduce whole gradients and let every rank keep its part."""
     whole_tensors: bool = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple, get_args
 
@@ -28,6 +27,8 @@ class Link(NamedTuple):
     inner_ll128_latency_s: float | None = None
     num_nodes: int = 1
     """Nodes that the group touches."""
+    adapter_bandwidth: float = math.inf
+    """Bytes per second that one rank sends to other nodes by itself."""
     switch_bandwidth: float | None = None
     """Bytes per second of a whole that the node's switch adds up (NVLS); None: it cannot."""
     measured: tuple[MeasuredKernel, ...] = ()
@@ -55,9 +56,22 @@ def _most_nodes(hardware: Hardware, gpus_per_node: int, stride: int, size: int) 
 
 
 def domain_size(hardware: Hardware, gpus_per_node: int) -> int:
-    """Ranks that reach each other without the network: of a node, or of all under one switch."""
+    """Ranks that reach each other without the network: of a node, or of all under one switch.
+
+    A job on several racks takes as many devices of each, where that leaves few idle: 256 are
+    four times 64 of 72, so that groups of 64 do not lie across two racks.
+    """
     assert hardware.node is not None
-    return max(gpus_per_node, hardware.node.domain_gpus or 1)
+    room = max(gpus_per_node, hardware.node.domain_gpus or 1)
+    world = gpus_per_node * hardware.num_nodes
+    if world <= room:
+        return room
+    alike = [size for size in range(gpus_per_node, room + 1, gpus_per_node) if world % size == 0]
+    return alike[-1] if alike[-1] >= LEAST_TAKEN * room else room
+
+
+LEAST_TAKEN = 0.75
+"""Of a rack's devices; assumed: a job that would take fewer of each fills racks instead."""
 
 
 def make_link(
@@ -92,6 +106,7 @@ def make_link(
         ll128_latency_s=network.ll128_latency_s,
         inner_ll128_latency_s=node.ll128_latency_s,
         num_nodes=num_nodes,
+        adapter_bandwidth=outer / rails,
         switch_bandwidth=switch_bandwidth(node),
         inside=make_link(hardware, size, 1) if measured else None,
     )
@@ -136,25 +151,17 @@ def sent_bytes(op: str, payload_bytes: float, group_size: int) -> float:
 def transfer_s(op: str, payload_bytes: float, link: Link) -> float:
     """Seconds of one operation on `payload_bytes`, the size of the whole (unsharded) tensor:
     modelled, and corrected by what was measured near its size.
-    """
-    return measured_s(op, payload_bytes, link, _model_s)
-
-
-def measured_s(
-    op: str, payload_bytes: float, link: Link, model_s: Callable[[str, float, Link], float]
-) -> float:
-    """`model_s` of an operation, corrected by what was measured near its size.
 
     A group that leaves its node passes the node's links, too: it takes no less than one inside.
     """
-    modelled_s = model_s(op, payload_bytes, link)
+    modelled_s = _model_s(op, payload_bytes, link)
     if link.inside is not None:
-        return max(modelled_s, measured_s(op, payload_bytes, link.inside, model_s))
+        return max(modelled_s, transfer_s(op, payload_bytes, link.inside))
     if not link.measured or not modelled_s:
         return modelled_s
 
     def model(one: MeasuredKernel) -> float:
-        return model_s(op, one.m, link._replace(group_size=one.n))
+        return _model_s(op, one.m, link._replace(group_size=one.n))
 
     # A message has two ends, however many stages there are.
     size = (max(1, round(payload_bytes)), 2 if op == "send_recv" else link.group_size, 0)
@@ -172,6 +179,8 @@ def _model_s(op: str, payload_bytes: float, link: Link) -> float:
     if link.group_size == 1:
         return 0.0
     seconds = sent_bytes(op, payload_bytes, link.group_size) / link.bandwidth
+    if op == "all_to_all":
+        seconds = max(seconds, _sent_abroad(payload_bytes, link) / link.adapter_bandwidth)
     outer, inner = _ring_hops(link)
     rounds = 2 if op == "all_reduce" else 1
     found = _fastest_s(seconds, rounds * outer, rounds * inner, link)
@@ -181,6 +190,13 @@ def _model_s(op: str, payload_bytes: float, link: Link) -> float:
     if op == "all_reduce" and link.switch_bandwidth is not None:
         found = min(found, _switched_s(payload_bytes, link, link.switch_bandwidth))
     return found
+
+
+def _sent_abroad(payload_bytes: float, link: Link) -> float:
+    """Of what a rank sends to every other one, bytes to those on other nodes: no other rank's
+    adapter carries them, as those of a ring do.
+    """
+    return payload_bytes * (1 - 1 / link.num_nodes)
 
 
 def _switched_s(payload_bytes: float, link: Link, switch: float) -> float:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from launcher.config.schema import Gpu, Run
 from launcher.plan.activations import (
     block_kept_bytes,
+    dense_difference_bytes,
     embedding_kept_bytes,
     head_kept_bytes,
-    wider_dense_bytes,
 )
 from launcher.plan.context_traffic import sees_whole_sequences
 from launcher.plan.costs import embedding_parameters, sum_sizes
@@ -171,7 +171,7 @@ def in_flight_bytes(job: Job, stage: Stage, in_flight: int) -> int:
     blocks = _blocks_bytes(job, stage.num_layers)
     if dense := dense_layers_of(job.model, stage):
         modes = {job.execution.recompute, *(("none",) if job.execution.recompute_share < 1 else ())}
-        blocks += dense * max([wider_dense_bytes(job, mode) for mode in modes])
+        blocks += dense * max([dense_difference_bytes(job, mode) for mode in modes])
     vpp = layout.vpp
     kept = -(-in_flight * blocks // vpp)
     if execution.document_masks and sees_whole_sequences(job):  # one for all blocks of a pass

@@ -51,24 +51,29 @@ def _gradients(job: Job, size: int, share: int) -> int:
 def _kept_state(job: Job, stage: Stage, size: int, share: int) -> tuple[int, int, int]:
     """Weights, gradients and optimizer state on the device, from a rank's part and its share."""
     layout, execution = job.layout, job.execution
-    weights = execution.weight_bytes * (share if layout.zero_stage == 3 else size)
     gradients = execution.gradient_bytes * _gradients(job, size, share)
     optimizer = execution.state_bytes * (share if layout.zero_stage >= 1 else size)
     if execution.offload != "none":
         optimizer = 0
-    return _resident_weights(job, stage, weights), gradients, optimizer
+        if execution.offloads_gradients:  # those of a block are on their way
+            block = largest_block(job.model, layout.tp, layout.ep)
+            gradients = min(gradients, block * execution.gradient_bytes)
+    return _resident_weights(job, stage, size, share), gradients, optimizer
 
 
-def _resident_weights(job: Job, stage: Stage, weights: int) -> int:
+def _resident_weights(job: Job, stage: Stage, size: int, share: int) -> int:
     """With weights in RAM, a block and what follows it are on the device: one at work, one on its
-    way. That is the next block, or the head; the embedding is followed by a block.
+    way. That is the next block, or the head; the embedding is followed by a block. Under ZeRO-3
+    it is this rank's part of them: what is gathered is a buffer.
     """
-    if job.execution.offload != "parameters":
+    layout, execution = job.layout, job.execution
+    held = share if layout.zero_stage == 3 else size
+    weights = execution.weight_bytes * held
+    if execution.offload != "parameters":
         return weights
-    layout = job.layout
     block = largest_block(job.model, layout.tp, layout.ep)
     beside = max((block, *outer_groups(job.model, stage, layout.tp)))
-    return min(weights, (block + beside) * job.execution.element_bytes)
+    return min(weights, (block + beside) * execution.element_bytes * held // max(1, size))
 
 
 def _step_buffers(job: Job, size: int, share: int) -> int:

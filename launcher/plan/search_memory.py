@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from launcher.config.schema import is_schedule_file
-from launcher.plan.activations import block_kept_bytes
+from launcher.plan.activations import block_kept_bytes, dense_difference_bytes
 from launcher.plan.execution import Job, shards_of
 from launcher.plan.memory import (
     EXPANDABLE_SHARE,
@@ -186,9 +186,13 @@ class Memory:
         if mesh not in self._kept:
             job = self.coster.mesh_job(mesh, False)
             share = job.execution.recompute_share
-            block = block_kept_bytes(job, mesh.recompute)
-            if share < 1:  # the number of blocks that recompute is rounded, so take the lesser
-                block = min(block, block_kept_bytes(job, "none"))
+            # The number of blocks that recompute is rounded, so take the lesser; blocks without
+            # experts may keep less than those with them.
+            modes = (mesh.recompute, "none") if share < 1 else (mesh.recompute,)
+            block = min([
+                block_kept_bytes(job, mode) + min(0, dense_difference_bytes(job, mode))
+                for mode in modes
+            ])  # fmt: skip
             self._kept[mesh] = Kept(block, backward_temporary_bytes(job))
         return self._kept[mesh]
 

@@ -207,12 +207,13 @@ def _waits(
     both = sent.get(key)
     if both is None:
         both = sent[key] = _attention_waits(job, links, timed, recompute)
-    ep = ep_times(timed.work, job, links)
-    again = repeats * ep.forward_s
-    return PassTimes(
-        forward_s=both.forward_s + ep.forward_s,
-        backward_s=both.backward_s + ep.backward_s + again,
-    )
+    ep, times = ep_times(timed.work, job, links), timed.times
+    there_s, back_s = ep.forward_s, ep.backward_s + repeats * ep.forward_s
+    if job.execution.overlap_ep:
+        gradients_s = times.input_gradient_s + times.weight_gradient_s
+        there_s = exposed_s(there_s, times.forward_s)
+        back_s = exposed_s(back_s, gradients_s + times.again_s(recompute))
+    return PassTimes(forward_s=both.forward_s + there_s, backward_s=both.backward_s + back_s)
 
 
 def _attention_waits(job: Job, links: Links, timed: Timed, recompute: str) -> PassTimes:

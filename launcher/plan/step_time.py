@@ -29,6 +29,7 @@ from launcher.plan.stages import count_dense_layers
 from launcher.plan.traffic import (
     embedding_bytes,
     embedding_link,
+    gradients_are_whole,
     list_communication,
     sum_of_partial_gradients,
 )
@@ -127,7 +128,7 @@ def part_times(job: Job, costs: Sequence[PartCost], splits: bool, links: Links) 
 
 
 def find_links(job: Job) -> Links:
-    """Where each axis' groups sit on the nodes; ep is borrowed from dp x cp, nearest first."""
+    """Where each axis' groups sit on the nodes; ep is borrowed, nearest ranks first."""
     layout = job.layout
     degrees = (layout.tp, layout.cp, layout.ep, layout.dp, layout.pp)
     shard_size = job.execution.shard_size
@@ -152,11 +153,13 @@ def place_links(
     replicas = dp * cp
     shard = min(shard_size or replicas, replicas)
     inner = min(strides["cp"], strides["dp"]) if cp > 1 else strides["dp"]
+    # With ep tp ranks hold different experts: they are the nearest where tp is right inside.
+    first = strides["tp"] if strides["tp"] * tp == inner else inner
     crosses = pp > 1 and stride_link(hardware, per_node, strides["pp"], pp).crosses_nodes
     return Links(
         tp=stride_link(hardware, per_node, strides["tp"], tp),
         cp=stride_link(hardware, per_node, strides["cp"], cp),
-        ep=stride_link(hardware, per_node, inner, ep),
+        ep=stride_link(hardware, per_node, first, ep),
         pp=_boundary_link(hardware, pp, crosses),
         shard=stride_link(hardware, per_node, inner, shard),
         replica=stride_link(hardware, per_node, inner * shard, replicas // shard),
@@ -239,17 +242,20 @@ def _costs_of(stage: int, chain: Chain, costs: Sequence[PartCost]) -> list[PartC
 
 
 def tail_s_of(job: Job, state: StageState, costs: Sequence[PartCost]) -> float:
-    """Reduction and gather that stick out of the last backward and the first forward."""
+    """Reduction and gather that stick out of the last backward and the first forward; of ZeRO-2
+    without a pipeline, whose every backward reduces its gradients, out of all of them.
+    """
     if state.traffic.per_microbatch:
         return 0.0  # in the passes
     reduce_s, gather_s = state.traffic.reduce_s, state.traffic.gather_s
+    times = 1 if gradients_are_whole(job.layout) else job.layout.num_microbatches
     if not job.execution.overlap_dp:
-        return reduce_s + gather_s
+        return times * reduce_s + gather_s
     backward_s = sum(cost.input_s + cost.weight_s for cost in costs)
     forward_s = sum(cost.forward_s for cost in costs)
     if job.execution.torch_pipeline:  # which reduces behind a stage's last backward
         return reduce_s + exposed_s(gather_s, forward_s)
-    return exposed_s(reduce_s, backward_s) + exposed_s(gather_s, forward_s)
+    return times * exposed_s(reduce_s, backward_s) + exposed_s(gather_s, forward_s)
 
 
 def embedding_s(job: Job, links: Links) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from launcher.plan.activations import block_kept_bytes, wider_dense_bytes
+from launcher.plan.activations import block_kept_bytes, dense_difference_bytes
 from launcher.plan.context_memory import attention_temporary_bytes, context_bytes
 from launcher.plan.execution import Job
 from launcher.plan.operator_records import Size, size_of
@@ -80,7 +80,7 @@ def recomputed_bytes(job: Job) -> int:
     mode = job.execution.recompute
     if mode == "none":
         return 0
-    whole = block_kept_bytes(job, "none") + wider_dense_bytes(job, "none")
+    whole = block_kept_bytes(job, "none") + max(0, dense_difference_bytes(job, "none"))
     if mode == "full":
         return whole
     return max(0, whole - block_kept_bytes(job, mode))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
 
-from launcher.plan.collectives import Links, boundary_bytes, exchange_s, expert_links
+from launcher.plan.collectives import Links, boundary_bytes, expert_links
 from launcher.plan.context_traffic import cp_traffic
 from launcher.plan.costs import sum_sizes, tied_copy
 from launcher.plan.encoder import encoder_job
@@ -124,8 +124,7 @@ def _expert_parallel(job: Job, stages: Sequence[Stage], link: Link) -> Communica
     payload = round(block_work(job).all_to_all_bytes)
     blocks = max(stage.num_layers - dense_layers_of(job.model, stage) for stage in stages)
     count = (4 * blocks + 2 * _blocks_again(job, blocks)) * job.layout.num_microbatches
-    exchanged_s = exchange_s(payload, link)
-    return _entry("ep", "all_to_all", payload, count, link, each_s=exchanged_s)
+    return _entry("ep", "all_to_all", payload, count, link)
 
 
 def _blocks_again(job: Job, blocks: int) -> int:
@@ -198,17 +197,13 @@ def _fetches(job: Job, stages: Sequence[Stage]) -> Communication:
     )
 
 
-def _entry(
-    axis: str, op: str, payload_bytes: float, count: int, link: Link, each_s: float | None = None
-) -> Communication:
-    """`count` operations, which take `each_s` or as long as the link says."""
-    if each_s is None:
-        each_s = transfer_s(op, payload_bytes, link)
+def _entry(axis: str, op: str, payload_bytes: float, count: int, link: Link) -> Communication:
+    """`count` operations."""
     return Communication(
         axis=axis,
         op=op,
         group_size=link.group_size,
         crosses_nodes=link.crosses_nodes,
         bytes_per_step=round(count * sent_bytes(op, payload_bytes, link.group_size)),
-        seconds_per_step=count * each_s,
+        seconds_per_step=count * transfer_s(op, payload_bytes, link),
     )

@@ -98,3 +98,25 @@ def test_nanotron_is_one_program_by_all_its_names(source):
     found = job(source=source).execution
     assert (found.attention, found.fusion, found.fused_norm) == ("flash", "eager", True)
     assert (found.gradient_bytes, found.reduce_bytes, found.fuses_gradients) == (4, 4, False)
+
+
+@pytest.mark.parametrize(
+    ("cells", "dies"),
+    [({"gpu": "MI250-128GB", "gpus": 4}, 8), ({"gpu": "MI250", "gpus": 8, "gpus_per_node": 4}, 16),
+     ({"gpu": "MI250X (2 GCDs)", "gpus": 4}, 8), ({"gpu": "MI250X-GCD", "gpus": 8}, 8),
+     ({"gpu": "MI250X 128GB", "gpus": 8, "gpus_per_node": 8}, 8), ({"gpu": "MI250X", "gpus": 8}, 8),
+     ({"gpu": "MI250X (GCD)", "gpus": 4, "gpus_per_node": 4}, 4)],
+)  # fmt: skip
+def test_a_module_of_two_dies_is_two_devices_of_half_its_rate(cells, dies):
+    found = read_row(llama(**cells, tflops_per_gpu=120, zero_or_fsdp="fsdp"), FACTS)
+    assert (found.job.layout.world_size, found.job.layout.dp) == (dies, dies)
+    assert any("two dies" in words for words in found.assumed) is (dies != cells["gpus"])
+    whole = read_row(llama(gpu="MI250X-GCD", gpus=cells["gpus"], tflops_per_gpu=120), FACTS)
+    assert found.step_s == pytest.approx(whole.step_s)
+
+
+def test_rates_that_are_said_to_be_of_a_die_are_not_halved():
+    rows = [read_row(llama(gpu="MI250", gpus=16, gpus_per_node=4, dp=16, tflops_per_gpu=60,
+                           notes=notes), FACTS) for notes in ("", "TFLOP/s per GCD")]  # fmt: skip
+    assert rows[0].step_s == pytest.approx(2 * rows[1].step_s)
+    assert rows[0].job.layout.dp == 32

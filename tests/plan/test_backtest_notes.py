@@ -4,7 +4,7 @@ import pytest
 
 from launcher.plan.backtest import predict_row
 from launcher.plan.backtest_hardware import stated_bandwidth
-from launcher.plan.backtest_rows import read_row
+from launcher.plan.backtest_rows import INTERLEAVED, read_row
 
 from .test_backtest import FACTS
 from .test_strangers_rows import job, llama
@@ -83,7 +83,9 @@ def test_a_loss_that_is_not_fused_is_not(notes, fused):
      ("4 NICs of 200 Gb/s per node", 100), ("8 ConnectX-7 400Gb/s NICs", 400),
      ("1 NIC 100 Gbps per GPU", 100), ("25 Gbps Ethernet", 3.125), ("AWS p3.16xlarge", 3.125),
      ("4x Omni-Path 100 Gbps per node", 50), ("Omni-Path 100 Gbps x 4", 50), ("4x OPA", 50),
-     ("200 Gb/s InfiniBand x8 per node", 200), ("4x Omni-Path 100", 50)],
+     ("200 Gb/s InfiniBand x8 per node", 200), ("4x Omni-Path 100", 50), ("2x100G TCP", 25),
+     ("4x200G Slingshot-11", 100), ("25GbE", 3.125), ("10 GbE", 1.25), ("4x 100GbE", 50),
+     ("1.6 Tb/s InfiniBand", 200), ("51.2 Tb/s switches", None), ("0.8 Tb/s per GPU", 800)],
 )  # fmt: skip
 def test_adapters_of_a_node_are_counted(notes, gigabits):
     found = stated_bandwidth({"notes": notes}, 8)
@@ -158,3 +160,12 @@ def test_papers_that_notes_name_beside_are_not_the_rows_own(source, notes, atten
 )
 def test_programs_that_notes_deny_or_compare_with_are_not_the_rows(notes):
     assert job(notes=notes, gpu="A100").execution == job(notes="", gpu="A100").execution
+
+
+@pytest.mark.parametrize(
+    ("name", "notes", "schedule"),
+    [("zb_14B", "1F1B", "1f1b"), ("paper-zb", "zb-2p", "zb_2p"), ("a zb", "1F1B-I", INTERLEAVED),
+     ("paper-zb", "", "zb_h1"), ("x_zb", "H1 of it", "zb_h1"), ("x_1f1b", "beside zb-2p", "1f1b")],
+)  # fmt: skip
+def test_notes_that_name_a_schedule_go_before_a_name_that_only_hints_at_one(name, notes, schedule):
+    assert job(id=name, notes=notes, pp=4).layout.schedule == schedule

@@ -7,7 +7,7 @@ import pytest
 from launcher.config.schema import Hardware
 from launcher.plan.execution import runtime_job
 from launcher.plan.fill import build_layout
-from launcher.plan.links import Link, broadcast_s, sent_bytes, stride_link, transfer_s
+from launcher.plan.links import Link, broadcast_s, domain_size, sent_bytes, stride_link, transfer_s
 from launcher.plan.step_time import find_links
 from tests.factory import LLAMA3_70B, h100, make_run
 
@@ -34,6 +34,23 @@ def test_an_axis_across_nodes_uses_the_network():
 def test_ranks_of_a_group_on_one_node_share_its_adapters():
     assert stride_link(HARDWARE, 8, stride=2, size=32).bandwidth == 4 * 50e9 * RATE
     assert stride_link(HARDWARE, 8, stride=1, size=64).bandwidth == min(400e9, 450e9) * RATE
+
+
+def test_no_other_ranks_adapter_carries_what_a_rank_sends_to_all_others():
+    whole = 64e9
+    inside, across = (stride_link(HARDWARE, 8, stride=1, size=size) for size in (8, 64))
+    assert transfer_s("all_to_all", whole, inside) == pytest.approx(
+        7 / 8 * whole / (450e9 * RATE), rel=0.01
+    )
+    assert transfer_s("all_to_all", whole, across) == pytest.approx(
+        7 / 8 * whole / (50e9 * RATE), rel=0.01
+    )
+    gathered_s = 63 / 64 * whole / (450e9 * RATE)  # a ring leaves the node over all eight
+    assert transfer_s("all_gather", whole, across) < 2 * gathered_s
+    spread = stride_link(HARDWARE, 8, stride=8, size=8)  # one rank on each node
+    assert transfer_s("all_to_all", whole, spread) == pytest.approx(
+        7 / 8 * whole / (50e9 * RATE), rel=0.01
+    )
 
 
 def test_contention_grows_with_nodes_and_oversubscription_divides():
@@ -138,6 +155,17 @@ def test_devices_under_one_switch_are_one_node_to_collectives():
     hardware = HARDWARE.model_copy(update={"node": node})
     assert not stride_link(hardware, 8, stride=1, size=32).crosses_nodes
     assert stride_link(hardware, 8, stride=1, size=64).num_nodes == 2
+
+
+@pytest.mark.parametrize(
+    ("trays", "room"), [(16, 72), (18, 72), (32, 64), (36, 72), (64, 64), (19, 72), (20, 72)]
+)
+def test_a_job_takes_as_many_devices_of_each_rack(trays, room):
+    node = HARDWARE.node.model_copy(update={"domain_gpus": 72})
+    hardware = HARDWARE.model_copy(update={"node": node, "num_nodes": trays})
+    assert domain_size(hardware, 4) == room
+    if trays % 16 == 0:
+        assert not stride_link(hardware, 4, stride=1, size=64).crosses_nodes
 
 
 @pytest.mark.parametrize("per_node", [1, 4, 6, 8, 12])

@@ -12,7 +12,6 @@ from launcher.config.kernel_table import COLUMNS, with_kernels
 from launcher.config.local_hardware import detect_machine
 from launcher.config.schema import Gpu, Hardware
 from launcher.errors import RunFailed
-from launcher.plan.collectives import exchange_s
 from launcher.plan.kernels import Gemm, attention_s, elementwise_s, gemm_s, traffic_s
 from launcher.plan.links import make_link, transfer_s
 from launcher.submit.calibrate import calibrate
@@ -242,10 +241,8 @@ def test_a_measured_exchange_takes_its_measured_time_and_others_are_corrected_al
     across = make_link(hardware, 4, 2), make_link(measured, 4, 2)
     assert transfer_s("all_reduce", 2**20, across[1]) == transfer_s("all_reduce", 2**20, link)
     assert transfer_s("all_gather", 2**20, across[1]) == transfer_s("all_gather", 2**20, across[0])
-    # Experts exchange one by one, by a model of their own.
-    assert exchange_s(2**20, link) == exchange_s(2**20, plain)
     rows = [{"kind": "all_to_all", "type": "bf16", "m": 2**20, "n": 4, "k": 1, "seconds": 0.5}]
-    assert exchange_s(2**20, link_with(rows)) == pytest.approx(0.5)
+    assert transfer_s("all_to_all", 2**20, link_with(rows)) == pytest.approx(0.5)
 
 
 def test_a_row_of_one_rank_says_nothing():

@@ -143,7 +143,7 @@ def test_offloaded_optimizer_state_moves_into_the_nodes_memory():
     assert there.time.optimizer_s > here.time.optimizer_s
 
 
-def test_blocks_with_a_plain_mlp_wider_than_all_experts_keep_more():
+def test_blocks_with_a_plain_mlp_keep_what_it_is_wider_or_narrower_than_experts():
     """Gate, its silu, up and what the last product reads, of every token in two bytes."""
     experts = {"num_experts": 4, "experts_per_token": 1, "ffn_hidden_size": 64}
 
@@ -158,6 +158,9 @@ def test_blocks_with_a_plain_mlp_wider_than_all_experts_keep_more():
         more = kept(2, recompute, 4096) - kept(2, recompute, 2048)
         assert more == 2 * 64 * 4 * 2048 * 2
         assert kept(0, recompute, 4096) == kept(0, recompute, 2048)
+        # Of 64 tokens in two blocks: routed copies on both sides, and the router's in and out.
+        less = kept(0, recompute, 64) - kept(2, recompute, 64)
+        assert less == 2 * 64 * (2 * TINY["hidden_size"] + 2 * 4) * 2
     assert kept(2, "full", 4096) == kept(0, "full", 4096)
 
 
@@ -167,6 +170,15 @@ def test_a_stage_in_the_middle_holds_two_blocks_of_what_waits_in_ram():
     held = [stage.parameters_bytes for stage in build_plan(run).memory.per_stage]
     assert held[1] == held[2] == 2 * 2 * 7_087_872
     assert min(held[0], held[3]) > held[1]
+
+
+def test_of_sharded_weights_that_wait_in_ram_a_rank_holds_its_part_of_two_blocks():
+    def held(**degrees):
+        degrees = {"tp": 1, "pp": 1, "dp": 8, "offload": "parameters"} | degrees
+        run = make_run(model=GPT2_124M, hardware=h100(1), precision=BF16, parallelism=degrees)
+        return build_plan(run).memory.per_stage[0].parameters_bytes
+
+    assert held(zero_stage=3) == pytest.approx(held(zero_stage=2) / 8, rel=1e-4)
 
 
 def test_of_every_second_block_only_inputs_are_kept():

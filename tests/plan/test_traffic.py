@@ -61,7 +61,11 @@ def test_the_stage_with_the_largest_table_sums_most_where_others_have_the_expert
     assert stages[0] > stages[1]
 
 
-@pytest.mark.parametrize("degrees", [{}, {"tp": 2, "dp": 8}, {"ep": 1}, {"recompute": "full"}])
+@pytest.mark.parametrize(
+    "degrees",
+    [{}, {"tp": 2, "dp": 8}, {"ep": 1}, {"recompute": "full"}, {"zero_stage": 2},
+     {"zero_stage": 2, "ep": 1}],
+)  # fmt: skip
 def test_the_table_has_the_seconds_that_nothing_hides(degrees):
     found = experts_plan(overlap_tp=False, **degrees)
     sent_s = sum(one.seconds_per_step for one in found.communication)
