@@ -10,6 +10,7 @@ from launcher.commands import Request
 from launcher.config.load import load_run
 from launcher.config.schema import Run
 from launcher.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, ConfigError, Finding
+from launcher.plan.schedule_choice import check_schedule_file
 from launcher.plan.search_auto import fixed_keys, suiting_words
 
 
@@ -22,6 +23,8 @@ def search(request: Request) -> int:
     loaded = load_run([*words, *suiting_words(words)], request.config_dirs)
     run = loaded.run
     _require_equal_devices(run)
+    if findings := check_schedule_file(run):  # as a plan: what the file decides is typed
+        raise ConfigError(findings)
     has_planned = bool(request.flags.get("include_planned"))
     found = search_layouts(run, fixed_keys(words, run), has_planned=has_planned)
     folders = [str(folder) for folder in request.config_dirs]

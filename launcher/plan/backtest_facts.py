@@ -24,35 +24,16 @@ def find_execution(
     program = find_program(row)
     execution, words = program.execution, f"{row['id']} {row['notes']}".lower()
     changes: dict[str, Any] = {}
-    is_long = (read_number(row, "cp") or 1) > 1 or (read_number(row, "seq") or 1) > LONGEST_SCORES
     is_looped = vpp > 1 and SCHEDULES[layout.schedule].placement == "loop"
     if program.is_modern and is_looped:  # Megatron-Core overlaps exchanges of interleaved stages
         changes["overlap_p2p"] = True
     assert hardware.gpu is not None
-    is_recent = hardware.gpu.peak_flops.fp8 is not None  # such devices came after FlashAttention
-    if re.search(NOT_FLASH, words):
-        changes["attention"] = "matrix"
-    elif re.search(r"flash[- ]?attention[- ]?3|fa3|cudnn", words):
-        changes["attention"] = "cudnn"
-    elif re.search(r"flash|xformers|memory[- ]efficient attention", words) or is_long:
-        second = re.search(r"flash[- ]?att\w*[- ]?(?:v?2)(?![0-9])|fa-?2|fav2", words)
-        if execution.attention == "matrix" or second:
-            changes["attention"] = "flash"
-    elif execution.attention == "matrix" and is_recent:
-        changes["attention"] = "flash"
-    elif re.search(NO_FLASH, hardware.gpu.name) and execution.fusion == "fused":
-        changes["attention"] = "matrix"
+    changes |= _attention(row, words, execution, hardware.gpu)
     if re.search(r"(?<![a-z])eager", words):
         changes["fusion"] = "eager"
     elif re.search(r"(?<![a-z])compile", words) and not re.search(NOT_COMPILED, words):
         changes["fusion"] = "compiled"
-    if re.search(r"async[-_ ]?tp|tp[-_ ]comm[-_ ]overlap", words):
-        changes["overlap_tp"] = True
-    if re.search(OVERLAP_EP, words):
-        changes["overlap_ep"] = True
-    for axis in ("tp", "dp", "p2p", "ep"):
-        if re.search(NO_OVERLAP, words) or re.search(NO_OVERLAP_OF.format(axis), words):
-            changes[f"overlap_{axis}"] = False
+    changes |= _overlaps(words)
     if re.search(r"(?<!no )(?<!without )(?:fused (?:ce|cross)|cut cross[- ]entropy|liger)", words):
         changes["fused_loss"] = True
     if re.search(r"(?:no|without) dropout|dropout[ =:]+0(?!\.?0*[1-9])", words):
@@ -78,6 +59,38 @@ def find_execution(
     changes |= {"recompute": recompute, "recompute_share": share}
     changes["shard_size"] = _shard_size(row, layout, hardware.gpus_per_node or 1)
     return replace(execution, **changes)
+
+
+def _attention(row: dict[str, str], words: str, execution: Execution, gpu: Gpu) -> dict[str, Any]:
+    """Which kernel, where words, length or device of the row say another than the program."""
+    is_long = (read_number(row, "cp") or 1) > 1 or (read_number(row, "seq") or 1) > LONGEST_SCORES
+    is_recent = gpu.peak_flops.fp8 is not None  # such devices came after FlashAttention
+    has_scores = execution.attention == "matrix"
+    if re.search(NOT_FLASH, words):
+        return {"attention": "matrix"}
+    if re.search(r"flash[- ]?attention[- ]?3|fa3|cudnn", words):
+        return {"attention": "cudnn"}
+    if re.search(r"flash|xformers|memory[- ]efficient attention", words) or is_long:
+        second = re.search(r"flash[- ]?att\w*[- ]?(?:v?2)(?![0-9])|fa-?2|fav2", words)
+        return {"attention": "flash"} if has_scores or second else {}
+    if has_scores and is_recent:
+        return {"attention": "flash"}
+    if re.search(NO_FLASH, gpu.name) and execution.fusion == "fused":
+        return {"attention": "matrix"}
+    return {}
+
+
+def _overlaps(words: str) -> dict[str, Any]:
+    """What runs beside the computing, and what is said not to."""
+    found = {}
+    if re.search(r"async[-_ ]?tp|tp[-_ ]comm[-_ ]overlap", words):
+        found["overlap_tp"] = True
+    if re.search(OVERLAP_EP, words):
+        found["overlap_ep"] = True
+    for axis in ("tp", "dp", "p2p", "ep"):
+        if re.search(NO_OVERLAP, words) or re.search(NO_OVERLAP_OF.format(axis), words):
+            found[f"overlap_{axis}"] = False
+    return found
 
 
 CP_WORDS = ("source", "source_url_or_repo_path", "sp", "cp")

@@ -355,6 +355,20 @@ def test_an_open_batch_is_that_of_the_plan_of_ones_own_words(capsys, verb):
     assert gain == pytest.approx(found["best_change"]["gain"])
 
 
+def test_a_file_of_another_shape_is_refused_as_by_a_plan(capsys, tmp_path):
+    """Searched with 16 microbatches, a file of two was planned beyond the device's peak."""
+    path = tmp_path / "mine.csv"
+    path.write_text("F0,F1,B0,B1\nF0,B0,F1,B1\n")
+    words = ["model=llama3_8b", "hardware=h100x8", f"parallelism.schedule={path}"]
+    for verb in ("plan", "search"):
+        code, _, said = launch(capsys, verb, *words)
+        assert code == 2
+        assert "parallelism.pp=null [schedule-file-fits]" in said
+        assert "Try train.num_microbatches=2." in said
+    closed = ["parallelism.pp=2", "train.num_microbatches=2"]
+    assert launch(capsys, "search", *words, *closed)[0] == 0
+
+
 def test_columns_of_the_table_stay_apart(capsys):
     words = ("model=llama3_70b", "hardware=h100x64", "parallelism=zero3")
     _, out, _ = launch(capsys, "search", *words)
