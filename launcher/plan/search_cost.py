@@ -18,7 +18,7 @@ from launcher.plan.schedule_choice import named_chain, plan_file
 from launcher.plan.schedule_records import Chain, StageTimes, has_weight_actions
 from launcher.plan.search_choice import Choice
 from launcher.plan.search_cuts import Cut, Cuts
-from launcher.plan.search_jobs import Jobs, Mesh, mesh_of
+from launcher.plan.search_jobs import Alike, Jobs, Mesh, mesh_of
 from launcher.plan.search_links import quickest_tp
 from launcher.plan.search_walks import Walks
 from launcher.plan.stage_state import StageState, stage_state
@@ -52,7 +52,7 @@ class Coster(Jobs):
         self._links: dict[object, Links] = {}
         self._nearest: dict[object, Links] = {}
         self._kernels: dict[object, Kernels] = {}
-        self._alike: dict[object, Kernels] = {}
+        self._alike: dict[Alike, Kernels] = {}
         self._parts: dict[object, Parts] = {}
         self._sent: dict[object, PassTimes] = {}
         self._nearest_parts: dict[Mesh, Parts] = {}
@@ -115,13 +115,21 @@ class Coster(Jobs):
         """Whatever is recomputed."""
         kernels = self._kernels.get(mesh[:5])
         if kernels is None:
-            job = self.mesh_job(mesh, False)
-            # Kernels know how many tokens a rank has, not of how many samples they are.
-            length, rest = divmod(job.layout.sequence_length, mesh.cp)
-            alike = (mesh.tp, mesh.ep, mesh.split, mesh.micro * length)
-            known = None if rest or self.run.model.encoder else self._alike.get(alike)
-            kernels = self._kernels[mesh[:5]] = known or list_kernels(job)
-            self._alike[alike] = kernels
+            alike = self.alike(mesh)
+            known = self._alike.get(alike) if alike else None
+            kernels = self._kernels[mesh[:5]] = known or self._list_kernels(mesh, alike)
+        return kernels
+
+    def _list_kernels(self, mesh: Mesh, alike: Alike | None) -> Kernels:
+        job, has_experts = self.mesh_job(mesh, False), self.run.model.experts is not None
+        if alike is None:
+            return list_kernels(job)
+        plain = alike._replace(ep=0)
+        beside = self._alike.get(plain) if has_experts else None
+        kernels = list_kernels(job, beside)
+        if has_experts:
+            self._alike[plain] = kernels
+        self._alike[alike] = kernels
         return kernels
 
     def costs(self, job: Job, cut: Cut, splits: bool, links: Links) -> list[PartCost]:

@@ -23,6 +23,17 @@ class Mesh(NamedTuple):
     recompute: str
 
 
+class Alike(NamedTuple):
+    """What meshes that compute and keep the same have in common: a rank's kernels know how many
+    tokens it has, not of how many samples they are.
+    """
+
+    tp: int
+    ep: int
+    split: bool
+    tokens: int
+
+
 class Jobs:
     """Of one run."""
 
@@ -31,6 +42,15 @@ class Jobs:
         self._jobs: dict[object, Job] = {}
         self._mesh_jobs: dict[object, Job] = {}
         self._executions: dict[object, Execution] = {}
+
+    def alike(self, mesh: Mesh) -> Alike | None:
+        """None where samples count."""
+        sequence_length = self.run.train.sequence_length
+        assert sequence_length is not None
+        length, rest = divmod(sequence_length, mesh.cp)
+        if rest or self.run.model.encoder:
+            return None
+        return Alike(mesh.tp, mesh.ep, mesh.split, mesh.micro * length)
 
     def mesh_job(self, mesh: Mesh, splits: bool) -> Job:
         """Of a mesh alone: no pipeline."""

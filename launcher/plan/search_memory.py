@@ -24,8 +24,8 @@ from launcher.plan.schedule_peaks import peaks_of
 from launcher.plan.search_choice import ORDER, Choice
 from launcher.plan.search_cost import Coster
 from launcher.plan.search_cuts import Cut
-from launcher.plan.search_jobs import Mesh, mesh_of
-from launcher.plan.temporaries import backward_temporary_bytes
+from launcher.plan.search_jobs import Alike, Mesh, mesh_of
+from launcher.plan.temporaries import backward_temporary_bytes, recomputed_bytes
 
 Sharding = tuple[str, int, str]
 """engine, zero_stage, offload"""
@@ -62,7 +62,12 @@ class Memory:
         self._num_dense = experts.num_dense_layers if experts else 0
         self._averages: dict[int, int] = {}
         self._kept: dict[Mesh, Kept] = {}
-        self._whole: dict[Mesh, int] = {}
+        self._blocks_kept: dict[object, tuple[int, int]] = {}
+        # Ulysses keeps more over cp, and masks of documents are of whole sequences.
+        self._counts_samples = (
+            run.parallelism.cp_mode == "ulysses" or run.data.packing == "documents"
+        )
+        self._whole: dict[object, int] = {}
         self._states: dict[object, dict[Sharding, int]] = {}
         self._gathered: dict[object, int] = {}
         self._split: dict[object, int] = {}
@@ -183,25 +188,32 @@ class Memory:
 
     def kept(self, mesh: Mesh) -> Kept:
         """Per block and microbatch."""
-        if mesh not in self._kept:
-            job = self.coster.mesh_job(mesh, False)
-            share = job.execution.recompute_share
-            # The number of blocks that recompute is rounded, so take the lesser; blocks without
-            # experts may keep less than those with them.
-            modes = (mesh.recompute, "none") if share < 1 else (mesh.recompute,)
-            block = min([
-                block_kept_bytes(job, mode) + min(0, dense_difference_bytes(job, mode))
-                for mode in modes
-            ])  # fmt: skip
-            self._kept[mesh] = Kept(block, backward_temporary_bytes(job))
-        return self._kept[mesh]
+        found = self._kept.get(mesh)
+        if found is None:
+            job, alike = self.coster.mesh_job(mesh, False), self._alike(mesh)
+            known = self._blocks_kept.get(alike) if alike else None
+            if known is None:
+                known = _block_kept(job), recomputed_bytes(job)
+                if alike:
+                    self._blocks_kept[alike] = known
+            found = self._kept[mesh] = Kept(known[0], backward_temporary_bytes(job, known[1]))
+        return found
+
+    def _alike(self, mesh: Mesh) -> tuple[Alike, str] | None:
+        """Of meshes that keep the same of a block."""
+        if self._counts_samples:
+            return None
+        alike = self.coster.alike(mesh)
+        return alike and (alike, mesh.recompute)
 
     def _whole_bytes(self, mesh: Mesh, layers: int) -> int:
         """One microbatch of the whole model."""
-        if mesh not in self._whole:
+        key = self._alike(mesh) or mesh
+        found = self._whole.get(key)
+        if found is None:
             job = self.coster.mesh_job(mesh, False)
-            self._whole[mesh] = in_flight_bytes(job, _stage(layers, True, True), 1)
-        return self._whole[mesh]
+            found = self._whole[key] = in_flight_bytes(job, _stage(layers, True, True), 1)
+        return found
 
     def _job(self, mesh: Mesh, pp: int, dp: int, sharding: Sharding) -> Job:
         """Of these degrees: state knows nothing of microbatches, nor which replicas are of cp."""
@@ -262,6 +274,17 @@ class Memory:
         if is_schedule_file(choice.schedule):
             return plan_peaks(self.coster.run, self.coster.layout(choice))
         return peaks_of(choice.schedule, choice.pp, choice.num_microbatches, choice.vpp)
+
+
+def _block_kept(job: Job) -> int:
+    """Least that a block keeps of one microbatch."""
+    mode, share = job.execution.recompute, job.execution.recompute_share
+    # The number of blocks that recompute is rounded, so take the lesser; blocks without experts may
+    # keep less than those with them.
+    modes = (mode, "none") if share < 1 else (mode,)
+    return min([
+        block_kept_bytes(job, one) + min(0, dense_difference_bytes(job, one)) for one in modes
+    ])  # fmt: skip
 
 
 _BEHIND = 1000

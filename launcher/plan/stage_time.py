@@ -102,11 +102,17 @@ class Timed(NamedTuple):
     times: WorkTimes
 
 
-def list_kernels(job: Job) -> Kernels:
-    """Of a job's degrees, sequence and microbatch; its pipeline and sharding have no part in it."""
+def list_kernels(job: Job, beside: Kernels | None = None) -> Kernels:
+    """Of a job's degrees, sequence and microbatch; its pipeline and sharding have no part in it.
+
+    `beside`: those of a job that differs in ep alone, of which only blocks with experts know.
+    """
     experts, work = job.model.experts, block_work(job)
     block = dense = Timed(work=work, times=time_work(job, work))
-    if experts is not None and experts.num_dense_layers > 0:
+    has_dense = experts is not None and experts.num_dense_layers > 0
+    if beside is not None:
+        return beside._replace(block=block, dense=beside.dense if has_dense else block)
+    if has_dense:
         work = block_work(job, 0)
         dense = Timed(work=work, times=time_work(job, work))
     embedding, encoder = _end_times(time_work(job, embedding_work(job))), None

@@ -43,11 +43,11 @@ def head_backward_bytes(job: Job) -> int:
     return (wholes * size.tokens + size.vocabulary) * hidden * element
 
 
-def backward_temporary_bytes(job: Job) -> int:
+def backward_temporary_bytes(job: Job, again: int | None = None) -> int:
     """What the backward pass of one block needs beside what was kept.
 
     Gradients of the residual and of the MLP's widest tensors; with recomputation, what the block
-    would have kept without it.
+    would have kept without it (`again`, where `recomputed_bytes` is known).
     """
     size, model, execution = size_of(job), job.model, job.execution
     ffn = (2 if model.is_gated else 1) * size.ffn
@@ -60,7 +60,9 @@ def backward_temporary_bytes(job: Job) -> int:
         gradients += size.tokens * model.hidden_size * execution.element_bytes
     if not execution.unused_gradients:
         gradients += _new_gradients(job) * execution.element_bytes
-    return gradients + recomputed_bytes(job) + _quantised_bytes(job, size) + context
+    if again is None:
+        again = recomputed_bytes(job)
+    return gradients + again + _quantised_bytes(job, size) + context
 
 
 def _new_gradients(job: Job) -> int:
