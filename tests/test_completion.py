@@ -28,8 +28,8 @@ def offered(line: str) -> list[str]:
     ("line", "wanted"),
     [
         ("launch pl", ["plan"]),
-        ("launch plan model=llama3_", ["model=llama3_405b", "model=llama3_70b", "model=llama3_8b"]),
-        ("launch model=llama3_", ["model=llama3_405b", "model=llama3_70b", "model=llama3_8b"]),
+        ("launch plan model=llama3_", [f"model=llama3_{size}b" for size in (1, 3, 405, 70, 8)]),
+        ("launch model=llama3_", [f"model=llama3_{size}b" for size in (1, 3, 405, 70, 8)]),
         ("launch plan hardware=h100x8 parallelism=pp_",
          ["parallelism=pp_1f1b", "parallelism=pp_gpipe"]),
         ("launch plan optim", ["optimizer.", "optimizer="]),
@@ -141,7 +141,8 @@ def test_bash_completes_what_follows_the_equals_sign(bin_dir):
     setup = "COMP_WORDBREAKS=$' \\t\\n\"><=;|&(:'\n"
     found = press_tab(bin_dir, "launch plan model=ll", setup)
     assert found == ["llama2_13b", "llama2_70b", "llama2_7b",
-                     "llama3_405b", "llama3_70b", "llama3_8b"]  # fmt: skip
+                     "llama3_1b", "llama3_3b", "llama3_405b", "llama3_70b",
+                     "llama3_8b", "llama4_scout"]  # fmt: skip
 
 
 def test_bash_completes_whole_words_where_equals_signs_do_not_break_them(bin_dir):

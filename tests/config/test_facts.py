@@ -43,6 +43,32 @@ PUBLISHED = {
     "yi_6b": 6_061_035_520,
     "yi_34b": 34_388_917_248,
     "mistral_7b": 7_241_732_096,
+    "mistral_nemo_12b": 12_247_782_400,
+    "mistral_large_123b": 122_610_069_504,
+    "llama3_1b": 1_235_814_400,
+    "llama3_3b": 3_212_749_824,
+    "qwen2_7b": 7_615_616_512 - 28 * (3584 + 2 * 512),  # less biases of queries, keys, values
+    "qwen2_32b": 32_763_876_352 - 64 * (5120 + 2 * 1024),
+    "qwen2_72b": 72_706_203_648 - 80 * (8192 + 2 * 1024),
+    "qwen3_8b": 8_190_735_360 - 36 * 2 * 128,
+    "qwen3_14b": 14_768_307_200 - 40 * 2 * 128,
+    "qwen3_32b": 32_762_123_264 - 64 * 2 * 128,
+    "deepseek_moe_16b": 16_375_728_128,
+    "dbrx": 131_596_523_520 + 81 * 6144,  # its norms have no biases
+    "phi3.5_moe": 41_873_153_344 - 32 * 2 * (4096 + 1024) - 32_064,  # less biases
+}
+
+# Billions, as their papers and cards round them.
+ROUNDED = {
+    "moonlight_16b_a3b": 16.0,
+    "kimi_k2": 1026.0,
+    "glm_4.5": 355.0,
+    "glm_4.5_air": 106.0,
+    "gpt_oss_120b": 116.8,
+    "gpt_oss_20b": 20.9,
+    "qwen2_57b_a14b": 57.4,
+    "grok_1": 314.0,
+    "llama4_scout": 107.8,
 }
 
 # Narayanan et al., SC21 (arXiv 2104.04473), table 1: billions, layers, hidden size, heads; the
@@ -176,6 +202,11 @@ def test_parameter_counts_equal_the_published_ones(name: str) -> None:
     assert count_parameters(load_model(name)) == PUBLISHED[name]
 
 
+@pytest.mark.parametrize("name", sorted(ROUNDED))
+def test_parameter_counts_round_to_the_published_ones(name: str) -> None:
+    assert count_parameters(load_model(name)) / 1e9 == pytest.approx(ROUNDED[name], rel=0.01)
+
+
 @pytest.mark.parametrize("name", sorted(SC21))
 def test_parameter_counts_equal_the_formula_of_sc21_and_its_final_norm(name: str) -> None:
     billions, layers, hidden, heads = SC21[name]
@@ -199,7 +230,7 @@ def test_the_quickstart_model_has_the_count_that_its_file_says() -> None:
 
 
 def test_every_model_has_a_known_parameter_count() -> None:
-    assert sorted(MODELS) == sorted([*PUBLISHED, *SC21, "gpt3_175b", "tiny"])
+    assert sorted(MODELS) == sorted([*PUBLISHED, *ROUNDED, *SC21, "gpt3_175b", "tiny"])
 
 
 @pytest.mark.parametrize("name", MODELS)
