@@ -165,9 +165,9 @@ class Search:
         stages, floors = node.stages, self.floors
         p2p_s, nearest = floors.quickest_p2p_s(stages), self.coster.nearest(stages.mesh)
         times = {late: floors.times(stages, late, nearest, p2p_s) for late in (False, True)}
-        for position, plan, cut, room in node.plans:
+        for position, plan, cut, room, states in node.plans:
             seconds = floors.pipeline_s(stages, plan.name, plan.late, cut, times[plan.late])
-            yield Bounded(seconds, position, plan.name, plan.vpp, cut, room)
+            yield Bounded(seconds, position, plan.name, plan.vpp, cut, room, states)
 
     # 3. Sharding, with the first schedule; each brings the next one when it is taken further.
     def _expand_scheduled(self, node: Scheduled, bound: float) -> None:
@@ -212,13 +212,11 @@ class Search:
     def _push_pipeline(self, node: Pipeline, bound: float) -> None:
         """The schedule of this rank, or the next one that may have room."""
         stages, _, pipelines, _, _ = node.scheduled
-        mesh, pp, dp, _, _ = stages
         for rank in range(node.rank, len(pipelines)):
             one = pipelines[rank]
             if not self.rooms.allow(stages, node.sharding, one):
                 continue
-            states = self.memory.states(mesh, pp, dp, one.cut.first_layers)
-            if states[node.sharding] <= one.room:
+            if one.states[node.sharding] <= one.room:
                 least_s = min([floor.after_s(one.seconds) for floor in node.floors])
                 self._push(max(bound, least_s), Pipeline(*node[:4], rank))
                 return

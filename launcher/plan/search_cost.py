@@ -105,6 +105,8 @@ class Coster(Jobs):
     # What is kept.
     def parts(self, mesh: Mesh, splits: bool, links: Links) -> Parts:
         """Times of blocks and of the model's ends over these links."""
+        # Only what of tp hides beside products knows whether backward is split.
+        splits = splits and mesh.tp > 1 and bool(self.run.parallelism.overlap_tp)
         key = (mesh, splits, links.tp, links.cp, links.ep)
         if key not in self._parts:
             job = self.mesh_job(mesh, splits)

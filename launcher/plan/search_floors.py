@@ -16,9 +16,7 @@ from launcher.plan.search_memory import Sharding
 from launcher.plan.search_sharded import Pieces, Shares, waiting_shares, with_waits
 from launcher.plan.search_stages import Stages
 from launcher.plan.search_state_floors import NEAR_AND_FAR, StateFloors
-from launcher.plan.stage_time import (
-    unit_costs,
-)
+from launcher.plan.stage_time import unit_times
 
 
 class Floors(StateFloors):
@@ -97,8 +95,8 @@ class Floors(StateFloors):
         if found is not None:
             return found
         parts = self.coster.parts(mesh, late, links)
-        units = unit_costs(self.coster.mesh_job(mesh, late), parts, links)
-        forward, backward, weight, _ = zip(*units, strict=True)
+        job = self.coster.mesh_job(mesh, late)
+        forward, backward, weight = unit_times(job, parts, links)
         if late:
             found = UnitTimes(forward, backward, weight)
         else:

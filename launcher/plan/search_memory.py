@@ -223,26 +223,36 @@ class Memory:
             self._jobs[key] = self.coster.job(choice)
         return self._jobs[key]
 
-    def peak_bytes(self, choice: Choice) -> int:
-        """Of the fullest rank, as `estimate_layout` says."""
+    def peak_bytes(self, choice: Choice, enough: int = NO_LIMIT) -> int:
+        """Of the fullest rank, as `estimate_layout` says; or of one with more than `enough`."""
         coster, mesh, peaks = self.coster, mesh_of(choice), self._peaks(choice)
         job = coster.job(choice)
         if choice.pp == choice.vpp == 1:  # there is nothing to cut
             whole = _stage(coster.run.model.num_layers, True, True)
-            return self._rank_bytes(mesh, job, (whole.num_layers, True, True), whole, peaks[0])
+            like, all_of_it = self._alike(mesh) or mesh, (whole.num_layers, True, True)
+            return self._rank_bytes(mesh, like, job, all_of_it, whole, peaks[0])
         cut = coster.cut(mesh, coster.chain_of(choice))
         # Of the stages of each kind, the one that keeps most.
-        fullest: dict[object, tuple[int, int]] = {}
+        fullest: dict[tuple[int, int, bool, bool], tuple[int, int]] = {}
         for stage, (size, peak) in enumerate(zip(cut.sizes, peaks, strict=True)):
             if size not in fullest or fullest[size][0] < peak:
                 fullest[size] = peak, stage
-        return max([
-            self._rank_bytes(mesh, job, kind, cut.stages[stage], peak)
-            for kind, (peak, stage) in fullest.items()
-        ])  # fmt: skip
+        most, like = 0, self._alike(mesh) or mesh
+        # What is too much mostly is so on stages in the middle: the first one has been looked at.
+        for kind in sorted(fullest, key=_is_end):
+            peak, stage = fullest[kind]
+            most = max(most, self._rank_bytes(mesh, like, job, kind, cut.stages[stage], peak))
+            if most > enough:
+                break
+        return most
 
-    def _rank_bytes(self, mesh: Mesh, job: Job, kind: object, stage: Stage, peak: int) -> int:
-        """As `stage_memory` has it, part by part from what is known of like stages."""
+    def _rank_bytes(
+        self, mesh: Mesh, like: object, job: Job, kind: object, stage: Stage, peak: int
+    ) -> int:
+        """As `stage_memory` has it, part by part from what is known of like stages.
+
+        `like`: of all meshes that keep the same.
+        """
         layout = job.layout
         # What an engine does with gradients of a single pass is a special case.
         sharding = (
@@ -253,7 +263,7 @@ class Memory:
         held = self._held.get(degrees)
         if held is None:
             held = self._held[degrees] = held_bytes(job, stage)
-        key = (mesh, kind, layout.vpp, peak)
+        key = (like, kind, layout.vpp, peak)
         activations = self._activations.get(key)
         if activations is None:
             activations = self._activations[key] = in_flight_bytes(job, stage, peak)
@@ -268,12 +278,16 @@ class Memory:
 
     def fits(self, choice: Choice) -> bool:
         """As `estimate_layout` says."""
-        return self.peak_bytes(choice) <= self.usable_bytes
+        return self.peak_bytes(choice, self.usable_bytes) <= self.usable_bytes
 
     def _peaks(self, choice: Choice) -> tuple[int, ...]:
         if is_schedule_file(choice.schedule):
             return plan_peaks(self.coster.run, self.coster.layout(choice))
         return peaks_of(choice.schedule, choice.pp, choice.num_microbatches, choice.vpp)
+
+
+def _is_end(kind: tuple[int, int, bool, bool]) -> bool:
+    return kind[2] or kind[3]
 
 
 def _block_kept(job: Job) -> int:

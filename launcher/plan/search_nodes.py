@@ -107,6 +107,8 @@ class Bounded(NamedTuple):
     cut: Cut
     room: int
     """Bytes that the first stage has for its state."""
+    states: dict[Sharding, int]
+    """Bytes of that state."""
 
 
 class Roomy(NamedTuple):
@@ -115,8 +117,9 @@ class Roomy(NamedTuple):
     stages: Stages
     shardings: list[Sharding]
     """With some schedule."""
-    plans: list[tuple[int, Plan, Cut, int]]
-    """With some sharding: position of the schedule, the schedule, its split, bytes for state."""
+    plans: list[tuple[int, Plan, Cut, int, dict[Sharding, int]]]
+    """With some sharding: position of the schedule, the schedule, its split, bytes for state, bytes
+    of it."""
 
 
 class Scheduled(NamedTuple):

@@ -38,7 +38,7 @@ class Rooms:
             if plan.peak is not None:
                 left = memory.first_room(kept, plan.peak / cut.chain.num_chunks, layers)
             if lightest[layers] <= left:
-                plans.append((position, plan, cut, left))
+                plans.append((position, plan, cut, left, states[layers]))
                 most[layers] = max(left, most.get(layers, left))
             else:
                 self.counts.over_memory += 1

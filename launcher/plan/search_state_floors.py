@@ -92,25 +92,26 @@ class StateFloors(MeshFloors):
     def sharding_s(self, stages: Stages, sharding: Sharding) -> Floor:
         """The average stage with its traffic of weights and gradients, and the end of the step."""
         window = self._window(stages.mesh, stages.pp, None)
-        return self._floor(stages, self._lightest_of(stages, [sharding])[0], window)
+        return Floor(*self._floor(stages, self._lightest_of(stages, [sharding])[0], window))
 
     def placed_s(self, stages: Stages, sharding: Sharding, links: Links) -> Floor:
         """As `sharding_s`, on the links of one order of ranks."""
         window = self._window(stages.mesh, stages.pp, links)
-        return self._floor(stages, self._held(stages, sharding, links), window)
+        return Floor(*self._floor(stages, self._held(stages, sharding, links), window))
 
-    def _floor(self, stages: Stages, held: _Held, window: _Window) -> Floor:
+    def _floor(self, stages: Stages, held: _Held, window: _Window) -> tuple[float, float]:
+        """The two numbers of a `Floor`."""
         mesh, _, dp, count, _ = stages
         samples = mesh.micro * count * dp
         if not held.traffic.per_microbatch:
             end_s = held.update_s + _tail_s(held, window) + held.embedding_s
-            return Floor(busy_s=0.0, end_s=end_s / samples)
+            return 0.0, end_s / samples
         waits = sharded_waits(
             held.traffic, held.copies_s, held.execution.overlap_dp,
             window.forward_s, window.backward_s,
         )  # fmt: skip
         busy_s = count * (window.pass_s + waits.forward_s + waits.backward_s)
-        return Floor(busy_s / samples, (held.update_s + held.embedding_s) / samples)
+        return busy_s / samples, (held.update_s + held.embedding_s) / samples
 
     def _window(self, mesh: Mesh, pp: int, links: Links | None) -> _Window:
         """Of the average stage; without links, over the nearest ones."""

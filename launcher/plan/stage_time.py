@@ -24,6 +24,8 @@ from launcher.plan.stages import (
 from launcher.plan.tensor_traffic import runtime_tp_times
 from launcher.plan.work_time import WorkTimes, time_work
 
+Quad = tuple[float, float, float, float]
+
 
 class BlockTimes(NamedTuple):
     """Seconds per microbatch of one block; communication that nothing hides is apart."""
@@ -282,19 +284,22 @@ def part_cost(job: Job, piece: Stage, parts: Parts, links: Links) -> PartCost:
     )
 
 
-def unit_costs(job: Job, parts: Parts, links: Links) -> tuple[PartCost, ...]:
-    """Of a block, of one without experts, of the model's first and of its last end: their sums are
-    those of `part_cost` where nothing is sharded or fetched that a part waits for.
+def unit_times(job: Job, parts: Parts, links: Links) -> tuple[Quad, Quad, Quad]:
+    """Forward, backward without weight gradients, and these, with what is waited for: of a block,
+    of one without experts, of the model's first and of its last end. Their sums are those of
+    `part_cost` where nothing is sharded or fetched that a part waits for.
     """
-    ends = _tp_times(job, links, 0, 1, 0.0)
-    first = parts.embedding + BlockTimes(wait_forward_s=ends.forward_s)
-    last = parts.head + BlockTimes(wait_backward_s=ends.backward_s)
-    return tuple([
-        PartCost(
-            forward_s=unit.forward_s + unit.wait_forward_s,
-            input_s=unit.input_s + unit.wait_backward_s,
-            weight_s=unit.weight_s,
-            wait_s=unit.wait_forward_s + unit.wait_backward_s,
-        )
-        for unit in (parts.block, parts.dense, first, last)
-    ])  # fmt: skip
+    (block, dense, first, last), ends = parts, _tp_times(job, links, 0, 1, 0.0)
+    return (
+        (
+            block.forward_s + block.wait_forward_s, dense.forward_s + dense.wait_forward_s,
+            first.forward_s + (first.wait_forward_s + ends.forward_s),
+            last.forward_s + last.wait_forward_s,
+        ),
+        (
+            block.input_s + block.wait_backward_s, dense.input_s + dense.wait_backward_s,
+            first.input_s + first.wait_backward_s,
+            last.input_s + (last.wait_backward_s + ends.backward_s),
+        ),
+        (block.weight_s, dense.weight_s, first.weight_s, last.weight_s),
+    )  # fmt: skip

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from launcher.config.schedule_facts import SCHEDULE_FACTS
-from launcher.config.schema import Model
+from launcher.config.schema import Gpu, Model
 from launcher.frozen import frozen
 from launcher.plan.collectives import Links, PassTimes, exposed_s
 from launcher.plan.costs import block_parameters, embedding_parameters, head_parameters
 from launcher.plan.execution import Job, hides_transfers
 from launcher.plan.kernels import Gemm, gemm_s
 from launcher.plan.links import transfer_s
-from launcher.plan.operator_records import size_of
+from launcher.plan.operator_records import Size, size_of
 from launcher.plan.records import Stage
 
 
@@ -72,10 +72,11 @@ def _shown(job: Job, whole_s: float, sum_s: float) -> tuple[list[float], list[fl
     chunks = job.execution.row_chunks
     if not job.execution.overlap_tp or not chunks or not hides_transfers(job.hardware):
         return [sum_s] * 2, [whole_s + sum_s] * 2
-    size, model = size_of(job), job.model
-    rows = [_product_s(job, inputs, model.hidden_size) for inputs in (size.queries, size.ffn)]
-    widths = (size.queries + 2 * size.keys, (2 if model.is_gated else 1) * size.ffn)
-    columns = [_product_s(job, model.hidden_size, width) for width in widths]
+    execution, gpu = job.execution, job.hardware.gpu
+    assert gpu is not None
+    rows, columns = _products_s(
+        job.model, size_of(job), execution.element_bytes, execution.matmul, gpu
+    )
     # Chunk by chunk: the sum of the last chunk has nothing beside it.
     share = 1 - 1 / chunks
     of_rows = [exposed_s(share * sum_s, share * product_s) + sum_s / chunks for product_s in rows]
@@ -85,13 +86,22 @@ def _shown(job: Job, whole_s: float, sum_s: float) -> tuple[list[float], list[fl
     return of_rows, [exposed_s(whole_s, p) + exposed_s(sum_s, p) for p in columns]
 
 
-def _product_s(job: Job, inputs: int, outputs: int) -> float:
-    assert job.hardware.gpu is not None
-    element, execution = job.execution.element_bytes, job.execution
-    gemm = Gemm(
-        m=size_of(job).tokens, n=outputs, k=inputs, element_bytes=element, output_bytes=element
+@lru_cache(maxsize=4096)
+def _products_s(
+    model: Model, size: Size, element: int, kind: str, gpu: Gpu
+) -> tuple[list[float], list[float]]:
+    """Row-parallel products of a block and its column-parallel groups: of attention, of the MLP."""
+
+    def product_s(inputs: int, outputs: int) -> float:
+        gemm = Gemm(m=size.tokens, n=outputs, k=inputs, element_bytes=element, output_bytes=element)
+        return gemm_s(gemm, kind, gpu)
+
+    hidden = model.hidden_size
+    widths = (size.queries + 2 * size.keys, (2 if model.is_gated else 1) * size.ffn)
+    return (
+        [product_s(inputs, hidden) for inputs in (size.queries, size.ffn)],
+        [product_s(hidden, width) for width in widths],
     )
-    return gemm_s(gemm, execution.matmul, job.hardware.gpu)
 
 
 def _splits_backward(job: Job) -> bool:
