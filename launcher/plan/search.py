@@ -143,8 +143,8 @@ class Search:
             self._push_recomputed(Recomputed(mesh, those, tuple(later)), bound)
 
     def _expand_stages(self, node: Stages, bound: float) -> None:
-        """What may have room on the first stage."""
-        roomy = self.rooms.first_stage(node)
+        """What may have room."""
+        roomy = self.rooms.of_stages(node)
         if roomy.shardings:
             self._expand_roomy(roomy, bound)
 
@@ -165,9 +165,9 @@ class Search:
         stages, floors = node.stages, self.floors
         p2p_s, nearest = floors.quickest_p2p_s(stages), self.coster.nearest(stages.mesh)
         times = {late: floors.times(stages, late, nearest, p2p_s) for late in (False, True)}
-        for position, plan, cut, room, states in node.plans:
+        for position, plan, cut, roomy in node.plans:
             seconds = floors.pipeline_s(stages, plan.name, plan.late, cut, times[plan.late])
-            yield Bounded(seconds, position, plan.name, plan.vpp, cut, room, states)
+            yield Bounded(seconds, position, plan.name, plan.vpp, cut, roomy)
 
     # 3. Sharding, with the first schedule; each brings the next one when it is taken further.
     def _expand_scheduled(self, node: Scheduled, bound: float) -> None:
@@ -216,7 +216,7 @@ class Search:
             one = pipelines[rank]
             if not self.rooms.allow(stages, node.sharding, one):
                 continue
-            if one.states[node.sharding] <= one.room:
+            if node.sharding in one.roomy:
                 least_s = min([floor.after_s(one.seconds) for floor in node.floors])
                 self._push(max(bound, least_s), Pipeline(*node[:4], rank))
                 return

@@ -44,6 +44,17 @@ class Kept(NamedTuple):
     """Least that a block keeps."""
     passing: int
     """Least that a backward pass needs besides."""
+    usual: int
+    """Least that a block keeps that has experts where any have."""
+
+
+class Crowded(NamedTuple):
+    """The stage behind the first one that keeps most of its blocks."""
+
+    size: tuple[int, int, bool, bool]
+    """As `Cut.sizes` has it."""
+    microbatches: float
+    """Chunks count in part."""
 
 
 class Memory:
@@ -62,7 +73,7 @@ class Memory:
         self._num_dense = experts.num_dense_layers if experts else 0
         self._averages: dict[int, int] = {}
         self._kept: dict[Mesh, Kept] = {}
-        self._blocks_kept: dict[object, tuple[int, int]] = {}
+        self._blocks_kept: dict[object, tuple[int, int, int]] = {}
         # Ulysses keeps more over cp, and masks of documents are of whole sequences.
         self._counts_samples = (
             run.parallelism.cp_mode == "ulysses" or run.data.packing == "documents"
@@ -86,7 +97,7 @@ class Memory:
         """The same of the first of several stages, which keeps so many chunks of microbatches, each
         of a block at least.
         """
-        block, passing = self.kept(mesh)
+        block, passing, _ = self.kept(mesh)
         alive = chunks * block + passing
         state = self.states(mesh, pp, dp, 1)[sharding]
         return state + self._context + alive + int(self._reserve * alive)
@@ -170,12 +181,30 @@ class Memory:
 
     def first_room(self, kept: Kept, microbatches: float, layers: int) -> int:
         """The same as `room`, of a first stage of these blocks that keeps these microbatches."""
-        block, passing = kept
-        alive = int(microbatches * layers * block) + passing
+        alive = int(microbatches * layers * kept.block) + kept.passing
         return self.usable_bytes - self._context - alive - int(self._reserve * alive)
 
+    def crowded_room(self, kept: Kept, crowded: Crowded) -> int:
+        """The same of another stage."""
+        (layers, dense, _, _), microbatches = crowded
+        blocks = (layers - dense) * kept.usual + dense * kept.block
+        alive = int(microbatches * blocks) + kept.passing
+        return self.usable_bytes - self._context - alive - int(self._reserve * alive)
+
+    def crowded_states(self, mesh: Mesh, pp: int, dp: int, crowded: Crowded) -> dict[Sharding, int]:
+        """As `states` has them, of such a stage."""
+        key = (mesh.tp, mesh.ep, pp, dp * mesh.cp, crowded.size)
+        states = self._states.get(key)
+        if states is None:
+            stage = self._sized(*crowded.size)
+            states = self._states[key] = {}
+            for sharding in self._shardings:
+                job = self._job(mesh, pp, dp, sharding)
+                states[sharding] = held_bytes(job, stage).state + self._gathered_bytes(job)
+        return states
+
     def _alive(self, mesh: Mesh, pp: int) -> int:
-        block, passing = self.kept(mesh)
+        block, passing, _ = self.kept(mesh)
         alive = self._kept_bytes(mesh, pp, block) + passing
         return alive + int(self._reserve * alive)
 
@@ -193,10 +222,12 @@ class Memory:
             job, alike = self.coster.mesh_job(mesh, False), self._alike(mesh)
             known = self._blocks_kept.get(alike) if alike else None
             if known is None:
-                known = _block_kept(job), recomputed_bytes(job)
+                known = (*_block_kept(job), recomputed_bytes(job))
                 if alike:
                     self._blocks_kept[alike] = known
-            found = self._kept[mesh] = Kept(known[0], backward_temporary_bytes(job, known[1]))
+            block, usual, again = known
+            passing = backward_temporary_bytes(job, again)
+            found = self._kept[mesh] = Kept(block, passing, usual)
         return found
 
     def _alike(self, mesh: Mesh) -> tuple[Alike, str] | None:
@@ -290,15 +321,15 @@ def _is_end(kind: tuple[int, int, bool, bool]) -> bool:
     return kind[2] or kind[3]
 
 
-def _block_kept(job: Job) -> int:
-    """Least that a block keeps of one microbatch."""
+def _block_kept(job: Job) -> tuple[int, int]:
+    """Least that a block keeps of one microbatch: of any kind, and of the usual one."""
     mode, share = job.execution.recompute, job.execution.recompute_share
     # The number of blocks that recompute is rounded, so take the lesser; blocks without experts may
     # keep less than those with them.
     modes = (mode, "none") if share < 1 else (mode,)
-    return min([
-        block_kept_bytes(job, one) + min(0, dense_difference_bytes(job, one)) for one in modes
-    ])  # fmt: skip
+    usual = [block_kept_bytes(job, one) for one in modes]
+    plain = [dense_difference_bytes(job, one) for one in modes]
+    return min([kept + min(0, less) for kept, less in zip(usual, plain, strict=True)]), min(usual)
 
 
 _BEHIND = 1000

@@ -105,21 +105,18 @@ class Bounded(NamedTuple):
     name: str
     vpp: int
     cut: Cut
-    room: int
-    """Bytes that the first stage has for its state."""
-    states: dict[Sharding, int]
-    """Bytes of that state."""
+    roomy: list[Sharding]
+    """With which the first stage and the most crowded one may have room."""
 
 
 class Roomy(NamedTuple):
-    """Stages whose first one may have room."""
+    """Stages of which the first and the most crowded one may have room."""
 
     stages: Stages
     shardings: list[Sharding]
     """With some schedule."""
-    plans: list[tuple[int, Plan, Cut, int, dict[Sharding, int]]]
-    """With some sharding: position of the schedule, the schedule, its split, bytes for state, bytes
-    of it."""
+    plans: list[tuple[int, Plan, Cut, list[Sharding]]]
+    """Position of the schedule, the schedule, its split, with which shardings."""
 
 
 class Scheduled(NamedTuple):

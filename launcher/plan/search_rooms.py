@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from launcher.plan.schedule_peaks import peaks_of
 from launcher.plan.search_cost import has_late_weights
+from launcher.plan.search_cuts import Cut
 from launcher.plan.search_legality import Legality
-from launcher.plan.search_memory import NO_LIMIT, Memory, Sharding
+from launcher.plan.search_memory import Crowded, Memory, Sharding
 from launcher.plan.search_nodes import Bounded, Counts, Plan, Roomy
 from launcher.plan.search_space import Space
 from launcher.plan.search_stages import Stages, choice_in
@@ -16,39 +18,50 @@ class Rooms:
     def __init__(self, space: Space, memory: Memory, rules: Legality, counts: Counts) -> None:
         self.space, self.memory, self.rules, self.counts = space, memory, rules, counts
         self._plans: dict[tuple[int, int], list[Plan]] = {}
+        self._crowds: dict[tuple[int, int], Crowded | None] = {}
         self._allowed: dict[object, list[Sharding]] = {}
         self._allowed_pipelines: dict[object, bool] = {}
 
-    def first_stage(self, stages: Stages) -> Roomy:
-        """Schedules and shardings that may have room together on the first stage."""
+    def of_stages(self, stages: Stages) -> Roomy:
+        """Schedules and shardings that may have room together on the first stage, and on the one
+        behind it that keeps most.
+        """
         mesh, pp, dp, count, _ = stages
         allowed, plans = self.shardings(stages), []
         coster, memory = self.memory.coster, self.memory
         known, kept = coster.known_cuts(mesh), memory.kept(mesh)
-        states: dict[int, dict[Sharding, int]] = {}
-        lightest: dict[int, int] = {}
-        most: dict[int, int] = {}
+        fitting: set[Sharding] = set()
         for position, plan in enumerate(self._plans_of(pp, count) if allowed else ()):
             cut = known.get(plan.number) or coster.cut(mesh, plan.chain)
-            layers, left = cut.first_layers, NO_LIMIT
-            if layers not in states:
-                of_all = memory.states(mesh, pp, dp, layers)
-                states[layers] = {one: of_all[one] for one in allowed}
-                lightest[layers] = min(states[layers].values())
+            roomy = allowed
             if plan.peak is not None:
+                layers = cut.first_layers
                 left = memory.first_room(kept, plan.peak / cut.chain.num_chunks, layers)
-            if lightest[layers] <= left:
-                plans.append((position, plan, cut, left, states[layers]))
-                most[layers] = max(left, most.get(layers, left))
+                states = memory.states(mesh, pp, dp, layers)
+                roomy = [one for one in allowed if states[one] <= left]
+            if roomy and plan.peak is not None and (crowded := self._crowded(plan, cut, count)):
+                left = memory.crowded_room(kept, crowded)
+                states = memory.crowded_states(mesh, pp, dp, crowded)
+                roomy = [one for one in roomy if states[one] <= left]
+            if roomy:
+                plans.append((position, plan, cut, roomy))
+                fitting.update(roomy)
             else:
                 self.counts.over_memory += 1
-        fitting = {
-            one
-            for layers, left in most.items()
-            for one, state in states[layers].items()
-            if state <= left
-        }
         return Roomy(stages, [one for one in allowed if one in fitting], plans)
+
+    def _crowded(self, plan: Plan, cut: Cut, count: int) -> Crowded | None:
+        """None where the first stage has as many blocks, and keeps as much of them."""
+        key = (id(plan), id(cut))  # both are kept, so that a number is one's alone
+        if key not in self._crowds:
+            chain = cut.chain
+            peaks = peaks_of(plan.name, chain.num_stages, count, plan.vpp)
+            first, *behind = zip(cut.sizes, peaks, strict=True)
+            size, peak = max(behind, key=_num_kept, default=first)
+            is_more = size[0] > first[0][0] or _num_kept((size, peak)) > _num_kept(first)
+            found = Crowded(size, peak / chain.num_chunks) if is_more else None
+            self._crowds[key] = found
+        return self._crowds[key]
 
     def allow(self, stages: Stages, sharding: Sharding, one: Bounded) -> bool:
         """Whether no rule refuses the sharding with this schedule."""
@@ -86,3 +99,9 @@ class Rooms:
             self.memory.coster.chain(name, pp, vpp), self.memory.first_peak(name, pp, vpp, count),
         )  # fmt: skip
         return Plan(name, vpp, has_late_weights(name), chain, id(chain), peak)
+
+
+def _num_kept(stage: tuple[tuple[int, int, bool, bool], int]) -> int:
+    """Blocks with experts, where any have, times microbatches."""
+    (layers, dense, _, _), peak = stage
+    return (layers - dense) * peak

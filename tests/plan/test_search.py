@@ -162,6 +162,20 @@ def test_pruning_loses_nothing_on_other_models_and_clusters(
     assert_same(build_space(run, fixed), limit=5)
 
 
+@pytest.mark.parametrize("memory_gib", [2.2, 2.8])
+@pytest.mark.parametrize(("dense", "width"), [(1, 512), (3, 512), (2, 3072)])
+def test_pruning_loses_nothing_where_the_first_blocks_have_no_experts(memory_gib, dense, width):
+    """Stages behind the first one are then the ones that keep most."""
+    experts = {
+        "num_experts": 8, "experts_per_token": 2, "ffn_hidden_size": width, "num_shared": 1,
+        "num_dense_layers": dense,
+    }  # fmt: skip
+    run = small_run(memory_gib, batch=16, num_layers=8, experts=experts)
+    run = changed(run, train={"micro_batch_size": 1}, parallelism={"tp": 1, "cp": 1})
+    fixed = frozenset({"micro_batch_size", "tp", "cp"})
+    assert assert_same(build_space(run, fixed), limit=5) > 10
+
+
 @pytest.mark.parametrize("name", [name for name in SCHEDULES if not name.endswith("p")])
 @pytest.mark.parametrize("stages", [2, 3, 5])
 @pytest.mark.parametrize("p2p_s", [0.0, 0.3])
