@@ -20,14 +20,14 @@ from launcher.plan.schedule import SCHEDULES, build_orders, build_schedule
 from launcher.plan.schedule_clock import Durations, walk
 from launcher.plan.schedule_peaks import peaks_of
 from launcher.plan.schedule_records import StageTimes
-from launcher.plan.search import rank_layouts
+from launcher.plan.search import Search, rank_layouts
 from launcher.plan.search_advice import search_layouts
 from launcher.plan.search_auto import fixed_keys
 from launcher.plan.search_bounds import least_exposed_s, shortest_s
 from launcher.plan.search_choice import changed, layout_of
 from launcher.plan.search_cost import Coster, has_late_weights
 from launcher.plan.search_floors import Floors
-from launcher.plan.search_jobs import Mesh
+from launcher.plan.search_jobs import Mesh, mesh_of
 from launcher.plan.search_sharded import pieces_of
 from launcher.plan.search_space import build_space, enumerate_choices
 from launcher.plan.search_stages import Stages, choice_in
@@ -162,18 +162,47 @@ def test_pruning_loses_nothing_on_other_models_and_clusters(
     assert_same(build_space(run, fixed), limit=5)
 
 
-@pytest.mark.parametrize("memory_gib", [2.2, 2.8])
-@pytest.mark.parametrize(("dense", "width"), [(1, 512), (3, 512), (2, 3072)])
-def test_pruning_loses_nothing_where_the_first_blocks_have_no_experts(memory_gib, dense, width):
-    """Stages behind the first one are then the ones that keep most."""
+FIRST_WITHOUT_EXPERTS = [(1, 512), (3, 512), (2, 3072)]
+"""Blocks without experts, and the width of an expert."""
+
+
+def run_with_experts(memory_gib, dense, width):
     experts = {
         "num_experts": 8, "experts_per_token": 2, "ffn_hidden_size": width, "num_shared": 1,
         "num_dense_layers": dense,
     }  # fmt: skip
     run = small_run(memory_gib, batch=16, num_layers=8, experts=experts)
-    run = changed(run, train={"micro_batch_size": 1}, parallelism={"tp": 1, "cp": 1})
+    return changed(run, train={"micro_batch_size": 1}, parallelism={"tp": 1, "cp": 1})
+
+
+@pytest.mark.parametrize(("dense", "width"), FIRST_WITHOUT_EXPERTS)
+def test_pruning_loses_nothing_where_the_first_blocks_have_no_experts(dense, width):
+    """Stages behind the first one are then the ones that keep most."""
+    run = run_with_experts(2.5, dense, width)
     fixed = frozenset({"micro_batch_size", "tp", "cp"})
     assert assert_same(build_space(run, fixed), limit=5) > 10
+
+
+@pytest.mark.parametrize(("dense", "width"), FIRST_WITHOUT_EXPERTS)
+def test_no_layout_takes_less_than_its_crowded_stage_is_said_to(dense, width):
+    run = run_with_experts(80.0, dense, width)
+    space = build_space(run, frozenset({"micro_batch_size", "tp", "cp", "order"}))
+    search = Search(space, Coster(run, 8))
+    memory, rooms, shares = search.memory, search.rooms, []
+    for choice in enumerate_choices(space):
+        mesh, degrees = mesh_of(choice), (choice.pp, choice.dp)
+        if choice.pp < 3:
+            continue
+        cut = memory.coster.cut(mesh, memory.coster.chain_of(choice))
+        plans = rooms._plans_of(choice.pp, choice.num_microbatches)
+        plan = next(one for one in plans if (one.name, one.vpp) == (choice.schedule, choice.vpp))
+        if crowded := rooms._crowded(plan, cut, choice.num_microbatches):
+            sharding = (choice.engine, choice.zero_stage, choice.offload)
+            state = memory.crowded_states(mesh, *degrees, crowded)[sharding]
+            least = state + memory.usable_bytes - memory.crowded_room(memory.kept(mesh), crowded)
+            shares.append(least / memory.peak_bytes(choice))
+    assert max(shares) <= 1
+    assert max(shares) > 0.97  # or it would prune little
 
 
 @pytest.mark.parametrize("name", [name for name in SCHEDULES if not name.endswith("p")])
