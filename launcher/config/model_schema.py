@@ -2,7 +2,15 @@
 
 from typing import Annotated, Literal
 
-from launcher.config.record import Fraction, Layers, Positive, PositiveFloat, Record, Width
+from launcher.config.record import (
+    Fraction,
+    Layers,
+    NumExperts,
+    Positive,
+    PositiveFloat,
+    Record,
+    Width,
+)
 from launcher.config.record_marks import Range
 from launcher.config.resume_class import Forbidden, Numerics, Safe
 
@@ -23,9 +31,9 @@ class RopeScaling(Record):
 class Experts(Record):
     """A mixture of experts in place of the MLP of most blocks."""
 
-    num_experts: Forbidden[Positive]
+    num_experts: Forbidden[NumExperts]
     """Routed experts per block."""
-    experts_per_token: Forbidden[Positive]
+    experts_per_token: Forbidden[NumExperts]
     """Routed experts that each token visits."""
     ffn_hidden_size: Forbidden[Positive]
     """Inner width of one routed expert."""

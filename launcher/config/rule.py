@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -31,5 +32,6 @@ class Rule:
 
 def divisors(number: int, limit: int | None = None) -> list[int]:
     """All divisors up to `limit`, ascending.  divisors(12, 6) -> [1, 2, 3, 4, 6]"""
-    top = number if limit is None else min(number, limit)
-    return [candidate for candidate in range(1, top + 1) if number % candidate == 0]
+    low = [one for one in range(1, math.isqrt(number) + 1) if number % one == 0]
+    high = [number // one for one in reversed(low) if one * one < number]
+    return [one for one in low + high if limit is None or one <= limit]

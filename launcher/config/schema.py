@@ -9,7 +9,7 @@ from typing import Annotated, Literal, get_args
 from launcher.config.hardware_schema import Gpu, Hardware, Network, Node
 from launcher.config.launch_schema import Launch
 from launcher.config.model_schema import Experts, LatentAttention, Model, RopeScaling
-from launcher.config.record import Batch, Fraction, Positive, PositiveFloat, Record
+from launcher.config.record import Batch, Degree, Fraction, Positive, PositiveFloat, Record
 from launcher.config.record_marks import LISTED, Named, Range
 from launcher.config.resume_class import Forbidden, Numerics, Resharding, Safe
 
@@ -69,27 +69,27 @@ class Parallelism(Record):
 
     name: Safe[str]
     """The file's name under conf/parallelism."""
-    tp: Resharding[Positive | None] = None
+    tp: Resharding[Degree | None] = None
     """Ranks that share each matrix; keep inside one node. None: filled."""
-    cp: Resharding[Positive] = 1
+    cp: Resharding[Degree] = 1
     """Ranks that share each sequence."""
-    ep: Resharding[Positive] = 1
+    ep: Resharding[Degree] = 1
     """Ranks that share the experts."""
-    pp: Resharding[Positive | None] = None
+    pp: Resharding[Degree | None] = None
     """Pipeline stages. None: filled."""
-    vpp: Resharding[Positive] = 1
+    vpp: Resharding[Degree] = 1
     """Model chunks per pipeline stage."""
     layers_per_stage: Resharding[Annotated[tuple[Positive, ...], LISTED] | None] = None
     """Blocks of every stage, or of every chunk (pp x vpp of them), in the order of the model. None:
     split by cost, embedding and head included."""
-    dp: Resharding[Positive | None] = None
+    dp: Resharding[Degree | None] = None
     """Replicas that share the batch. None: what is left of the devices."""
     fill: Safe[Literal["fit", "tp", "pp"]] = "fit"
     """Which open axis takes devices first. fit: tp, then pp, until the model fits; tp: tp fills the
     node; pp: stages fill the node. dp takes the rest."""
     zero_stage: Resharding[Annotated[int, Range(ge=0, le=3)]] = 1
     """ZeRO: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters sharded over dp."""
-    shard_size: Resharding[Positive | None] = None
+    shard_size: Resharding[Degree | None] = None
     """Ranks of dp x cp that share what zero_stage shards; groups of so many are replicas of each
     other (HSDP). None: all of them. Given: planned, not yet run."""
     engine: Resharding[Literal["deepspeed", "fsdp2"]] = "deepspeed"

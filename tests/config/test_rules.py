@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from launcher.config.load import load_run
+from launcher.config.rule import divisors
 from launcher.config.rules import RULES, check_run, get_value, obeys_rules, with_value
 from launcher.config.rules_table import BASIC_CHECKS, render_rules, render_rules_markdown
 from launcher.config.schema import RopeScaling, Run, Source
@@ -506,3 +507,10 @@ def test_every_rule_id_in_the_code_is_in_the_table():
     assert {"unknown-key", "unknown-verb"} < used
     assert used - known == set()
     assert {row[0] for row in BASIC_CHECKS} - used == set(), "listed, and never said"
+
+
+def test_divisors_are_those_that_leave_no_rest() -> None:
+    for number in range(1, 400):
+        every = [one for one in range(1, number + 1) if number % one == 0]
+        assert divisors(number) == every
+        assert divisors(number, limit=12) == [one for one in every if one <= 12]

@@ -162,6 +162,8 @@ def test_unknown_keys_of_an_own_tree_and_of_an_own_recipe_are_refused(tmp_path):
         ("hardware.gpu", "h100",
          "[wrong-type]: a group of keys or null is wanted, and this is text."),
         ("train.steps", 0, "[out-of-range]: it must be at least 1. Try train.steps=1."),
+        ("parallelism.dp", 2**31,
+         "[out-of-range]: it must be at most 8388608. Try parallelism.dp=8388608."),
         ("train.seed", -1, "[out-of-range]: it must be at least 0. Try train.seed=0."),
         ("parallelism.zero_stage", 4,
          "[out-of-range]: it must be at most 3. Try parallelism.zero_stage=3."),
