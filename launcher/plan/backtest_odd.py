@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from launcher.plan.backtest_cells import Unsupported
+from launcher.plan.backtest_cells import BadRow, Unsupported
 from launcher.plan.backtest_programs import own_words
 from launcher.plan.backtest_words import NO, YES
 from launcher.plan.execution import Execution
@@ -22,10 +22,15 @@ def take_out_of_memory(cells: dict[str, str]) -> bool:
     """Whether the row measured that it did not fit; cells that say so are emptied.
 
     By the tag `[O]`, by a cell, or by the notes of a row that measured nothing else. What memory
-    such a row names is none that a step took.
+    such a row names is none that a step took. BadRow where a step was measured all the same.
     """
     tag = re.match(r"\[([A-Za-z]+)\]", cells["notes"])
     failed = [name for name in MEASURED if _says_failed(cells[name].lower())]
+    timed = [name for name in MEASURED[:-1] if cells[name] and name not in failed]
+    if failed == ["mem_gib"] and timed:
+        raise BadRow(
+            f"mem_gib={cells['mem_gib']}: a step was measured, {timed[0]}={cells[timed[0]]}"
+        )
     if failed or (tag and "o" in tag[1].lower()):
         cells.update(dict.fromkeys([*failed, "mem_gib"], ""))
         return True

@@ -441,6 +441,13 @@ def test_a_run_that_is_said_to_have_run_out_of_memory_did_not_fit(cells):
     )  # fmt: skip
 
 
+def test_a_run_that_ran_out_of_memory_has_no_time_of_a_step():
+    answer = predict_row(llama(step_time_s=2.0, mem_gib="OOM"), FACTS)
+    assert (answer.status, answer.reason) == (
+        "bad", "mem_gib=OOM: a step was measured, step_time_s=2.0",
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("notes", ["[T] twice as much is OOM", "OOM at micro-batch 2", ""])
 def test_a_run_with_a_figure_did_fit(notes):
     assert predict_row(llama(step_time_s=2.0, notes=notes), FACTS).measured_fits is True
