@@ -42,7 +42,8 @@ def leanest_of(space: Space, enough: int = 0, most: int = NO_LIMIT) -> Leanest:
         if least > (best[0] if best else most):
             break
         for choice in _whole(search, partial, best[0] if best else most):
-            found = (search.memory.peak_bytes(choice), choice.tie, choice)
+            known = best[0] if best else most
+            found = (search.memory.peak_bytes(choice, known), choice.tie, choice)
             if found[0] > most or (best is not None and best[:2] <= found[:2]):
                 continue
             if search.rules.allow_whole(choice):
@@ -65,13 +66,16 @@ def may_fit(space: Space) -> bool:
 
 def _whole(search: Search, stages: Stages, most: int) -> Iterator[Choice]:
     """Layouts of one sharding, in one order of ranks: no other changes their memory. Those whose
-    state alone is more than `most` are left out.
+    state alone is more than `most`, or what the first stage keeps, are left out.
     """
     (mesh, pp, dp, count, (sharding,)), memory = stages, search.memory
     for name, vpp in search.space.pipelines(pp, count):
         if pp > 1:
             cut = search.coster.cut(mesh, search.coster.chain(name, pp, vpp))
             if memory.split_bytes(mesh, pp, dp, sharding, cut) > most:
+                continue
+            peak = memory.first_peak(name, pp, vpp, count) or 0
+            if memory.kept_first(mesh, pp, dp, sharding, cut, peak) > most:
                 continue
         choice = choice_in(stages, sharding, name, vpp)
         if search.space.order is not None:

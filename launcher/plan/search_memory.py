@@ -184,6 +184,14 @@ class Memory:
         alive = int(microbatches * layers * kept.block) + kept.passing
         return self.usable_bytes - self._context - alive - int(self._reserve * alive)
 
+    def kept_first(
+        self, mesh: Mesh, pp: int, dp: int, sharding: Sharding, cut: Cut, peak: int
+    ) -> int:
+        """Least of the first stage, which keeps so many chunks of microbatches."""
+        layers = cut.first_layers
+        room = self.first_room(self.kept(mesh), peak / cut.chain.num_chunks, layers)
+        return self.states(mesh, pp, dp, layers)[sharding] + self.usable_bytes - room
+
     def crowded_room(self, kept: Kept, crowded: Crowded) -> int:
         """The same of another stage."""
         (layers, dense, _, _), microbatches = crowded
