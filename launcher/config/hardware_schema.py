@@ -69,6 +69,8 @@ class Gpu(Record):
     """Bytes per second."""
     peak_flops: Safe[PeakFlops]
     """FLOP/s per compute type."""
+    has_bf16: Safe[bool] = True
+    """Whether its matrix units take bfloat16; without, the 16-bit peak is that of float16."""
     max_efficiency: Safe[Annotated[float, Range(gt=0, le=1)]]
     """Share of peak that large matrix products reach."""
     op_overhead_s: Safe[Wait]

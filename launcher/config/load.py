@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from launcher.config.choose_model import choose_model
 from launcher.config.data_files import check_data_files, with_absolute_paths
 from launcher.config.kernel_table import with_kernels
-from launcher.config.local_hardware import LocalMachine, cpu_facts, detect_machine, gpu_option
+from launcher.config.local_hardware import LocalMachine, cpu_facts, detect_machine, gpu_options
 from launcher.config.quick_compose import compose_values
 from launcher.config.rules import check_run
 from launcher.config.schedule_lines import with_schedule_lines
@@ -214,6 +214,8 @@ def _decision(here: LocalMachine, device: str, per_node: int, given: Any) -> str
     found = f"{len(here.gpus)} GPU{'' if len(here.gpus) == 1 else 's'}, {here.cores} cores"
     if device == "cpu" and here.gpus and given != "cpu":
         found += f"; {per_node} processes would need {per_node} GPUs"
+    if device == "cuda" and here.gpus and gpu_options(here.gpus[0].name) is None:
+        found += f"; no facts of {here.gpus[0].name}, so speeds of A100 on PCIe 4.0"
     return f"hardware=local: {per_node} {device} process{'' if per_node == 1 else 'es'} ({found})"
 
 
@@ -238,10 +240,11 @@ def _pinned_degrees(values: dict[str, Any]) -> list[int | None]:
 
 
 def _gpu_facts(machine: LocalMachine, config_dirs: Sequence[Path]) -> dict[str, Any]:
-    """Facts of a known GPU from conf/hardware; of another one, A100's speeds and its own memory."""
+    """Facts of a known GPU from conf/hardware; of another one, A100's speeds on PCIe and its own
+    memory.
+    """
     gpu = machine.gpus[0]
-    option = gpu_option(gpu.name) or "a100_80gb"
-    node = {"a100_80gb": "hgx_a100", "b200_sxm": "hgx_b200"}.get(option, "hgx_h100")
+    option, node = gpu_options(gpu.name) or ("a100_80gb", "pcie4")
     known = compose_values(
         ["hardware=h100x8", f"hardware/gpu={option}", f"hardware/node={node}"], config_dirs
     ).values["hardware"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -119,16 +120,44 @@ def cpu_facts(machine: LocalMachine, processes: int) -> dict[str, Any]:
     }
 
 
-def gpu_option(name: str) -> str | None:
-    """The option under conf/hardware/gpu with the facts of a GPU, by its product name."""
-    words = name.upper()
-    for mark, option in _KNOWN_GPUS.items():
-        if mark in words:
-            return option
+def gpu_options(name: str) -> tuple[str, str] | None:
+    """The options under conf/hardware/gpu and conf/hardware/node with the facts of a GPU, by its
+    product name; None: there are none.
+
+    gpu_options("NVIDIA A100 80GB PCIe") -> ("a100_pcie_80gb", "pcie4")
+    """
+    words = set(re.findall(r"[A-Z0-9]+", name.upper()))
+    for marks, options in _KNOWN_GPUS:
+        if words.issuperset(marks.split()):
+            return options
     return None
 
 
-_KNOWN_GPUS = {"H200": "h200_sxm", "H100": "h100_sxm", "B200": "b200_sxm", "A100": "a100_80gb"}
+_KNOWN_GPUS = (
+    ("GB300", ("gb300", "nvl72")),
+    ("GB200", ("gb200", "nvl72")),
+    ("GH200", ("gh200_96gb", "gh200")),
+    ("B300", ("b300_sxm", "hgx_b200")),
+    ("B200", ("b200_sxm", "hgx_b200")),
+    ("H200", ("h200_sxm", "hgx_h100")),
+    ("H800", ("h800_sxm", "hgx_h800")),
+    ("H100 PCIE", ("h100_pcie_80gb", "pcie5")),
+    ("H100", ("h100_sxm", "hgx_h100")),
+    ("H20", ("h20", "hgx_h100")),
+    ("A800", ("a100_80gb", "hgx_a800")),
+    ("A100 PCIE 40GB", ("a100_pcie_40gb", "pcie4")),
+    ("A100 PCIE", ("a100_pcie_80gb", "pcie4")),
+    ("A100 40GB", ("a100_40gb", "hgx_a100")),
+    ("A100", ("a100_80gb", "hgx_a100")),
+    ("V100 PCIE", ("v100_sxm2_32gb", "pcie3")),
+    ("V100 32GB", ("v100_sxm2_32gb", "dgx1_v100")),
+    ("V100", ("v100_sxm2_16gb", "dgx1_v100")),
+    ("L40S", ("l40s", "pcie4")),
+    ("A40", ("a40", "pcie4")),
+    ("4090", ("rtx_4090", "pcie4")),
+)
+"""Words of a product's name, the more particular ones first. V100 on PCIe is about a tenth
+slower than SXM2."""
 
 
 def _read(path: Path) -> str:

@@ -22,6 +22,13 @@ def _network(run: Run) -> str | None:
     return None
 
 
+def _bf16(run: Run) -> str | None:
+    gpu = run.hardware.gpu
+    if run.precision.compute == "bf16" and gpu and not gpu.has_bf16:
+        return f"{gpu.name} has no matrix units for bfloat16"
+    return None
+
+
 def _speeds(run: Run) -> str | None:
     """One node's speeds are those of its devices."""
     speeds, nodes, per_node = (
@@ -114,6 +121,14 @@ RUN_RULES = (
         ),
         candidates=lambda run: (None,),
         fix="hardware.gpu.core_share=null",
+    ),
+    Rule(
+        id="bf16-on-this-device",
+        field="precision.compute",
+        says="precision=bf16 is for devices whose matrix units take bfloat16",
+        why="DeepSpeed refuses it there, and torch computes it without them, many times slower.",
+        broken=_bf16,
+        candidates=lambda run: ("fp32",),
     ),
     Rule(
         id="speeds-count",

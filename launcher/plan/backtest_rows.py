@@ -94,6 +94,8 @@ def read_row(row: Mapping[str, str | None], facts: Facts) -> Measured:
     assumed += filter(None, [unknown_program(cells)])
     assumed += _left_open(cells, layout, execution)
     assumed += not_understood(cells, execution, layout.zero_stage)
+    if "bf16" in cells["precision"].lower() and hardware.gpu and not hardware.gpu.has_bf16:
+        assumed.append(f"precision=float16: {hardware.gpu.name} has no bfloat16")
     if execution.weight_bytes == 4 and layout.zero_stage < 3:
         execution = keep_gathered(execution, layout.pp)
     if layout.zero_stage == 3:

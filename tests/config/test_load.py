@@ -7,7 +7,7 @@ import pytest
 from launcher.config.choose_model import LADDER, choose_model
 from launcher.config.compose import compose_run
 from launcher.config.load import Loaded, load_run
-from launcher.config.local_hardware import LocalGpu, LocalMachine, detect_machine, gpu_option
+from launcher.config.local_hardware import LocalGpu, LocalMachine, detect_machine, gpu_options
 from launcher.config.schema import Model
 from launcher.errors import ConfigError, Finding
 from launcher.plan.costs import count_parameters
@@ -159,19 +159,41 @@ def test_cpu_facts_are_read_from_proc(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "option"),
+    ("name", "options"),
     [
-        ("NVIDIA H100 80GB HBM3", "h100_sxm"),
-        ("NVIDIA H200", "h200_sxm"),
-        ("NVIDIA B200", "b200_sxm"),
-        ("NVIDIA A100-SXM4-80GB", "a100_80gb"),
-        ("NVIDIA GeForce RTX 4090", None),
+        ("NVIDIA H100 80GB HBM3", ("h100_sxm", "hgx_h100")),
+        ("NVIDIA H100 PCIe", ("h100_pcie_80gb", "pcie5")),
+        ("NVIDIA H200", ("h200_sxm", "hgx_h100")),
+        ("NVIDIA H20", ("h20", "hgx_h100")),
+        ("NVIDIA H800", ("h800_sxm", "hgx_h800")),
+        ("NVIDIA B200", ("b200_sxm", "hgx_b200")),
+        ("NVIDIA GB200", ("gb200", "nvl72")),
+        ("NVIDIA GH200 480GB", ("gh200_96gb", "gh200")),
+        ("NVIDIA A100-SXM4-80GB", ("a100_80gb", "hgx_a100")),
+        ("NVIDIA A100-SXM4-40GB", ("a100_40gb", "hgx_a100")),
+        ("NVIDIA A100-PCIE-40GB", ("a100_pcie_40gb", "pcie4")),
+        ("NVIDIA A100 80GB PCIe", ("a100_pcie_80gb", "pcie4")),
+        ("NVIDIA A800-SXM4-80GB", ("a100_80gb", "hgx_a800")),
+        ("Tesla V100-SXM2-32GB", ("v100_sxm2_32gb", "dgx1_v100")),
+        ("Tesla V100-SXM2-16GB", ("v100_sxm2_16gb", "dgx1_v100")),
+        ("NVIDIA L40S", ("l40s", "pcie4")),
+        ("NVIDIA A40", ("a40", "pcie4")),
+        ("NVIDIA GeForce RTX 4090", ("rtx_4090", "pcie4")),
+        ("NVIDIA RTX A4000", None),
+        ("NVIDIA L4", None),
     ],
 )
-def test_gpus_are_known_by_their_product_name(name, option):
-    assert gpu_option(name) == option
-    if option:
-        assert compose_run(["hardware=h100x8", f"hardware/gpu={option}"]).findings == ()
+def test_gpus_are_known_by_their_product_name(name, options):
+    assert gpu_options(name) == options
+    if options:
+        gpu, node = options
+        words = ["hardware=h100x8", f"hardware/gpu={gpu}", f"hardware/node={node}"]
+        assert compose_run(words).findings == ()
+
+
+def test_speeds_that_a_gpu_is_given_for_want_of_facts_are_said():
+    decisions = load("hardware=local", here=machine(gpus=1, kind=L4)).decisions
+    assert any("no facts of NVIDIA L4, so speeds of A100 on PCIe 4.0" in line for line in decisions)
 
 
 # The model

@@ -248,6 +248,12 @@ EXAMPLES: dict[str, list[Callable[[], Run]]] = {
             hardware=h100(2) | {"gpu": h100(2)["gpu"] | {"core_share": 0.5}}, parallelism=OPEN
         )
     ],
+    "bf16-on-this-device": [
+        lambda: make_run(
+            hardware=h100(2) | {"gpu": h100(2)["gpu"] | {"has_bf16": False}}, parallelism=OPEN,
+            precision={"name": "bf16", "compute": "bf16"},
+        )
+    ],
     "speeds-count": [lambda: make_run(hardware=h100(2), **{"hardware.speeds": (1.0, 1.0, 1.0)})],
     "speeds-not-searched": [
         lambda: make_run(

@@ -14,7 +14,7 @@ TOO_LARGE = [
     "model=llama3_8b hardware=h100x8 parallelism.tp=1 parallelism.pp=1 train.micro_batch_size=8",
     "model=llama3_70b hardware=h100x64 parallelism.tp=1 parallelism.pp=1 parallelism.zero_stage=1",
     "model=llama3_70b hardware=h100x8",
-    "model=llama3_70b hardware=v100x64 parallelism.pp=2 parallelism.zero_stage=0",
+    "model=llama3_70b hardware=v100x64 precision=fp32 parallelism.pp=2 parallelism.zero_stage=0",
     "model=llama3_405b hardware=h100x64 parallelism.tp=8 parallelism.recompute=none"
     " train.global_batch_size=64",
     "model=llama3_405b hardware=b200x8 parallelism.pp=1",

@@ -124,7 +124,7 @@ def key_of(word):
         ("model=gpt_310b", "hardware=h100x64", "train.global_batch_size=64"),
         ("model=mixtral_8x7b", "hardware=h100x8"),
         ("model=llama3_8b", "hardware=local"),
-        ("model=gpt3_175b", "hardware=v100x64", "parallelism.schedule=zb_v"),
+        ("model=gpt3_175b", "hardware=v100x64", "precision=fp32", "parallelism.schedule=zb_v"),
         ("model=llama3_8b", "hardware=h100x8", "model.max_sequence_length=524288",
          "train.sequence_length=524288", "parallelism.tp=1", "parallelism.cp=1"),
         ("model=llama3_8b", "hardware=h100x8", "parallelism.tp=1", "parallelism.pp=1",

@@ -441,6 +441,13 @@ def test_a_run_that_is_said_to_have_run_out_of_memory_did_not_fit(cells):
     )  # fmt: skip
 
 
+def test_16_bits_of_a_device_without_bfloat16_are_float16():
+    said = "precision=float16: V100-SXM2-32GB has no bfloat16"
+    row = {"gpu": "V100-SXM2-32GB", "gpus_per_node": 8}
+    assert said in predict_row(llama(**row, precision="bf16"), FACTS).assumed
+    assert said not in predict_row(llama(**row, precision="fp16"), FACTS).assumed
+
+
 def test_a_run_that_ran_out_of_memory_has_no_time_of_a_step():
     answer = predict_row(llama(step_time_s=2.0, mem_gib="OOM"), FACTS)
     assert (answer.status, answer.reason) == (
