@@ -34,6 +34,7 @@ def find_warnings(
         _host_memory(run, layout, memory),
         _tp_crosses_nodes(layout, step),
         _ep_crosses_nodes(layout, step),
+        _experts_everywhere(run, layout),
         _uneven_rails(layout, step),
         starved_pipeline(layout, step),
         uneven_stages(run, layout, step),
@@ -113,6 +114,24 @@ def _ep_crosses_nodes(layout: Layout, step: StepEstimate) -> Warning | None:
         message=f"ep={layout.ep} spans nodes of {layout.gpus_per_node}: tokens travel to their "
         "experts and back over the network in every block",
         fixes=fixes,
+    )
+
+
+def _experts_everywhere(run: Run, layout: Layout) -> Warning | None:
+    """Only where dealing them out is quicker, which is tried."""
+    experts = run.model.experts
+    if experts is None or layout.ep > 1:
+        return None
+    fixes = [f"parallelism.ep={ep}" for ep in divisors(experts.num_experts, layout.gpus_per_node)]
+    if len(fixes) == 1:
+        return None
+    width = experts.ffn_hidden_size
+    cut = f" ({width // layout.tp:,} of {width:,} columns)" if layout.tp > 1 else ""
+    return warn(
+        id="experts-everywhere",
+        message=f"every rank has all {experts.num_experts} experts of a block{cut}: many small "
+        "products, and all of their weights",
+        fixes=fixes[:0:-1],
     )
 
 

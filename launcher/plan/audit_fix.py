@@ -40,7 +40,7 @@ def make_room(
         replace(each, fix=_best_fix(asked, filled, each, ids, tokens_per_s), others=())
         for each in warnings
     ]
-    return tuple(each for each in found if each.fix or each.id != "idle-memory")
+    return tuple(each for each in found if each.fix or each.id not in ONLY_WITH_FIX)
 
 
 def _best_fix(asked: Run, filled: Run, warning: Warning, ids: Set[str], tokens_per_s: float) -> str:
@@ -93,9 +93,12 @@ def _filled(run: Run) -> Filled | None:
 
 FOR_SPEED = (
     "serial-pipeline", "few-microbatches", "uneven-pipeline", "uneven-stages",
-    "communication-bound", "idle-memory", "kv-heads-replicated",
+    "communication-bound", "idle-memory", "kv-heads-replicated", "experts-everywhere",
 )  # fmt: skip
 """Warnings whose fixes are there to gain speed."""
+
+ONLY_WITH_FIX = ("idle-memory", "experts-everywhere")
+"""Warnings of what is as it should be where nothing that was tried is faster."""
 
 
 OF_LINKS = ("tp-crosses-nodes", "ep-crosses-nodes", "uneven-rails")

@@ -200,3 +200,21 @@ def test_fsdp2_reduces_into_parts_for_all_of_dp_and_cp():
         return plan(LLAMA3_8B, parallelism=degrees, **short).memory.per_stage[0].buffers_bytes
 
     assert buffers(dp=8, cp=2) == pytest.approx(buffers(dp=16), rel=2e-3)
+
+
+def test_experts_that_every_rank_has_are_told_to_be_dealt_out_where_that_is_quicker():
+    degrees, eight = {"tp": 2, "pp": 1, "dp": 8}, {"train.num_microbatches": 8}
+    wide = MOE | {"experts": EXPERTS | {"ffn_hidden_size": 4096}}
+    found = plan(wide, parallelism=degrees, **eight)
+    (warned,) = [one for one in found.warnings if one.id == "experts-everywhere"]
+    assert warned.fix == "parallelism.ep=8"
+    better = plan(wide, parallelism=degrees | {"ep": 8}, **eight)
+    assert better.time.tokens_per_s > found.time.tokens_per_s
+    for other in (better, plan(MOE, parallelism=degrees)):  # small experts are quicker as they are
+        assert "experts-everywhere" not in [one.id for one in other.warnings]
+
+
+@pytest.mark.parametrize("nodes", [1, 16])
+def test_experts_stay_where_a_node_has_no_ranks_to_deal_them_out_to(nodes):
+    found = plan(MOE, h100(nodes, 1), parallelism={"tp": 1, "pp": 1, "dp": nodes})
+    assert "experts-everywhere" not in [one.id for one in found.warnings]
