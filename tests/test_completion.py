@@ -142,7 +142,7 @@ def test_bash_completes_what_follows_the_equals_sign(bin_dir):
     found = press_tab(bin_dir, "launch plan model=ll", setup)
     assert found == ["llama2_13b", "llama2_70b", "llama2_7b",
                      "llama3_1b", "llama3_3b", "llama3_405b", "llama3_70b",
-                     "llama3_8b", "llama4_scout"]  # fmt: skip
+                     "llama3_8b", "llama4_maverick", "llama4_scout"]  # fmt: skip
 
 
 def test_bash_completes_whole_words_where_equals_signs_do_not_break_them(bin_dir):

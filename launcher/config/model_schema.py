@@ -41,6 +41,20 @@ class Experts(Record):
     """Experts that every token visits, each as wide as a routed one."""
     num_dense_layers: Forbidden[Annotated[int, Range(ge=0)]] = 0
     """First blocks that keep the plain MLP."""
+    every: Forbidden[Layers] = 1
+    """Of the blocks behind those, the ones with experts: block `every` - 1 of the model, counted
+    from 0, and every so many on. The others keep the plain MLP, too."""
+
+    def is_plain(self, layer: int) -> bool:
+        """Whether this block keeps the plain MLP."""
+        return layer < self.num_dense_layers or (layer + 1) % self.every != 0
+
+    def count_plain(self, first: int, end: int) -> int:
+        """Blocks from `first` up to, not including, `end` that keep it."""
+        return end - first - self._experts_before(end) + self._experts_before(first)
+
+    def _experts_before(self, end: int) -> int:
+        return end // self.every - min(end, self.num_dense_layers) // self.every
 
 
 class LatentAttention(Record):
@@ -133,6 +147,19 @@ class Model(Record):
     def head_size(self) -> int:
         """Width of one head, with the default applied."""
         return self.head_dim or self.hidden_size // self.num_heads
+
+    @property
+    def num_plain(self) -> int:
+        """Blocks that keep a plain MLP in a model with experts; 0 without experts."""
+        return self.experts.count_plain(0, self.num_layers) if self.experts else 0
+
+    @property
+    def usual_block(self) -> int:
+        """A block with experts where any have: the last such one."""
+        experts, last = self.experts, self.num_layers - 1
+        if experts is None:
+            return last
+        return next((one for one in range(last, -1, -1) if not experts.is_plain(one)), last)
 
     @property
     def is_gated(self) -> bool:

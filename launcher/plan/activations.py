@@ -53,7 +53,7 @@ def dense_difference_bytes(job: Job, recompute: str) -> int:
     0 where the model has none.
     """
     experts = job.model.experts
-    if experts is None or not experts.num_dense_layers:
+    if experts is None or not job.model.num_plain:
         return 0
     plain = replace(job, model=job.model.model_copy(update={"experts": None}))
     return block_kept_bytes(plain, recompute) - block_kept_bytes(job, recompute)

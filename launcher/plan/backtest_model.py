@@ -146,12 +146,22 @@ def _said_of_experts(text: str) -> dict[str, int]:
     }
     found = {name: re.search(pattern, words) for name, pattern in patterns.items()}
     said = {name: int(next(filter(None, hit.groups()))) for name, hit in found.items() if hit}
+    if step := re.search(EXPERTS_EVERY, words):
+        said["every"] = int(step[1]) if step[1] else 2
     if said.get("num_experts", 0) > MOST_EXPERTS:
         raise BadRow(f"notes: {said['num_experts']} experts are more than any model has")
     shared = re.search(r"shared[- ]expert[-_ ]ffn[-_a-z ]*[=: ] ?(\d+)", words)
     if shared and "ffn_hidden_size" in said:
         said["num_shared"] = round(int(shared[1]) / said["ffn_hidden_size"])
     return said
+
+
+EXPERTS_EVERY = (
+    r"(?:moe[-_ ]layer[-_ ]freq\w*|interleave_moe_layer_step|moe step)[=: ]*(\d+)"
+    r"|(?:moe|experts)(?:(?!window|recomp|attention|checkp)[^.;]){0,40}"
+    r" (?:every (?:other|second)|alternat(?:e|ing)) (?:layer|block)"
+)
+"""Of the blocks of a mixture, every so many has experts."""
 
 
 def _stated_experts(cells: Mapping[str, str], ffn: int, assumed: list[str]) -> Experts | None:

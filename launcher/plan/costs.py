@@ -63,10 +63,10 @@ def parameter_table(model: Model) -> tuple[ParameterSpec, ...]:
 def count_parameters(model: Model) -> int:
     """Parameters of the model, each once: GPT-2 has 124,439,808."""
     ends = embedding_parameters(model) + head_parameters(model)
-    num_dense = model.experts.num_dense_layers if model.experts else 0
-    blocks = (model.num_layers - num_dense) * sum_sizes(block_parameters(model, num_dense))
-    if num_dense:
-        blocks += num_dense * sum_sizes(block_parameters(model, 0))
+    plain = model.num_plain
+    blocks = (model.num_layers - plain) * sum_sizes(block_parameters(model, model.usual_block))
+    if plain:
+        blocks += plain * sum_sizes(block_parameters(model, 0))
     return sum_sizes(ends + encoder_parameters(model)) + blocks
 
 
@@ -97,7 +97,7 @@ def block_parameters(model: Model, layer: int) -> tuple[ParameterSpec, ...]:
     if model.encoder:
         specs += _norm(f"{at}.cross_norm", model) + _attention(at, model, "cross_attention")
     specs += _norm(f"{at}.mlp_norm", model)
-    if model.experts is None or layer < model.experts.num_dense_layers:
+    if model.experts is None or model.experts.is_plain(layer):
         return specs + _mlp(f"{at}.mlp", model, model.ffn_hidden_size)
     return specs + _experts(at, model, model.experts)
 

@@ -21,9 +21,7 @@ from launcher.plan.operators_mlp import experts_work, mlp_work
 def block_work(job: Job, layer: int | None = None) -> Work:
     """One block; of a mixture of experts the block with experts, unless `layer` keeps an MLP."""
     size, model = size_of(job), job.model
-    is_moe = model.experts is not None and (
-        layer is None or layer >= model.experts.num_dense_layers
-    )
+    is_moe = model.experts is not None and (layer is None or not model.experts.is_plain(layer))
     attention = latent_attention(job, size) if model.latent else plain_attention(job, size)
     mlp = experts_work(job, size) if is_moe else mlp_work(job, size, size.ffn)
     norms = _norms(job, size)

@@ -104,12 +104,6 @@ class Cut:
         last = self.chain.num_stages - 1
         return tuple(self._probe(stage) for stage in sorted({0, max(0, last - 1), last}))
 
-    @cached_property
-    def first_layers(self) -> int:
-        """Blocks of the first stage."""
-        parts = (self.chain.part(0, chunk) for chunk in range(self.chain.num_chunks))
-        return sum(self.bounds[part][1] - self.bounds[part][0] for part in parts)
-
     def _probe(self, stage: int) -> Probe:
         chunks = range(self.chain.num_chunks)
         own = [self.kinds[self.chain.part(stage, chunk)] for chunk in chunks]

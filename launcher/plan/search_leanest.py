@@ -11,7 +11,7 @@ from launcher.plan.search import Search
 from launcher.plan.search_choice import Choice
 from launcher.plan.search_cost import Coster
 from launcher.plan.search_jobs import Mesh
-from launcher.plan.search_memory import NO_LIMIT, Memory, Sharding
+from launcher.plan.search_memory import NO_LIMIT, Crowd, Memory, Sharding
 from launcher.plan.search_nodes import Counts, Sized
 from launcher.plan.search_space import Space
 from launcher.plan.search_stages import Stages, choice_in
@@ -75,7 +75,8 @@ def _whole(search: Search, stages: Stages, most: int) -> Iterator[Choice]:
             if memory.split_bytes(mesh, pp, dp, sharding, cut) > most:
                 continue
             peak = memory.first_peak(name, pp, vpp, count) or 0
-            if memory.kept_first(mesh, pp, dp, sharding, cut, peak) > most:
+            first = Crowd(cut.sizes[0], peak / cut.chain.num_chunks)
+            if memory.bytes_of(mesh, pp, dp, sharding, first) > most:
                 continue
         choice = choice_in(stages, sharding, name, vpp)
         if search.space.order is not None:

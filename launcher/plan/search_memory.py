@@ -48,11 +48,14 @@ class Kept(NamedTuple):
     """Least that a block keeps that has experts where any have."""
 
 
-class Crowded(NamedTuple):
-    """The stage behind the first one that keeps most of its blocks."""
+Size = tuple[int, int, bool, bool]
+"""Of a stage, as `Cut.sizes` has it."""
 
-    size: tuple[int, int, bool, bool]
-    """As `Cut.sizes` has it."""
+
+class Crowd(NamedTuple):
+    """What a stage keeps."""
+
+    size: Size
     microbatches: float
     """Chunks count in part."""
 
@@ -69,8 +72,7 @@ class Memory:
         self._context = self._gpu.context_bytes
         self._reserve = HEAP_SHARE if run.hardware.device == "cpu" else EXPANDABLE_SHARE
         self._is_file = run.parallelism.schedule_lines is not None
-        experts = run.model.experts
-        self._num_dense = experts.num_dense_layers if experts else 0
+        self._model = run.model
         self._averages: dict[int, int] = {}
         self._kept: dict[Mesh, Kept] = {}
         self._blocks_kept: dict[object, tuple[int, int, int]] = {}
@@ -99,7 +101,8 @@ class Memory:
         """
         block, passing, _ = self.kept(mesh)
         alive = chunks * block + passing
-        state = self.states(mesh, pp, dp, 1)[sharding]
+        plain = self._model.experts.count_plain(0, 1) if self._model.experts else 0
+        state = self.states(mesh, pp, dp, (1, plain, True, False))[sharding]
         return state + self._context + alive + int(self._reserve * alive)
 
     def least_state(self, mesh: Mesh, batches: Sequence[tuple[int, int, int]]) -> int:
@@ -110,7 +113,7 @@ class Memory:
     def average_bytes(self) -> int:
         """Of state, where all devices share it: some rank has no less, whatever the layout."""
         mesh, model = Mesh(1, 1, 1, False, 1, "none"), self.coster.run.model
-        whole = _stage(model.num_layers, True, True)
+        whole = _stage(((0, model.num_layers),), True, True)
         states = [held_bytes(self._job(mesh, 1, 1, one), whole).state for one in self._shardings]
         return self._context + min(states) // self.coster.devices - ROUNDING_BYTES
 
@@ -120,12 +123,20 @@ class Memory:
         state = self._split.get(key)
         if state is None:
             job = self._job(mesh, pp, dp, sharding)
-            states = [held_bytes(job, self._sized(*size)).state for size in set(cut.sizes)]
+            states = [held_bytes(job, self._sized(size)).state for size in set(cut.sizes)]
             state = self._split[key] = max(states) + self._gathered_bytes(job)
         return self._context + state
 
-    def _sized(self, layers: int, dense: int, is_first: bool, is_last: bool) -> Stage:
-        return _blocks_from(self._num_dense - dense, layers, is_first, is_last)
+    def _sized(self, size: Size) -> Stage:
+        """A stage with such blocks, wherever these are."""
+        layers, plain, is_first, is_last = size
+        experts = self._model.experts
+        if experts is None or experts.every == 1:
+            behind = self._model.num_plain - plain
+            return _stage(((behind, behind + layers),), is_first, is_last)
+        usual = self._model.usual_block
+        blocks = plain * ((0, 1),) + (layers - plain) * ((usual, usual + 1),)
+        return _stage(blocks, is_first, is_last)
 
     @property
     def most_state_bytes(self) -> int:
@@ -136,16 +147,16 @@ class Memory:
         """What `least_bytes` leaves to a rank's weights, gradients and optimizer state."""
         return self.usable_bytes - self._context - self._alive(mesh, pp)
 
-    def states(self, mesh: Mesh, pp: int, dp: int, layers: int = 0) -> dict[Sharding, int]:
+    def states(self, mesh: Mesh, pp: int, dp: int, size: Size | None = None) -> dict[Sharding, int]:
         """Least bytes of weights, gradients and optimizer state and of what a pass gathers of them,
-        by sharding; of a first stage of so many blocks, or of the average of all stages.
+        by sharding; of a stage of this size, or of the average of all stages.
         """
         # Of dp and cp only the product counts: together they are the replicas.
-        key = (mesh.tp, mesh.ep, pp, dp * mesh.cp, layers)
+        key = (mesh.tp, mesh.ep, pp, dp * mesh.cp, size)
         states = self._states.get(key)
         if states is None:
-            is_first = bool(layers) or pp == 1
-            stage = _stage(layers or self._average(pp), is_first, pp == 1)
+            plain = self._model.num_plain if pp == 1 else 0
+            stage = self._sized(size or (self._average(pp), plain, pp == 1, pp == 1))
             states = self._states[key] = {}
             for sharding in self._shardings:
                 job = self._job(mesh, pp, dp, sharding)
@@ -162,7 +173,8 @@ class Memory:
         gathered = self._gathered.get(key)
         if gathered is None:
             job = self.coster.changed_job(job, window_masks=False)
-            passing = pass_buffers(job, _stage(1, False, False)) - backward_temporary_bytes(job)
+            passing = pass_buffers(job, _stage(((0, 1),), False, False))
+            passing -= backward_temporary_bytes(job)
             gathered = self._gathered[key] = passing + int(self._reserve * passing)
         return gathered
 
@@ -171,45 +183,25 @@ class Memory:
         that its state is known too.
         """
         if pp not in self._averages:
-            dense = self._num_dense if pp > 1 else 0
-            self._averages[pp] = -(-max(0, self.coster.run.model.num_layers - dense) // pp)
+            plain = self._model.num_plain if pp > 1 else 0
+            self._averages[pp] = -(-(self._model.num_layers - plain) // pp)
         return self._averages[pp]
 
     def first_peak(self, name: str, pp: int, vpp: int, count: int) -> int | None:
         """Chunks of microbatches that the first stage keeps; None where no bound counts them."""
         return None if pp == 1 or self._is_file else peaks_of(name, pp, count, vpp)[0]
 
-    def first_room(self, kept: Kept, microbatches: float, layers: int) -> int:
-        """The same as `room`, of a first stage of these blocks that keeps these microbatches."""
-        alive = int(microbatches * layers * kept.block) + kept.passing
-        return self.usable_bytes - self._context - alive - int(self._reserve * alive)
-
-    def kept_first(
-        self, mesh: Mesh, pp: int, dp: int, sharding: Sharding, cut: Cut, peak: int
-    ) -> int:
-        """Least of the first stage, which keeps so many chunks of microbatches."""
-        layers = cut.first_layers
-        room = self.first_room(self.kept(mesh), peak / cut.chain.num_chunks, layers)
-        return self.states(mesh, pp, dp, layers)[sharding] + self.usable_bytes - room
-
-    def crowded_room(self, kept: Kept, crowded: Crowded) -> int:
-        """The same of another stage."""
-        (layers, dense, _, _), microbatches = crowded
-        blocks = (layers - dense) * kept.usual + dense * kept.block
+    def room_of(self, kept: Kept, crowd: Crowd) -> int:
+        """The same as `room`, of a stage that keeps so much."""
+        (layers, plain, _, _), microbatches = crowd
+        blocks = (layers - plain) * kept.usual + plain * kept.block
         alive = int(microbatches * blocks) + kept.passing
         return self.usable_bytes - self._context - alive - int(self._reserve * alive)
 
-    def crowded_states(self, mesh: Mesh, pp: int, dp: int, crowded: Crowded) -> dict[Sharding, int]:
-        """As `states` has them, of such a stage."""
-        key = (mesh.tp, mesh.ep, pp, dp * mesh.cp, crowded.size)
-        states = self._states.get(key)
-        if states is None:
-            stage = self._sized(*crowded.size)
-            states = self._states[key] = {}
-            for sharding in self._shardings:
-                job = self._job(mesh, pp, dp, sharding)
-                states[sharding] = held_bytes(job, stage).state + self._gathered_bytes(job)
-        return states
+    def bytes_of(self, mesh: Mesh, pp: int, dp: int, sharding: Sharding, crowd: Crowd) -> int:
+        """Least of a stage that keeps so much."""
+        room = self.room_of(self.kept(mesh), crowd)
+        return self.states(mesh, pp, dp, crowd.size)[sharding] + self.usable_bytes - room
 
     def _alive(self, mesh: Mesh, pp: int) -> int:
         block, passing, _ = self.kept(mesh)
@@ -251,7 +243,7 @@ class Memory:
         found = self._whole.get(key)
         if found is None:
             job = self.coster.mesh_job(mesh, False)
-            found = self._whole[key] = in_flight_bytes(job, _stage(layers, True, True), 1)
+            found = self._whole[key] = in_flight_bytes(job, _stage(((0, layers),), True, True), 1)
         return found
 
     def _job(self, mesh: Mesh, pp: int, dp: int, sharding: Sharding) -> Job:
@@ -267,7 +259,7 @@ class Memory:
         coster, mesh, peaks = self.coster, mesh_of(choice), self._peaks(choice)
         job = coster.job(choice)
         if choice.pp == choice.vpp == 1:  # there is nothing to cut
-            whole = _stage(coster.run.model.num_layers, True, True)
+            whole = _stage(((0, self._model.num_layers),), True, True)
             like, all_of_it = self._alike(mesh) or mesh, (whole.num_layers, True, True)
             return self._rank_bytes(mesh, like, job, all_of_it, whole, peaks[0])
         cut = coster.cut(mesh, coster.chain_of(choice))
@@ -340,19 +332,12 @@ def _block_kept(job: Job) -> tuple[int, int]:
     return min([kept + min(0, less) for kept, less in zip(usual, plain, strict=True)]), min(usual)
 
 
-_BEHIND = 1000
-"""A block that is behind all that have no experts."""
-
-
-def _stage(layers: int, is_first: bool, is_last: bool) -> Stage:
-    """The first blocks of the model, or such as have experts where any have."""
-    return _blocks_from(0 if is_first else _BEHIND, layers, is_first, is_last)
-
-
-def _blocks_from(start: int, layers: int, is_first: bool, is_last: bool) -> Stage:
+def _stage(blocks: tuple[tuple[int, int], ...], is_first: bool, is_last: bool) -> Stage:
+    """Of these ranges of the model's blocks."""
+    blocks = blocks or ((0, 0),)
     return Stage(
-        stage=0, first_layer=start, end_layer=start + layers, parameters=0, is_first=is_first,
-        is_last=is_last, chunks=(),
+        stage=0, first_layer=blocks[0][0], end_layer=blocks[-1][1], parameters=0,
+        is_first=is_first, is_last=is_last, chunks=blocks if len(blocks) > 1 else (),
     )  # fmt: skip
 
 

@@ -30,8 +30,7 @@ class MeshFloors:
     def __init__(self, coster: Coster) -> None:
         self.coster = coster
         self.model = coster.run.model
-        experts = self.model.experts
-        self._num_dense = min(self.model.num_layers, experts.num_dense_layers) if experts else 0
+        self._num_dense = self.model.num_plain
         self._batch = coster.run.train.global_batch_size
         self._passes_s: dict[Mesh, _Passes] = {}
         self._blocks_s: dict[Mesh, _Passes] = {}

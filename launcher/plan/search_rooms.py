@@ -6,7 +6,7 @@ from launcher.plan.schedule_peaks import peaks_of
 from launcher.plan.search_cost import has_late_weights
 from launcher.plan.search_cuts import Cut
 from launcher.plan.search_legality import Legality
-from launcher.plan.search_memory import Crowded, Memory, Sharding
+from launcher.plan.search_memory import Crowd, Memory, Sharding, Size
 from launcher.plan.search_nodes import Bounded, Counts, Plan, Roomy
 from launcher.plan.search_space import Space
 from launcher.plan.search_stages import Stages, choice_in
@@ -18,7 +18,7 @@ class Rooms:
     def __init__(self, space: Space, memory: Memory, rules: Legality, counts: Counts) -> None:
         self.space, self.memory, self.rules, self.counts = space, memory, rules, counts
         self._plans: dict[tuple[int, int], list[Plan]] = {}
-        self._crowds: dict[tuple[int, int], Crowded | None] = {}
+        self._crowds: dict[tuple[int, int], tuple[Crowd, ...]] = {}
         self._allowed: dict[object, list[Sharding]] = {}
         self._allowed_pipelines: dict[object, bool] = {}
 
@@ -34,14 +34,8 @@ class Rooms:
         for position, plan in enumerate(self._plans_of(pp, count) if allowed else ()):
             cut = known.get(plan.number) or coster.cut(mesh, plan.chain)
             roomy = allowed
-            if plan.peak is not None:
-                layers = cut.first_layers
-                left = memory.first_room(kept, plan.peak / cut.chain.num_chunks, layers)
-                states = memory.states(mesh, pp, dp, layers)
-                roomy = [one for one in allowed if states[one] <= left]
-            if roomy and plan.peak is not None and (crowded := self._crowded(plan, cut, count)):
-                left = memory.crowded_room(kept, crowded)
-                states = memory.crowded_states(mesh, pp, dp, crowded)
+            for crowd in self._crowds_of(plan, cut, count):
+                left, states = memory.room_of(kept, crowd), memory.states(mesh, pp, dp, crowd.size)
                 roomy = [one for one in roomy if states[one] <= left]
             if roomy:
                 plans.append((position, plan, cut, roomy))
@@ -50,18 +44,25 @@ class Rooms:
                 self.counts.over_memory += 1
         return Roomy(stages, [one for one in allowed if one in fitting], plans)
 
-    def _crowded(self, plan: Plan, cut: Cut, count: int) -> Crowded | None:
-        """None where the first stage has as many blocks, and keeps as much of them."""
+    def _crowds_of(self, plan: Plan, cut: Cut, count: int) -> tuple[Crowd, ...]:
+        """The first stage, and the one behind it that keeps most where that has more blocks, or
+        keeps more of them; none where nothing is counted.
+        """
+        if plan.peak is None:
+            return ()
         key = (id(plan), id(cut))  # both are kept, so that a number is one's alone
-        if key not in self._crowds:
+        found = self._crowds.get(key)
+        if found is None:
             chain = cut.chain
             peaks = peaks_of(plan.name, chain.num_stages, count, plan.vpp)
             first, *behind = zip(cut.sizes, peaks, strict=True)
-            size, peak = max(behind, key=_num_kept, default=first)
-            is_more = size[0] > first[0][0] or _num_kept((size, peak)) > _num_kept(first)
-            found = Crowded(size, peak / chain.num_chunks) if is_more else None
-            self._crowds[key] = found
-        return self._crowds[key]
+            most = max(behind, key=_num_kept, default=first)
+            is_more = most[0][0] > first[0][0] or _num_kept(most) > _num_kept(first)
+            found = self._crowds[key] = tuple([
+                Crowd(size, peak / chain.num_chunks)
+                for size, peak in ((first, most) if is_more else (first,))
+            ])  # fmt: skip
+        return found
 
     def allow(self, stages: Stages, sharding: Sharding, one: Bounded) -> bool:
         """Whether no rule refuses the sharding with this schedule."""
@@ -101,7 +102,7 @@ class Rooms:
         return Plan(name, vpp, has_late_weights(name), chain, id(chain), peak)
 
 
-def _num_kept(stage: tuple[tuple[int, int, bool, bool], int]) -> int:
+def _num_kept(stage: tuple[Size, int]) -> int:
     """Blocks with experts, where any have, times microbatches."""
-    (layers, dense, _, _), peak = stage
-    return (layers - dense) * peak
+    (layers, plain, _, _), peak = stage
+    return (layers - plain) * peak

@@ -109,9 +109,9 @@ def list_kernels(job: Job, beside: Kernels | None = None) -> Kernels:
 
     `beside`: those of a job that differs in ep alone, of which only blocks with experts know.
     """
-    experts, work = job.model.experts, block_work(job)
+    work = block_work(job)
     block = dense = Timed(work=work, times=time_work(job, work))
-    has_dense = experts is not None and experts.num_dense_layers > 0
+    has_dense = job.model.num_plain > 0
     if beside is not None:
         return beside._replace(block=block, dense=beside.dense if has_dense else block)
     if has_dense:

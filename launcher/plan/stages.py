@@ -94,10 +94,11 @@ def count_stage_parameters(
 
     `num_dense` of its blocks keep a plain MLP in a model with experts.
     """
-    total = num_layers * _block_size(model, -1, tp)
+    total = num_layers * _block_size(model, model.usual_block, tp)
     total += count_expert_parameters(model, num_layers, num_dense, tp, ep)
     if model.experts:
-        total += num_dense * (_block_size(model, 0, tp) - _block_size(model, -1, tp))
+        usual = _block_size(model, model.usual_block, tp)
+        total += num_dense * (_block_size(model, 0, tp) - usual)
     if is_first:
         total += _end_size(model, "embedding", tp) + count_encoder(model, tp)
     if is_last:
@@ -116,8 +117,7 @@ def _end_size(model: Model, end: str, tp: int) -> int:
 def largest_block(model: Model, tp: int, ep: int) -> int:
     """Elements of a block on one rank: of one with experts, or of one without that is larger."""
     size = count_stage_parameters(model, 1, False, False, tp, ep)
-    has_dense = model.experts is not None and model.experts.num_dense_layers > 0
-    return max(size, _block_size(model, 0, tp)) if has_dense else size
+    return max(size, _block_size(model, 0, tp)) if model.num_plain else size
 
 
 def count_expert_parameters(
@@ -131,10 +131,7 @@ def count_expert_parameters(
 
 def count_dense_layers(model: Model, first_layer: int, end_layer: int) -> int:
     """Blocks of this range that keep a plain MLP in a model with experts; else 0."""
-    if model.experts is None:
-        return 0
-    dense = model.experts.num_dense_layers
-    return max(0, min(end_layer, dense) - first_layer) if first_layer < dense else 0
+    return model.experts.count_plain(first_layer, end_layer) if model.experts else 0
 
 
 def dense_layers_of(model: Model, stage: Stage) -> int:
@@ -153,14 +150,14 @@ def count_encoder(model: Model, tp: int) -> int:
 
 @lru_cache(maxsize=1024)
 def _block_size(model: Model, layer: int, tp: int) -> int:
-    """One block without routed experts; -1 is the last one."""
-    specs = block_parameters(model, layer % model.num_layers)
+    """One block without routed experts."""
+    specs = block_parameters(model, layer)
     return sum_sizes(tuple(spec for spec in specs if not spec.is_expert), tp)
 
 
 @lru_cache(maxsize=1024)
 def _experts_size(model: Model, tp: int) -> int:
-    specs = block_parameters(model, model.num_layers - 1)
+    specs = block_parameters(model, model.usual_block)
     return sum_sizes(tuple(spec for spec in specs if spec.is_expert), tp)
 
 

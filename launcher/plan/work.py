@@ -78,5 +78,5 @@ def _mlp_weights(model: Model) -> int:
     experts = model.experts
     visited = (experts.experts_per_token + experts.num_shared) * experts.ffn_hidden_size
     routed = matrices * visited + model.hidden_size * experts.num_experts
-    dense = experts.num_dense_layers
+    dense = model.num_plain
     return (model.num_layers - dense) * routed + dense * matrices * model.ffn_hidden_size

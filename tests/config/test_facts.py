@@ -69,6 +69,7 @@ ROUNDED = {
     "qwen2_57b_a14b": 57.4,
     "grok_1": 314.0,
     "llama4_scout": 107.8,
+    "llama4_maverick": 400.7,
 }
 
 # Narayanan et al., SC21 (arXiv 2104.04473), table 1: billions, layers, hidden size, heads; the

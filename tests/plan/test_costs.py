@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from launcher.config.schema import Model
+from launcher.config.schema import Experts, Model
 from launcher.plan.costs import count_parameters, parameter_table, sum_sizes
 from tests.factory import GPT2_124M, LLAMA3_70B, TINY, TINY_GPT
 
@@ -107,3 +107,23 @@ def test_shards_add_up_to_the_whole(facts, tp):
     for spec in parameter_table(Model.model_validate(facts)):
         copies = 1 if spec.tp_dim is not None else tp
         assert tp * spec.local_size(tp) == copies * spec.size
+
+
+@pytest.mark.parametrize("dense", range(4))
+@pytest.mark.parametrize("every", [1, 2, 3, 5])
+def test_blocks_without_experts_are_counted_as_they_lie(dense, every):
+    experts = Experts(num_experts=4, experts_per_token=1, ffn_hidden_size=64,
+                      num_dense_layers=dense, every=every)  # fmt: skip
+    plain = [layer < dense or layer % every != every - 1 for layer in range(13)]
+    assert [experts.is_plain(layer) for layer in range(13)] == plain
+    for first in range(13):
+        for end in range(first, 13):
+            assert experts.count_plain(first, end) == sum(plain[first:end])
+
+
+@pytest.mark.parametrize("num_layers", [4, 5])
+def test_every_parameter_of_a_mixture_is_counted_once(num_layers):
+    experts = {"num_experts": 4, "experts_per_token": 1, "ffn_hidden_size": 64, "every": 2}
+    model = Model.model_validate(TINY | {"num_layers": num_layers, "experts": experts})
+    assert count_parameters(model) == sum_sizes(parameter_table(model))
+    assert [model.usual_block, model.num_plain] == [3, num_layers - 2]

@@ -27,10 +27,23 @@ def test_exchanges_with_experts_run_beside_computing_where_the_row_says_so(notes
 
 
 def test_a_size_that_no_experts_of_the_row_make_is_named():
-    notes = "64 experts, top-1, in every other layer"
+    notes = "64 experts, top-1"
     row = mixture(model="a-moe", params_b=7, notes=notes)
     assert "362 billion parameters by its dimensions, not 7" in predict_row(row, FACTS).assumed
     assert not any("billion" in part for part in predict_row(mixture(), FACTS).assumed)
+
+
+@pytest.mark.parametrize(
+    ("notes", "every"),
+    [("64 experts, top-1, in every other layer", 2), ("16 experts, moe-layer-freq 4", 4),
+     ("MoE in alternate blocks, 8 experts", 2), ("128 experts, top-1", 1),
+     ("64 experts, sliding window in every other layer", 1),
+     ("8 experts; recompute every other layer", 1)],
+)  # fmt: skip
+def test_notes_say_which_blocks_have_experts(notes, every):
+    model = read_row(mixture(model="a-moe", notes=notes), FACTS).job.model
+    assert model.experts.every == every
+    assert model.num_plain == model.num_layers - model.num_layers // every
 
 
 def test_tokens_of_all_devices_together_are_no_rate_of_one_in_a_mixture_either():

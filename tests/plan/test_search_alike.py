@@ -21,6 +21,7 @@ RUNS = {
     "window": ["model=mistral_7b", "train.sequence_length=8192"],
     "no plain MLP": ["model=qwen3_30b_a3b"],
     "plain MLPs first": ["model=deepseek_v2_lite"],
+    "every other block has experts": ["model=llama4_maverick"],
     "ulysses": ["model=llama3_8b", "parallelism.cp_mode=ulysses"],
     "keys of all": ["model=llama3_8b", "parallelism.cp_mode=all_gather"],
     "documents": ["model=llama3_8b", "data.packing=documents"],
