@@ -33,7 +33,7 @@ def find_execution(
         changes["fusion"] = "eager"
     elif re.search(r"(?<![a-z])compile", words) and not re.search(NOT_COMPILED, words):
         changes["fusion"] = "compiled"
-    changes |= _overlaps(words)
+    changes |= _overlaps(words) | _dispatch(words)
     if re.search(r"(?<!no )(?<!without )(?:fused (?:ce|cross)|cut cross[- ]entropy|liger)", words):
         changes["fused_loss"] = True
     if re.search(r"(?:no|without) dropout|dropout[ =:]+0(?!\.?0*[1-9])", words):
@@ -90,6 +90,17 @@ def _overlaps(words: str) -> dict[str, Any]:
     for axis in ("tp", "dp", "p2p", "ep"):
         if re.search(NO_OVERLAP, words) or re.search(NO_OVERLAP_OF.format(axis), words):
             found[f"overlap_{axis}"] = False
+    return found
+
+
+def _dispatch(words: str) -> dict[str, Any]:
+    """How tokens travel to experts, where the row says so."""
+    found: dict[str, Any] = {}
+    if re.search(r"(?<![a-z])deep[-_ ]?ep(?![a-z])|flex[-_ ](?:token[-_ ])?dispatcher", words):
+        found["sends_to_nodes"] = True
+    limit = re.search(r"(?:at most|limited to|up to|max(?:imum)?) (\d+) nodes", words)
+    if limit and int(limit[1]) > 0:
+        found["most_expert_nodes"] = int(limit[1])
     return found
 
 

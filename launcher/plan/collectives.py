@@ -74,8 +74,20 @@ def ep_times(work: Work, job: Job, links: Links) -> PassTimes:
     """Tokens to their experts and back, forward and backward."""
     if not work.all_to_all_bytes or job.layout.ep == 1:
         return PassTimes()
-    each = transfer_s("all_to_all", work.all_to_all_bytes, links.ep)
+    each = transfer_s("all_to_all", exchanged_bytes(work, job, links.ep), links.ep)
     return PassTimes(forward_s=2 * each, backward_s=2 * each)
+
+
+def exchanged_bytes(work: Work, job: Job, link: Link) -> float:
+    """Of one exchange. Where a node gets a token once, it is as many copies as nodes, by mean of
+    experts that are chosen evenly; of copies and of nodes the same share is the sender's own.
+    """
+    execution, experts = job.execution, job.model.experts
+    if not (execution.sends_to_nodes and link.crosses_nodes and experts):
+        return work.all_to_all_bytes
+    nodes = min(link.num_nodes, execution.most_expert_nodes or link.num_nodes)
+    reached = nodes * (1 - (1 - 1 / nodes) ** experts.experts_per_token)
+    return work.all_to_all_bytes * reached / experts.experts_per_token
 
 
 def boundary_bytes(job: Job) -> int:

@@ -95,6 +95,10 @@ class Execution:
     """Reduction and gathers of dp run beside the computing."""
     overlap_ep: bool = False
     """Tokens travel to experts and back while other microbatches compute (DualPipe)."""
+    sends_to_nodes: bool = False
+    """A token that several experts of a node want is sent there once (DeepEP)."""
+    most_expert_nodes: int | None = None
+    """Nodes that the experts of one token may be on; None: any number."""
     reduces_by_all_reduce: bool = False
     """ZeRO-1 and 2 all-reduce whole gradients and let every rank keep its part."""
     whole_tensors: bool = False

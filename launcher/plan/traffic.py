@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
 
-from launcher.plan.collectives import Links, boundary_bytes, expert_links
+from launcher.plan.collectives import Links, boundary_bytes, exchanged_bytes, expert_links
 from launcher.plan.context_traffic import cp_traffic
 from launcher.plan.costs import sum_sizes, tied_copy
 from launcher.plan.encoder import encoder_job
@@ -121,7 +121,7 @@ def embedding_link(links: Links) -> Link:
 
 def _expert_parallel(job: Job, stages: Sequence[Stage], link: Link) -> Communication:
     """Tokens to their experts and back, in both passes and in the forward pass that is repeated."""
-    payload = round(block_work(job).all_to_all_bytes)
+    payload = round(exchanged_bytes(block_work(job), job, link))
     blocks = max(stage.num_layers - dense_layers_of(job.model, stage) for stage in stages)
     count = (4 * blocks + 2 * _blocks_again(job, blocks)) * job.layout.num_microbatches
     return _entry("ep", "all_to_all", payload, count, link)

@@ -6,6 +6,8 @@ import pytest
 
 from launcher.plan.backtest import predict_job, predict_row
 from launcher.plan.backtest_rows import read_row
+from launcher.plan.collectives import exchanged_bytes
+from launcher.plan.operators import block_work
 from launcher.plan.step_time import find_links
 
 from .test_backtest import FACTS
@@ -24,6 +26,26 @@ def test_exchanges_with_experts_run_beside_computing_where_the_row_says_so(notes
     without = replace(job, execution=replace(job.execution, overlap_ep=False))
     waits_s = [predict_job(one)[1].time.exposed_communication_s for one in (job, without)]
     assert (waits_s[0] < 0.8 * waits_s[1]) is overlaps
+
+
+@pytest.mark.parametrize(
+    ("notes", "copies"),
+    # Eight nodes and eight experts per token: of copies of a token, as many as nodes are reached.
+    [("DeepEP", 8 * (1 - (7 / 8) ** 8)), ("flex dispatcher, at most 4 nodes", 4 * (1 - 0.75**8)),
+     ("all-to-all dispatcher", 8), ("deepepoch", 8)],
+)  # fmt: skip
+def test_a_token_is_sent_to_each_node_once_where_the_row_says_so(notes, copies):
+    row = mixture(ep=64, pp=1, gpus=64, tp=1, dp=64, gpus_per_node=8, notes=EIGHT_OF_64 + notes)
+    job = read_row(row, FACTS).job
+    work, links = block_work(job), find_links(job)
+    assert links.ep.num_nodes == 8
+    sent = exchanged_bytes(work, job, links.ep)
+    assert sent / work.all_to_all_bytes == pytest.approx(copies / 8)
+    inside = links.ep._replace(crosses_nodes=False, num_nodes=1)
+    assert exchanged_bytes(work, job, inside) == work.all_to_all_bytes
+
+
+EIGHT_OF_64 = "64 experts, top-8; "
 
 
 def test_a_size_that_no_experts_of_the_row_make_is_named():
