@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from launcher.jobs import (
     hold_run,
     print_plan,
     refuse_here,
+    render_here,
     require_fit,
     require_workers,
     start_job,
@@ -47,9 +49,9 @@ class Request:
 
 def run(request: Request) -> int:
     """Check, plan, write, start, follow; one after the other for every job of a sweep."""
-    from launcher.render.bundle import render_bundle, run_name
+    from launcher.render.bundle import run_name
     from launcher.submit.code import record_code
-    from launcher.submit.write import new_run_dir, write_bundle
+    from launcher.submit.write import new_run_dir, write_new
 
     jobs = _jobs(request)
     # Every job is checked before the first one starts.
@@ -68,8 +70,8 @@ def run(request: Request) -> int:
         chosen = request.run_dir
         if chosen and len(plans) > 1:
             chosen = str(Path(chosen) / str(number))
-        run_dir = new_run_dir(run_name(plan.run), chosen)
-        bundle = render_bundle(plan, run_dir, this_machine())
+        name, render = run_name(plan.run), partial(render_here, plan)
+        bundle = render(new_run_dir(name, chosen))
         if request.dry_run:
             print(bundle.texts[bundle.script], end="")
             continue
@@ -78,7 +80,7 @@ def run(request: Request) -> int:
             from launcher.convert.init_from import require_init_from
 
             require_init_from(plan.run)
-        write_bundle(bundle)
+        bundle = write_new(bundle, name, chosen, render)
         record_code(bundle.files)
         with hold_run(bundle.files):
             start_job(bundle, plan)

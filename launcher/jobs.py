@@ -6,6 +6,7 @@ import contextlib
 import gc
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TextIO
 
 from launcher.config.assets import PACKAGE, slurm_templates
@@ -63,6 +64,13 @@ def this_machine():  # type: ignore[no-untyped-def]
         code=describe_code(),
         slurm_templates=slurm_templates(),
     )
+
+
+def render_here(plan: Plan, run_dir: Path):  # type: ignore[no-untyped-def]
+    """The files of a run for this machine."""
+    from launcher.render.bundle import render_bundle
+
+    return render_bundle(plan, run_dir, this_machine())
 
 
 def refuse_here(bundle, answer: Plan, first_step: int = 0) -> None:  # type: ignore[no-untyped-def]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from launcher.errors import EXIT_DONE, EXIT_INTERRUPTED, ConfigError, Finding
-from launcher.jobs import hold_run, print_plan, require_fit, this_machine
+from launcher.jobs import hold_run, print_plan, render_here, require_fit, this_machine
 from launcher.plan.records import Plan
 
 
@@ -23,26 +24,27 @@ def run_on_slurm(
         is_followed: stay until the end.
 
     """
-    from launcher.render.bundle import render_bundle, run_name
+    from launcher.render.bundle import run_name
     from launcher.submit.write import new_run_dir
 
     for plan in plans:
         require_fit(plan)
         print_plan(plan, sys.stderr if is_dry else sys.stdout)
-    root = new_run_dir(run_name(plans[0].run), chosen)
-    machine = this_machine()
+    name = run_name(plans[0].run)
+    root = new_run_dir(name, chosen)
     if len(plans) > 1:
-        return _run_array(plans, root, machine, is_dry=is_dry, is_followed=is_followed)
+        return _run_array(plans, root, this_machine(), is_dry=is_dry, is_followed=is_followed)
     (plan,) = plans
-    bundle = render_bundle(plan, root, machine)
+    render = partial(render_here, plan)
+    bundle = render(root)
     if is_dry:
         print(bundle.texts[bundle.script], end="")
         return EXIT_DONE
-    from launcher.submit.write import refuse_if_used, write_bundle
+    from launcher.submit.write import refuse_if_used, write_new
 
     refuse_if_used(root)
     require_ready([plan], [root], bundle.texts[bundle.script])
-    write_bundle(bundle)
+    bundle = write_new(bundle, name, chosen, render)
     with hold_run(bundle.files):
         job = submit_bundle(bundle, plan)
     return _follow(bundle.files, job, plan) if is_followed else EXIT_DONE

@@ -7,10 +7,15 @@ import os
 import re
 import time
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 from launcher.errors import SubmissionRefused
 from launcher.render.bundle import Bundle
+
+
+class RunDirTaken(SubmissionRefused):
+    """Something is in it: a launch of the same second may have been quicker."""
 
 
 def new_run_dir(name: str, chosen: str | None) -> Path:
@@ -42,16 +47,33 @@ def refuse_if_used(root: Path) -> None:
         )
 
 
+def write_new(
+    bundle: Bundle, name: str, chosen: str | None, render: Callable[[Path], Bundle]
+) -> Bundle:
+    """`write_bundle`; where another launch of the same second has taken a directory that nobody
+    chose, in the next one.
+    """
+    while True:
+        try:
+            write_bundle(bundle)
+        except RunDirTaken:
+            if chosen is not None:
+                raise
+            bundle = render(new_run_dir(name, None))
+        else:
+            return bundle
+
+
 def write_bundle(bundle: Bundle) -> None:
     """Create the run directory and write every file of the bundle.
 
-    Raises SubmissionRefused where the directory exists with content or cannot be written.
+    Raises RunDirTaken where it has content, SubmissionRefused where it cannot be written.
     """
     root = bundle.files.root
     try:
         root.mkdir(parents=True, exist_ok=True)
         if any(root.iterdir()):
-            raise SubmissionRefused(
+            raise RunDirTaken(
                 f"--run-dir {root} [run-dir-exists]: it is not empty, and a run never overwrites. "
                 "Try another directory."
             )
@@ -61,7 +83,7 @@ def write_bundle(bundle: Bundle) -> None:
             write_text(path, text)
         bundle.script.chmod(0o755)
     except FileExistsError as error:
-        raise SubmissionRefused(
+        raise RunDirTaken(
             f"--run-dir {root} [run-dir-exists]: something else is there, and a run never "
             "overwrites. Try another directory."
         ) from error

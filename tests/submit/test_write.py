@@ -12,7 +12,7 @@ import yaml
 
 from launcher.errors import SubmissionRefused
 from launcher.submit import write
-from launcher.submit.write import new_run_dir, write_bundle
+from launcher.submit.write import new_run_dir, write_bundle, write_new
 from tests.submit.cases import bundled
 
 
@@ -73,6 +73,20 @@ def test_two_launches_that_chose_the_same_directory_do_not_share_it(tmp_path, mo
     with pytest.raises(SubmissionRefused, match=r"\[run-dir-exists\]: something else is there"):
         write_bundle(second)
     assert (tmp_path / "run" / "run.yaml").stat().st_mtime_ns == before
+
+
+def test_a_launch_that_chose_no_directory_takes_the_next_one(tmp_path, monkeypatch):
+    """Both have the name of the same second; the other one was quicker."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda words: "20260101-000000")
+    root = new_run_dir("tiny", None)
+    mine = bundled(root)
+    write_bundle(bundled(root))
+    written = write_new(mine, "tiny", None, bundled)
+    assert written.files.root == root.with_name("tiny-20260101-000000-2")
+    assert names(written.files.root) == names(root)
+    with pytest.raises(SubmissionRefused, match=r"\[run-dir-exists\]"):
+        write_new(mine, "tiny", str(root), bundled)
 
 
 @pytest.mark.parametrize("root", ["/proc/run", "/dev/null/run", "x" * 300])
