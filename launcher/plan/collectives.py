@@ -8,8 +8,8 @@ from typing import NamedTuple
 from launcher.config.schema import Model
 from launcher.plan.costs import block_parameters, embedding_parameters, head_parameters
 from launcher.plan.encoder import memory_bytes
-from launcher.plan.execution import Job, expert_shards_of
-from launcher.plan.links import Link, broadcast_s, stride_link, transfer_s
+from launcher.plan.execution import Job
+from launcher.plan.links import Link, broadcast_s, transfer_s
 from launcher.plan.operator_records import Work, size_of
 
 SLOWDOWN = 0.29
@@ -30,6 +30,10 @@ class Links(NamedTuple):
     """Ranks that hold the same shard."""
     dp: Link
     """All of dp x cp."""
+    expert_shard: Link
+    """The same three of ranks that hold the same experts."""
+    expert_replica: Link
+    expert_dp: Link
 
 
 class PassTimes(NamedTuple):
@@ -129,7 +133,7 @@ def state_traffic(
     if not expert_parameters or job.layout.ep == 1:
         return _state_traffic(job, links, parameters, units)
     plain = _state_traffic(job, links, parameters - expert_parameters, units)
-    experts = _state_traffic(job, expert_links(job, links), expert_parameters, units)
+    experts = _state_traffic(job, expert_links(links), expert_parameters, units)
     return StateTraffic(
         reduce_s=plain.reduce_s + experts.reduce_s,
         gather_s=plain.gather_s + experts.gather_s,
@@ -137,19 +141,10 @@ def state_traffic(
     )
 
 
-def expert_links(job: Job, links: Links) -> Links:
-    """With ep, replicas of an expert are ep ranks apart; tp ranks hold whole experts."""
-    layout, hardware = job.layout, job.hardware
-    replicas = max(1, layout.tp * layout.dp * layout.cp // layout.ep)
-    shards = min(replicas, expert_shards_of(job))
-
-    def link(stride: int, size: int) -> Link:
-        return stride_link(hardware, layout.gpus_per_node, stride, size)
-
+def expert_links(links: Links) -> Links:
+    """Of those that hold the same experts, in the place of those that hold the same of the rest."""
     return links._replace(
-        shard=link(layout.ep, shards),
-        replica=link(layout.ep * shards, replicas // shards),
-        dp=link(layout.ep, replicas),
+        shard=links.expert_shard, replica=links.expert_replica, dp=links.expert_dp
     )
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple, get_args
 from launcher.config.hardware_schema import ExchangeKind, MeasuredKernel
 from launcher.config.schema import Hardware, Node
 from launcher.plan.measured_kernels import correct
+from launcher.plan.rank_groups import Digits, most_nodes
 
 
 class Link(NamedTuple):
@@ -37,22 +38,17 @@ class Link(NamedTuple):
     """Of a group that leaves its node, where exchanges were measured: the same in one node."""
 
 
-@lru_cache(maxsize=4096)
 def stride_link(hardware: Hardware, gpus_per_node: int, stride: int, size: int) -> Link:
     """The link of `size` ranks that are `stride` apart, of the group that lies worst."""
-    return make_link(hardware, size, _most_nodes(hardware, gpus_per_node, stride, size))
+    return group_link(hardware, gpus_per_node, ((stride, size),))
 
 
-def _most_nodes(hardware: Hardware, gpus_per_node: int, stride: int, size: int) -> int:
-    """Nodes that a group touches: groups of four on nodes of six lie on one node, or on two."""
+@lru_cache(maxsize=4096)
+def group_link(hardware: Hardware, gpus_per_node: int, digits: Digits) -> Link:
+    """The same of any group of ranks."""
     room, world = domain_size(hardware, gpus_per_node), gpus_per_node * hardware.num_nodes
-    if world <= room or size == 1:
-        return 1
-    block, span = stride * size, stride * (size - 1)
-    repeats = min(max(1, world // block), room // math.gcd(block, room))
-    begins = {block * number % room for number in range(repeats)}  # of blocks, on their node
-    latest = max(min(begin + stride, room) - 1 for begin in begins)  # of a block's groups
-    return min(size, (latest + span) // room + 1)
+    size = math.prod([one for _, one in digits])
+    return make_link(hardware, size, most_nodes(digits, room, world))
 
 
 def domain_size(hardware: Hardware, gpus_per_node: int) -> int:

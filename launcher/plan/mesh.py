@@ -9,7 +9,7 @@ from launcher.frozen import frozen
 from launcher.plan.records import Layout
 
 RANK_AXES = ("tp", "cp", "dp", "pp")
-"""Axes that number ranks. ep borrows its ranks from dp x cp and is none of them."""
+"""Axes that number ranks. ep borrows its ranks from all but pp and is none of them."""
 
 
 @frozen
@@ -78,10 +78,10 @@ def build_mesh(layout: Layout) -> Mesh:
 
 
 def expert_part(mesh: Mesh, rank: int, ep: int) -> int:
-    """Which of ep parts of the experts a rank has: neighbours among dp x cp have different ones."""
+    """Which of ep parts of the experts a rank has: neighbours on one stage have different ones."""
     here, place, stride = mesh.coordinates(rank), 0, 1
     for axis in mesh.order:
-        if axis in ("cp", "dp"):
+        if axis != "pp":
             place += stride * here[axis]
             stride *= mesh.sizes[axis]
     return place % ep
@@ -89,7 +89,7 @@ def expert_part(mesh: Mesh, rank: int, ep: int) -> int:
 
 def expert_groups(mesh: Mesh, ep: int) -> tuple[tuple[int, ...], ...]:
     """Ranks that together have all experts, in the order of their first rank."""
-    axes = tuple(axis for axis in mesh.order if axis in ("cp", "dp"))
+    axes = tuple(axis for axis in mesh.order if axis != "pp")
     cut = [
         group[start : start + ep]
         for group in mesh.groups(*axes)

@@ -155,7 +155,7 @@ class Coster(Jobs):
         key = (
             layout.tp, layout.cp, layout.ep, layout.dp, layout.engine, layout.zero_stage,
             layout.offload, stage.num_layers, dense_layers_of(job.model, stage), stage.is_first,
-            stage.is_last, links.shard, links.replica, links.dp,
+            stage.is_last, links[4:],
         )  # fmt: skip
         found = self._stage_states.get(key)
         if found is None:

@@ -238,9 +238,10 @@ class StateFloors(MeshFloors):
         return placings
 
     def _far_orders(self, mesh: Mesh, pp: int) -> list[tuple[str, ...]]:
+        """No others lie nearer: replicas are neighbours in these, those of experts in some."""
         sizes, per_node = {"tp": mesh.tp, "pp": pp}, self.coster.run.hardware.gpus_per_node or 1
         found: dict[int, tuple[str, ...]] = {}
-        for order in ORDERS:
+        for order in _NEIGHBOURS:
             stride = 1
             for axis in order:
                 if axis == "dp" or (axis == "cp" and mesh.cp > 1):
@@ -248,6 +249,12 @@ class StateFloors(MeshFloors):
                 stride *= sizes.get(axis, 1)
             found.setdefault(per_node // stride, order)
         return list(found.values())
+
+
+_NEIGHBOURS = sorted(
+    (order for order in ORDERS if abs(order.index("cp") - order.index("dp")) == 1),
+    key=lambda order: order[-1] != "pp",
+)
 
 
 def _first_end() -> Stage:

@@ -10,7 +10,8 @@ from launcher.frozen import frozen
 from launcher.plan.collectives import Links, boundary_s, exposed_s
 from launcher.plan.execution import Job, expert_shards_of, shards_of
 from launcher.plan.kernels import peak_flops, traffic_s
-from launcher.plan.links import Link, make_link, stride_link, transfer_s
+from launcher.plan.links import Link, group_link, make_link, transfer_s
+from launcher.plan.rank_groups import Digits, digits_of, expert_digits, split_digits
 from launcher.plan.records import Communication, Stage, Time
 from launcher.plan.schedule import SCHEDULES
 from launcher.plan.schedule_clock import Durations
@@ -145,25 +146,28 @@ def place_links(
     """The same of (tp, cp, ep, dp, pp) in an order of ranks."""
     tp, cp, ep, dp, pp = degrees
     sizes = {"tp": tp, "cp": cp, "dp": dp, "pp": pp}
-    strides, stride = {}, 1
-    for axis in order:
-        if axis in sizes:
-            strides[axis] = stride
-            stride *= sizes[axis]
-    replicas = dp * cp
-    shard = min(shard_size or replicas, replicas)
-    inner = min(strides["cp"], strides["dp"]) if cp > 1 else strides["dp"]
-    # With ep tp ranks hold different experts: they are the nearest where tp is right inside.
-    first = strides["tp"] if strides["tp"] * tp == inner else inner
-    crosses = pp > 1 and stride_link(hardware, per_node, strides["pp"], pp).crosses_nodes
+    replicas = digits_of(order, sizes, ("cp", "dp"))
+    shards = min(shard_size or dp * cp, dp * cp)
+    shard, replica = split_digits(replicas, shards)
+    all_experts, same_experts = expert_digits(order, sizes, ep)
+    shards = max(1, shards * (tp if ep > 1 else 1) // ep)
+    expert_shard, expert_replica = split_digits(same_experts, shards)
+
+    def link(digits: Digits) -> Link:
+        return group_link(hardware, per_node, digits)
+
+    crosses = pp > 1 and link(digits_of(order, sizes, ("pp",))).crosses_nodes
     return Links(
-        tp=stride_link(hardware, per_node, strides["tp"], tp),
-        cp=stride_link(hardware, per_node, strides["cp"], cp),
-        ep=stride_link(hardware, per_node, first, ep),
+        tp=link(digits_of(order, sizes, ("tp",))),
+        cp=link(digits_of(order, sizes, ("cp",))),
+        ep=link(all_experts),
         pp=_boundary_link(hardware, pp, crosses),
-        shard=stride_link(hardware, per_node, inner, shard),
-        replica=stride_link(hardware, per_node, inner * shard, replicas // shard),
-        dp=stride_link(hardware, per_node, inner, replicas),
+        shard=link(shard),
+        replica=link(replica),
+        dp=link(replicas),
+        expert_shard=link(expert_shard),
+        expert_replica=link(expert_replica),
+        expert_dp=link(same_experts),
     )
 
 

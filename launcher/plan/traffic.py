@@ -136,7 +136,7 @@ def _data_parallel(job: Job, stages: Sequence[Stage], links: Links) -> list[Comm
     """Of the stage that holds most; experts, which have fewer replicas, by themselves."""
     entries = list(_shared("dp", job, stages, links, of_experts=False))
     if job.layout.ep > 1:
-        entries += _shared("expert dp", job, stages, expert_links(job, links), of_experts=True)
+        entries += _shared("expert dp", job, stages, expert_links(links), of_experts=True)
     return [entry for entry in entries if entry.group_size > 1]
 
 

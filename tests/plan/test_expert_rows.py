@@ -94,8 +94,8 @@ def test_ranks_of_tp_that_hold_different_experts_are_those_of_ep_first(tp, ep, c
     assert (links.ep.crosses_nodes, links.ep.group_size) == (crosses, ep)
 
 
-def test_ranks_of_ep_are_those_of_dp_where_a_pipeline_lies_between():
+def test_ranks_of_ep_lie_on_several_nodes_where_a_pipeline_lies_between():
     job = read_row(mixture(tp=2, pp=4, ep=8), FACTS).job
     far = replace(job, layout=replace(job.layout, order=("tp", "pp", "cp", "dp")))
     assert not find_links(job).ep.crosses_nodes
-    assert find_links(far).ep.num_nodes == 8
+    assert find_links(far).ep.num_nodes == 4  # two ranks of tp on each

@@ -1,14 +1,18 @@
 """Links and collectives: which wire, how many bytes, how long."""
 
+import math
 from itertools import product
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from launcher.config.schema import Hardware
 from launcher.plan.execution import runtime_job
 from launcher.plan.fill import build_layout
 from launcher.plan.links import Link, broadcast_s, domain_size, sent_bytes, stride_link, transfer_s
-from launcher.plan.step_time import find_links
+from launcher.plan.mesh import Mesh, expert_groups, expert_part
+from launcher.plan.step_time import find_links, place_links
 from tests.factory import LLAMA3_70B, h100, make_run
 
 HARDWARE = Hardware.model_validate(h100(num_nodes=8))
@@ -185,3 +189,43 @@ def test_a_link_is_that_of_the_group_that_touches_most_nodes(per_node, nodes):
         )
         link = stride_link(hardware, per_node, stride, size)
         assert (link.num_nodes, link.crosses_nodes) == (touched, touched > 1), (stride, size)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.data())
+def test_groups_lie_on_as_many_nodes_as_their_ranks_say(data):
+    """Of every axis, of replicas, and of ranks that share experts, the group that lies worst."""
+
+    def draw(*values):
+        return data.draw(st.sampled_from(values))
+
+    per_node = draw(1, 2, 3, 4, 6, 8)
+    sizes = {"tp": draw(1, 2, 4), "cp": draw(1, 2, 3, 4), "dp": draw(1, 2, 4, 6, 8),
+             "pp": draw(1, 2, 3, 4)}  # fmt: skip
+    order = tuple(data.draw(st.permutations(("tp", "cp", "dp", "pp"))))
+    world = math.prod(sizes.values())
+    if world % per_node:
+        return
+    ep = draw(*[one for one in (1, 2, 4, 8) if sizes["dp"] * sizes["cp"] % one == 0])
+    hardware = HARDWARE.model_copy(
+        update={"num_nodes": world // per_node, "gpus_per_node": per_node}
+    )
+    degrees = (sizes["tp"], sizes["cp"], ep, sizes["dp"], sizes["pp"])
+    links = place_links(hardware, per_node, degrees, order, None)
+    mesh = Mesh(order=order, sizes=sizes)
+
+    def worst(groups):
+        return max(len({rank // per_node for rank in group}) for group in groups)
+
+    assert links.tp.num_nodes == worst(mesh.groups("tp"))
+    assert links.cp.num_nodes == worst(mesh.groups("cp"))
+    assert links.dp.num_nodes == worst(mesh.groups("cp", "dp"))
+    if ep > 1 and all(one & (one - 1) == 0 for one in sizes.values()):
+        groups = expert_groups(mesh, ep)
+        assert links.ep.num_nodes == worst(groups)
+        parts = {rank: expert_part(mesh, rank, ep) for rank in range(world)}
+        alike = [[rank for rank in range(world) if parts[rank] == part
+                  and mesh.coordinates(rank)["pp"] == stage]
+                 for part in range(ep) for stage in range(sizes["pp"])]  # fmt: skip
+        assert links.expert_dp.group_size == len(alike[0])
+        assert links.expert_dp.num_nodes == worst(alike)

@@ -285,6 +285,6 @@ def test_the_page_says_error_bar_cost_and_where_experts_are():
     assert page.count('<b class=error style="left:') == len(plan.stages)
     assert plan.memory.error_bytes > 0
     assert f", costs {plan.time.cost:,.2f}" in page
-    # Neighbours among dp x cp hold different experts: rank 4 is replica 2, so part 2.
-    assert "pp 0, dp 2, tp 0, ep 2" in page
-    assert re.search(r"<th scope=row>ep</th><td>4</td><td>0, 2, 4, 6</td><td>inside", page)
+    # Neighbours on a stage hold different experts, ranks of tp as well.
+    assert "pp 0, dp 1, tp 1, ep 3" in page
+    assert re.search(r"<th scope=row>ep</th><td>4</td><td>0, 1, 2, 3</td><td>inside", page)
