@@ -54,6 +54,8 @@ def _batch_triangle(run: Run) -> str | None:
     if whole is None or dp is None:
         return None
     unit = _batch_unit(run, dp)
+    if unit > MOST_SAMPLES:  # is a finding of its own
+        return None
     micro, count = run.train.micro_batch_size, run.train.num_microbatches
     if whole == unit or (whole % unit == 0 and not (micro and count)):
         return None
@@ -76,7 +78,34 @@ def _batch_candidates(run: Run) -> list[int]:
     below = (run.train.global_batch_size or unit) // unit * unit
     if run.train.micro_batch_size and run.train.num_microbatches:
         return [unit]
-    return sorted({max(unit, below), below + unit})
+    return sorted(one for one in {max(unit, below), below + unit} if one <= MOST_SAMPLES)
+
+
+MOST_SAMPLES = 2**20
+"""Of a step: the most that global_batch_size may be."""
+
+
+def _batch_size(run: Run) -> str | None:
+    unit = _batch_unit(run, known_dp(run) or 1)
+    if unit <= MOST_SAMPLES:
+        return None
+    train, dp = run.train, known_dp(run) or 1
+    sides = f"micro_batch_size={_side(train.micro_batch_size)} x {_side(train.num_microbatches)}"
+    return f"{sides} x dp={dp} makes {unit} samples a step, and {MOST_SAMPLES} are the most"
+
+
+def _fewer_microbatches(run: Run) -> list[int]:
+    each = (run.train.micro_batch_size or 1) * (known_dp(run) or 1)
+    return [MOST_SAMPLES // each] if each <= MOST_SAMPLES else []
+
+
+def _fewer_samples(run: Run) -> str:
+    """Of a microbatch, where no number of them will do; the batch follows."""
+    counts = _fewer_microbatches(run)
+    sides = f"train.num_microbatches={counts[0] if counts else 1}"
+    if not counts:
+        sides += " train.micro_batch_size=1"
+    return sides if run.train.global_batch_size is None else f"{sides} train.global_batch_size=null"
 
 
 def _min_rate(run: Run) -> str | None:
@@ -159,6 +188,15 @@ RUN_RULES = (
         why="A learned table ends there, and rotary positions were never trained beyond it.",
         broken=_sequence,
         candidates=sequence_lengths,
+    ),
+    Rule(
+        id="batch-at-most",
+        field="train.num_microbatches",
+        says="a step has at most 1,048,576 samples",
+        why="More are beyond any training run: one of the sides is mistyped.",
+        broken=_batch_size,
+        candidates=_fewer_microbatches,
+        fix=_fewer_samples,
     ),
     Rule(
         id="batch-triangle",

@@ -16,6 +16,9 @@ MOST_TIMES = 16
 DOUBLINGS = 6
 """Of nodes, or halvings of the model: beyond that, no plan is the same one still."""
 
+MOST_NODES = 20_000
+"""The most that hardware.num_nodes may be."""
+
 OPEN = "parallelism.tp=null parallelism.pp=null parallelism.dp=null"
 """Degrees left to the plan, which cuts the model until it fits."""
 
@@ -30,6 +33,7 @@ def room_fixes(run: Run, layout: Layout, memory: Memory) -> Iterator[str]:
         yield from list(accumulate(steps, _both))[1:]
     yield OPEN
     yield OPEN_ALL
+    yield from (f"{OPEN_ALL} {step}" for step in steps if "zero_stage" in step)
     lacking = memory.peak_bytes / max(1, memory.usable_bytes)
     times = [2**power for power in range(1, DOUBLINGS + 1) if 2**power >= min(lacking, MOST_TIMES)]
     for beside in (list(accumulate(steps, _both))[-1] if steps else "", OPEN_ALL):
@@ -41,7 +45,7 @@ def room_fixes(run: Run, layout: Layout, memory: Memory) -> Iterator[str]:
 
 def larger_run(run: Run, layout: Layout, times: int) -> str:
     """More nodes or, where there can be none, a smaller model."""
-    if run.hardware.network is None:  # one node is all there is
+    if run.hardware.network is None or times * layout.nodes > MOST_NODES:
         return _fewer_layers(run, times)
     return f"hardware.num_nodes={times * layout.nodes}"
 

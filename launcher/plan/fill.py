@@ -207,13 +207,16 @@ def _fill_batch(run: Run) -> Run:
         raise ConfigError(findings)
     dp, pp = _closed(degrees.dp), _closed(degrees.pp)
     batch = solve_batch(train, dp, pp, _closed(train.sequence_length))
-    return _update(
+    closed = _update(
         run,
         "train",
         micro_batch_size=batch.micro_batch_size,
         num_microbatches=batch.num_microbatches,
         global_batch_size=batch.global_batch_size,
     )
+    if findings := check_run(closed):  # what was solved may not suit the schedule
+        raise ConfigError(findings)
+    return closed
 
 
 def _try_recompute(run: Run, may_recompute_all: bool) -> Iterator[_Tried]:

@@ -22,6 +22,7 @@ from launcher.plan.memory_shares import (
     offloaded_bytes,
     snapshot_bytes,
 )
+from launcher.plan.rank_groups import most_of_a_node
 from launcher.plan.records import Layout, Memory, Stage, StageMemory
 from launcher.plan.stages import count_stage_parameters, dense_layers_of, largest_block
 from launcher.plan.temporaries import (
@@ -80,17 +81,17 @@ def estimate_job_memory(job: Job, stages: Sequence[Stage], peak_in_flight: Seque
     peak = max(stage.total_bytes for stage in per_stage)
     capacity = hardware.gpu.memory_bytes
     usable = usable_bytes(hardware.gpu)
-    each = peak  # On a CPU the copy of a checkpoint is in it already.
-    if hardware.device != "cpu":
-        each = HOST_BYTES_PER_PROCESS + max(snapshot_bytes(job, stage) for stage in stages)
-    each += max(offloaded_bytes(job, stage) for stage in stages)
+    host = [stage.total_bytes for stage in per_stage]
+    if hardware.device != "cpu":  # on one the copy of a checkpoint is in it already
+        host = [HOST_BYTES_PER_PROCESS + snapshot_bytes(job, stage) for stage in stages]
+    host = [each + offloaded_bytes(job, stage) for each, stage in zip(host, stages, strict=True)]
     return Memory(
         per_stage=per_stage,
         peak_bytes=peak,
         capacity_bytes=capacity,
         usable_bytes=usable,
         fits=peak <= usable,
-        host_bytes_per_node=job.layout.gpus_per_node * each,
+        host_bytes_per_node=most_of_a_node(job.layout, host),
         error_bytes=int(ERROR_SHARE * peak),
     )
 

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import product
 
+from launcher.plan.records import Layout
+
 Digits = tuple[tuple[int, int], ...]
 """(stride, size) of what tells the ranks of a group apart, the smallest stride first."""
 
@@ -57,6 +59,18 @@ def expert_digits(order: Sequence[str], sizes: Mapping[str, int], ep: int) -> tu
     """
     axes = ("tp", "cp", "dp") if ep > 1 else ("cp", "dp")
     return split_digits(digits_of(order, sizes, axes), ep)
+
+
+def most_of_a_node(layout: Layout, of_stages: Sequence[int]) -> int:
+    """What the ranks of a node take together, of the fullest one; `of_stages`: one rank of each."""
+    sizes = {"tp": layout.tp, "cp": layout.cp, "dp": layout.dp, "pp": layout.pp}
+    per_node, pp = layout.gpus_per_node, layout.pp
+    stride = digits_of(layout.order, sizes, ("pp",))[0][0] if pp > 1 else 1
+    if pp == 1 or stride % per_node == 0:  # one stage on each node
+        return per_node * max(of_stages)
+    nodes = min(layout.nodes, math.lcm(stride * pp, per_node) // per_node)
+    of_ranks = [of_stages[rank // stride % pp] for rank in range(nodes * per_node)]
+    return max(sum(of_ranks[node * per_node : (node + 1) * per_node]) for node in range(nodes))
 
 
 @lru_cache(maxsize=4096)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from launcher.plan.schedule import SCHEDULES
 from launcher.plan.schedule_orders import round_sizes
 from launcher.plan.simulate import peak_in_flight
 
 
 @lru_cache(maxsize=4096)
 def peaks_of(name: str, stages: int, count: int, chunks: int) -> tuple[int, ...]:
-    """`peak_in_flight`, at once where there is a closed form."""
+    """`peak_in_flight`, at once where there is a closed form; of schedules that are made for given
+    times the most that they hold for any.
+    """
     return _peaks(name, stages, count, chunks) or peak_in_flight(name, stages, count, chunks)
 
 
@@ -30,6 +33,8 @@ def _peaks(name: str, stages: int, count: int, chunks: int) -> tuple[int, ...] |
             min(total, ahead + steps * (stages - 1 - stage) + late * stage)
             for stage in range(stages)
         )
+    if name in SCHEDULES and SCHEDULES[name].order is None:
+        return (min(count, SCHEDULES[name].depth * stages),) * stages
     if stages > 1 and name == "zb_v":
         return tuple(min(total, count + 1 + stage, 2 * stages) for stage in range(stages))
     if stages > 1 and name == "dualpipev":

@@ -261,6 +261,11 @@ EXAMPLES: dict[str, list[Callable[[], Run]]] = {
         )
     ],
     "sequence-within-positions": [lambda: make_run(**{"train.sequence_length": 65})],
+    "batch-at-most": [
+        lambda: make_run(
+            train={"micro_batch_size": 2**10, "num_microbatches": 2**11, "global_batch_size": None}
+        )
+    ],
     "batch-triangle": [
         lambda: make_run(**{"train.global_batch_size": 5}),
         lambda: make_run(train={"micro_batch_size": 4, "num_microbatches": None,

@@ -4,10 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from launcher.config.load import load_run
 from launcher.config.rules import check_run
 from launcher.errors import ConfigError
 from launcher.plan.build import build_plan
 from launcher.plan.fill import fill_run
+from launcher.plan.schedule_peaks import peaks_of
 from tests.factory import CPU, GPT2_124M, LLAMA3_70B, TINY, h100, make_run
 from tests.plan.cases import GPT3_175B, LLAMA3_8B, LLAMA3_405B, OPEN, open_run
 from tests.plan.work import count_calls
@@ -178,3 +180,14 @@ def test_planning_is_hardly_more_work_on_more_gpus_and_grows_with_microbatches_a
 def test_local_hardware_is_left_as_it_is_where_it_says_how_many():
     run = make_run(hardware=CPU | {"gpus_per_node": 2}, parallelism={"tp": 2, "pp": 1, "dp": None})
     assert degrees(run) == (2, 1, 1)
+
+
+@pytest.mark.parametrize("schedule", ["zb_1p", "zb_2p"])
+def test_a_schedule_that_is_made_for_the_run_holds_no_more_than_it_was_filled_for(schedule):
+    """Its order, and with it its memory, is known once all times are."""
+    words = ["model=qwen2_32b", "hardware=h100x64", f"parallelism.schedule={schedule}"]
+    plan = build_plan(load_run(words).run)
+    assert plan.memory.fits
+    assert max(plan.simulation.peak_in_flight) <= max(
+        peaks_of(schedule, plan.layout.pp, plan.layout.num_microbatches, 1)
+    )

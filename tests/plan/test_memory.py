@@ -4,7 +4,10 @@ import pytest
 
 from launcher.config.schema import Model
 from launcher.plan.build import build_plan
-from launcher.plan.memory import USABLE_SHARE, zero_model_state_bytes
+from launcher.plan.execution import runtime_job
+from launcher.plan.memory import HOST_BYTES_PER_PROCESS, USABLE_SHARE, zero_model_state_bytes
+from launcher.plan.memory_shares import offloaded_bytes, snapshot_bytes
+from launcher.plan.mesh import build_mesh
 from launcher.plan.stages import count_stage_parameters
 from tests.factory import GPT2_124M, TINY, TINY_GPT, h100, make_run
 
@@ -198,3 +201,18 @@ def test_masks_of_packed_documents_are_counted_once_per_microbatch_in_flight():
         for packing in ("concatenate", "documents")
     )
     assert packed - plain == 2 * 1024**2 * 2
+
+
+@pytest.mark.parametrize("order", [("tp", "cp", "dp", "pp"), ("pp", "tp", "cp", "dp")])
+@pytest.mark.parametrize("nodes", [1, 4])
+def test_ranks_of_a_node_take_the_ram_of_their_own_stages(order, nodes):
+    degrees = {"tp": 1, "pp": 4, "dp": 2 * nodes, "order": order, "offload": "optimizer"}
+    plan = build_plan(make_run(model=GPT2_124M, hardware=h100(nodes), parallelism=degrees))
+    job = runtime_job(plan.run, plan.layout)
+    each = [HOST_BYTES_PER_PROCESS + snapshot_bytes(job, stage) + offloaded_bytes(job, stage)
+            for stage in plan.stages]  # fmt: skip
+    assert len(set(each)) > 1
+    mesh = build_mesh(plan.layout)
+    ranks = [each[mesh.coordinates(rank)["pp"]] for rank in range(mesh.world_size)]
+    of_nodes = [sum(ranks[8 * node : 8 * node + 8]) for node in range(nodes)]
+    assert plan.memory.host_bytes_per_node == max(of_nodes)
