@@ -94,6 +94,7 @@ def _filled(run: Run) -> Filled | None:
 FOR_SPEED = (
     "serial-pipeline", "few-microbatches", "uneven-pipeline", "uneven-stages",
     "communication-bound", "idle-memory", "kv-heads-replicated", "experts-everywhere",
+    "stage-of-unequal-devices",
 )  # fmt: skip
 """Warnings whose fixes are there to gain speed."""
 

@@ -17,14 +17,17 @@ def starved_pipeline(layout: Layout, step: StepEstimate) -> Warning | None:
     """Where the busiest stage waits."""
     if layout.pp == 1 or step.time.bubble_fraction <= MAX_BUBBLE:
         return None
+    wanted, count = 4 * layout.pp, layout.num_microbatches
+    more = [f"train.num_microbatches={each}" for each in (wanted, wanted // 2, layout.pp)
+            if each > count]  # fmt: skip
     if layout.schedule == "naive":
-        return Warning(
+        other = "parallelism.schedule=1f1b"
+        return warn(
             id="serial-pipeline",
             message="the schedule naive has one microbatch under way at a time: stages wait "
             f"{step.time.bubble_fraction:.0%} of the time",
-            fix="parallelism.schedule=1f1b",
+            fixes=[*([other] if count > 1 else []), *(f"{other} {each}" for each in more), other],
         )
-    wanted, count = 4 * layout.pp, layout.num_microbatches
     if layout.num_microbatches >= wanted:
         fewer = _fewer_stages(layout)
         return warn(
@@ -33,12 +36,12 @@ def starved_pipeline(layout: Layout, step: StepEstimate) -> Warning | None:
             f"{layout.num_microbatches} microbatches: transfers or uneven stages hold them up",
             fixes=fewer,
         )
-    return Warning(
+    return warn(
         id="few-microbatches",
         message=f"{count} {plural('microbatch', count)} starve{'s' if count == 1 else ''} "
         f"{layout.pp} stages: they wait "
         f"{step.time.bubble_fraction:.0%} of the time",
-        fix=f"train.num_microbatches={wanted}",
+        fixes=[*more, *_fewer_stages(layout)],
     )
 
 

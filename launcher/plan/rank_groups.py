@@ -64,8 +64,9 @@ def expert_digits(order: Sequence[str], sizes: Mapping[str, int], ep: int) -> tu
 def most_of_a_node(layout: Layout, of_stages: Sequence[int]) -> int:
     """What the ranks of a node take together, of the fullest one; `of_stages`: one rank of each."""
     sizes = {"tp": layout.tp, "cp": layout.cp, "dp": layout.dp, "pp": layout.pp}
-    per_node, pp = layout.gpus_per_node, layout.pp
-    stride = digits_of(layout.order, sizes, ("pp",))[0][0] if pp > 1 else 1
+    per_node, pp = layout.gpus_per_node, len(of_stages)
+    digits = digits_of(layout.order, sizes, ("pp",))
+    stride = digits[0][0] if digits else 1
     if pp == 1 or stride % per_node == 0:  # one stage on each node
         return per_node * max(of_stages)
     nodes = min(layout.nodes, math.lcm(stride * pp, per_node) // per_node)
