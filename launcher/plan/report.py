@@ -65,7 +65,8 @@ def _head(plan: Plan) -> Iterator[str]:
         + (f" recompute_every={layout.recompute_every}" if layout.recompute_every > 1 else "")
         + (f" offload={layout.offload}" if layout.offload != "none" else "")
         + (f" shard_size={run.parallelism.shard_size}" if run.parallelism.shard_size else "")
-        + (" engine=fsdp2" if layout.engine == "fsdp2" else ""),
+        + (" engine=fsdp2" if layout.engine == "fsdp2" else "")
+        + (" sequence_parallel=true" if layout.sequence_parallel else ""),
     )
     yield from _labelled(
         "tokens/step",
@@ -171,7 +172,7 @@ def _time(plan: Plan) -> Iterator[str]:
     steps = plan.run.train.steps
     yield from _labelled(
         "run",
-        f"{steps:,} {plural('step', steps)} take {duration(steps * time.step_s)}, "
+        f"{steps:,} {plural('step', steps)} {'takes' if steps == 1 else 'take'} {duration(steps * time.step_s)}, "
         f"{number(time.gpu_hours)} device hours{_cost(time)}; a checkpoint takes "
         f"{size(plan.checkpoint_bytes)}",
     )

@@ -21,6 +21,7 @@ from launcher.plan.kernels import Gemm, gemm_s
 from launcher.plan.links import transfer_s
 from launcher.plan.operator_records import Size, size_of
 from launcher.plan.records import Stage
+from launcher.plan.stages import dense_layers_of
 
 
 @frozen
@@ -115,13 +116,17 @@ def partial_gradients(job: Job, stages: Sequence[Stage]) -> tuple[int, int]:
     All that a tp rank holds whole: norms, biases of row-parallel layers, learned positions; of the
     stage that has most of them.
     """
-    kinds = {(stage.num_layers, stage.is_first, stage.is_last) for stage in stages}
+    kinds = {
+        (stage.num_layers - plain, plain, stage.is_first, stage.is_last)
+        for stage in stages
+        for plain in [dense_layers_of(job.model, stage)]
+    }
     return max([_count_partial(job.model, kind) for kind in kinds])[::-1]
 
 
 @lru_cache(maxsize=1024)
-def _count_partial(model: Model, kind: tuple[int, bool, bool]) -> tuple[int, int]:
-    """Elements and number, of a stage of so many blocks and these ends."""
+def _count_partial(model: Model, kind: tuple[int, int, bool, bool]) -> tuple[int, int]:
+    """Elements and number, of a stage of so many blocks of each kind and these ends."""
     elements, numbers = zip(*_count_whole(model), strict=True)
     return (
         sum(each * count for each, count in zip(kind, elements, strict=True)),
@@ -131,7 +136,13 @@ def _count_partial(model: Model, kind: tuple[int, bool, bool]) -> tuple[int, int
 
 @lru_cache(maxsize=64)
 def _count_whole(model: Model) -> tuple[tuple[int, int], ...]:
-    """Elements and number of what tp does not cut, of a block, the embedding and the head."""
-    tables = (block_parameters(model, 0), embedding_parameters(model), head_parameters(model))
-    kept = [[spec.size for spec in specs if spec.tp_dim is None] for specs in tables]
+    """Elements and number of what tp does not cut: of a block, of one without experts where others
+    have some, of the embedding and the head.
+    """
+    usual, plain = (block_parameters(model, layer) for layer in (model.usual_block, 0))
+    tables = (usual, plain, embedding_parameters(model), head_parameters(model))
+    kept = [
+        [spec.size for spec in specs if spec.tp_dim is None and not spec.is_expert]
+        for specs in tables
+    ]
     return tuple((sum(sizes), len(sizes)) for sizes in kept)

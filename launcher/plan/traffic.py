@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from operator import itemgetter
 
 from launcher.plan.collectives import Links, boundary_bytes, exchanged_bytes, expert_links
@@ -46,9 +47,7 @@ def list_communication(
     if layout.ep > 1:
         entries.append(_expert_parallel(job, stages, links.ep))
     if layout.pp > 1:
-        # With chunks, the outer stages are neighbours too, or one in the middle talks both ways.
-        directions = 2 if layout.pp > 2 or layout.vpp > 1 else 1
-        count = directions * layout.num_microbatches * layout.vpp
+        count = layout.num_microbatches * _most_sends(stages)
         entries.append(_entry("pp", "send_recv", boundary_bytes(job), count, links.pp))
     if links.dp.group_size > 1:
         entries += _data_parallel(job, stages, links)
@@ -60,15 +59,32 @@ def list_communication(
     return tuple(entries)
 
 
+def _most_sends(stages: Sequence[Stage]) -> int:
+    """Transfers of one microbatch, there and back, of the stage that sends most: its parts' outputs
+    and their inputs' gradients, where the neighbouring part is not its own.
+    """
+    parts = [
+        (start, end, stage.stage)
+        for stage in stages
+        for start, end in stage.chunks or ((stage.first_layer, stage.end_layer),)
+    ]
+    sends = [0] * len(stages)
+    for (_, _, here), (_, _, there) in pairwise(sorted(parts)):
+        if here != there:
+            sends[here] += 1
+            sends[there] += 1
+    return max(sends)
+
+
 def _tensor_parallel(job: Job, stages: Sequence[Stage], link: Link) -> list[Communication]:
     """The activations of all microbatches, and the gradients that every rank has a part of."""
     layout, count = job.layout, job.layout.num_microbatches
     payload = size_of(job).tokens * job.model.hidden_size * job.execution.element_bytes
     share = job.execution.recompute_share
+    if job.model.encoder:
+        return _encoder_decoder_tp(job, payload, stages, link)
     passes = [count_collectives(stage, layout.recompute, share) for stage in stages]
     sums = count * max(each.sums for each in passes)
-    if job.model.encoder:
-        return _encoder_decoder_tp(job, payload, sums, link)
     if not layout.sequence_parallel:
         return [_entry("tp", "all_reduce", payload, sums, link)]
     wholes = count * max(each.wholes for each in passes)
@@ -79,19 +95,37 @@ def _tensor_parallel(job: Job, stages: Sequence[Stage], link: Link) -> list[Comm
     ]
 
 
-def _encoder_decoder_tp(job: Job, payload: int, sums: int, link: Link) -> list[Communication]:
-    """Three sums in a block of the decoder, and two in one of the encoder over the input."""
-    side = encoder_job(job)
+def _encoder_decoder_tp(
+    job: Job, payload: int, stages: Sequence[Stage], link: Link
+) -> list[Communication]:
+    """Three sums in a block of the decoder, and two in one of the encoder over the input, of the
+    stage that sends most.
+    """
+    side, mode, share = encoder_job(job), job.layout.recompute, job.execution.recompute_share
     read = size_of(side).tokens * job.model.hidden_size * job.execution.element_bytes
-    again = _blocks_again(job, side.model.num_layers)
-    times = job.layout.num_microbatches * (4 * side.model.num_layers + again)
-    both = round((payload * 1.5 * sums + read * times) / (1.5 * sums + times))
-    count = round(1.5 * sums) + times
+    reader = Stage(
+        stage=0, first_layer=0, end_layer=side.model.num_layers, parameters=0, is_first=False,
+        is_last=False,
+    )  # fmt: skip
+    of_reader = count_collectives(reader, mode, share)
+    passes = [(count_collectives(stage, mode, share), stage.is_first) for stage in stages]
+
+    def entry(op: str, kind: str) -> Communication:
+        found = [
+            (1.5 * getattr(each, kind), is_first * getattr(of_reader, kind))
+            for each, is_first in passes
+        ]
+        written, of_input = max(found, key=lambda one: payload * one[0] + read * one[1])
+        times = round(written) + of_input
+        both = round((payload * written + read * of_input) / times)
+        return _entry("tp", op, both, job.layout.num_microbatches * times, link)
+
     if not job.layout.sequence_parallel:
-        return [_entry("tp", "all_reduce", both, count, link)]
+        return [entry("all_reduce", "sums")]
     return [
-        _entry("tp", "all_gather", both, count, link),
-        _entry("tp", "reduce_scatter", both, count, link),
+        entry("all_gather", "wholes"),
+        entry("reduce_scatter", "sums"),
+        sum_of_partial_gradients(job, stages, link),
     ]
 
 

@@ -25,7 +25,7 @@ def duration(time_s: float) -> str:
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
         if time_s >= 2 * length:
             return f"{time_s / length:,.1f} {unit}"
-    return f"{time_s:.1f} s"
+    return f"{time_s:.1f} s" if time_s >= 0.1 else f"{1e3 * time_s:.1f} ms"
 
 
 def count(amount: int) -> str:

@@ -218,3 +218,27 @@ def test_experts_that_every_rank_has_are_told_to_be_dealt_out_where_that_is_quic
 def test_experts_stay_where_a_node_has_no_ranks_to_deal_them_out_to(nodes):
     found = plan(MOE, h100(nodes, 1), parallelism={"tp": 1, "pp": 1, "dp": nodes})
     assert "experts-everywhere" not in [one.id for one in found.warnings]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "pp", "sends"),
+    [("1f1b", 2, 1), ("1f1b", 4, 2), ("interleaved_1f1b", 2, 3), ("interleaved_1f1b", 3, 4),
+     ("zb_v", 2, 2), ("zb_v", 3, 4)],
+)  # fmt: skip
+def test_a_stage_sends_what_its_neighbours_do_not_have(schedule, pp, sends):
+    """Of two stages that fold back one has both parts in the middle."""
+    degrees = {"tp": 1, "pp": pp, "dp": 1, "schedule": schedule,
+               "vpp": 1 if schedule == "1f1b" else 2}  # fmt: skip
+    found = plan(MOE, h100(1, pp), parallelism=degrees, **{"train.num_microbatches": 12})
+    whole = 512 * 512 * 2  # sequence x hidden in two bytes
+    assert entries(found, "pp")["send_recv"].bytes_per_step == 12 * sends * whole
+
+
+def test_routers_behind_plain_blocks_have_partial_gradients():
+    degrees = {"tp": 2, "pp": 1, "dp": 8, "sequence_parallel": True}
+    plain, mixed = (
+        entries(plan(MOE | {"experts": EXPERTS | {"num_dense_layers": first}},
+                     parallelism=degrees), "tp")["all_reduce"].bytes_per_step
+        for first in (6, 2)
+    )  # fmt: skip
+    assert mixed - plain == 4 * (512 * 16) * 4  # blocks, router, float32; two ranks
