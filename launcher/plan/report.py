@@ -170,9 +170,10 @@ def _time(plan: Plan) -> Iterator[str]:
     )
     yield from _learned(plan)
     steps = plan.run.train.steps
+    taken = f"{'takes' if steps == 1 else 'take'} {duration(steps * time.step_s)}"
     yield from _labelled(
         "run",
-        f"{steps:,} {plural('step', steps)} {'takes' if steps == 1 else 'take'} {duration(steps * time.step_s)}, "
+        f"{steps:,} {plural('step', steps)} {taken}, "
         f"{number(time.gpu_hours)} device hours{_cost(time)}; a checkpoint takes "
         f"{size(plan.checkpoint_bytes)}",
     )

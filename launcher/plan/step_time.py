@@ -146,28 +146,29 @@ def place_links(
     """The same of (tp, cp, ep, dp, pp) in an order of ranks."""
     tp, cp, ep, dp, pp = degrees
     sizes = {"tp": tp, "cp": cp, "dp": dp, "pp": pp}
-    replicas = digits_of(order, sizes, ("cp", "dp"))
-    shards = min(shard_size or dp * cp, dp * cp)
-    shard, replica = split_digits(replicas, shards)
-    all_experts, same_experts = expert_digits(order, sizes, ep)
-    shards = max(1, shards * (tp if ep > 1 else 1) // ep)
-    expert_shard, expert_replica = split_digits(same_experts, shards)
+    replicas, shards = digits_of(order, sizes, ("cp", "dp")), dp * cp
+    shards = min(shard_size or shards, shards)
+    same_experts: Digits = replicas
+    ep_ranks: Digits = ()
+    if ep > 1:
+        ep_ranks, same_experts = expert_digits(order, sizes, ep)
 
     def link(digits: Digits) -> Link:
         return group_link(hardware, per_node, digits)
 
+    def parts(digits: Digits, count: int) -> tuple[Link, Link, Link]:
+        shard, replica = split_digits(digits, count)
+        return link(shard), link(replica), link(digits)
+
+    of_all = parts(replicas, shards)
     crosses = pp > 1 and link(digits_of(order, sizes, ("pp",))).crosses_nodes
     return Links(
-        tp=link(digits_of(order, sizes, ("tp",))),
-        cp=link(digits_of(order, sizes, ("cp",))),
-        ep=link(all_experts),
-        pp=_boundary_link(hardware, pp, crosses),
-        shard=link(shard),
-        replica=link(replica),
-        dp=link(replicas),
-        expert_shard=link(expert_shard),
-        expert_replica=link(expert_replica),
-        expert_dp=link(same_experts),
+        link(digits_of(order, sizes, ("tp",))),
+        link(digits_of(order, sizes, ("cp",))),
+        link(ep_ranks),
+        _boundary_link(hardware, pp, crosses),
+        *of_all,
+        *(parts(same_experts, max(1, shards * tp // ep)) if ep > 1 else of_all),
     )
 
 
