@@ -129,12 +129,14 @@ OVERLAP_EP = (
 
 NO_OVERLAP = (
     r"(?:no|without|w/o) (?:comm\w*(?:[-/ ]comp\w*)?[- ])?overlap"
-    r"|(?<!tp )(?<!dp )(?<!p2p )overlap (?:is )?(?:off|disabled)|not overlapped"
+    r"|(?<!tp )(?<!dp )(?<!ep )(?<!p2p )(?<!tp comm )(?<!dp comm )(?<!ep comm )(?<!p2p comm )"
+    r"overlap (?:is )?(?:off|disabled)|not overlapped"
 )
 """In notes: collectives wait for the computing."""
 
 NO_OVERLAP_OF = (
-    r"(?:no|without|w/o) {0}[- ](?:comm\w*[- ])?overlap|{0}[- ]overlap (?:is )?(?:off|dis)"
+    r"(?:no|without|w/o) {0}[- ](?:comm\w*[- ])?overlap"
+    r"|{0}[- ](?:comm\w*[- ])?overlap (?:is )?(?:off|dis)"
 )
 """In notes: those of one axis do."""
 
@@ -159,7 +161,8 @@ LONGEST_SCORES = 8192
 
 def _number_formats(row: Mapping[str, str], gpu: Gpu) -> dict[str, Any]:
     """What `fp8(delayed)`, `fp16`, `bf16-mixed`, `amp` and `fp32` say of kernels and state."""
-    words = re.sub(r"[-_]|(?:no|without) f(?:p|loat)8", "", row["precision"].lower())
+    words = re.sub(r"[-_]", "", row["precision"].lower())
+    words = re.sub(NOT_FP8, "", words)
     words = re.sub(OF_SUMS, "", words)
     known = "fp4|int8|int4|tf32|bf16|bfloat16|fp16|float16|half|amp|mixed"
     # Whatever else is named, products are what 8-bit formats are for, and then 16-bit ones.
@@ -180,6 +183,11 @@ def _number_formats(row: Mapping[str, str], gpu: Gpu) -> dict[str, Any]:
         return {"matmul": "fp32", "element_bytes": 4, "reduce_bytes": 4, "gather_bytes": 4} | sizes
     return {}
 
+
+NOT_FP8 = (
+    r"(?:no|not|non|without|w/o) ?f(?:p|loat)8"
+    r"|f(?:p|loat)8(?: is)?[ =:]+(?:off|no|none|false|disabled|unused)\b"
+)
 
 OF_SUMS = r"(?:fp|float)32 (?:main |master|grad|accum|optim|reduc|state|param|weight)\w*"
 """What is in 32 bits beside products in fewer."""

@@ -99,7 +99,8 @@ CAUSAL = re.compile(
 
 NO_ATTENTION = re.compile(
     r"(?:without|no|excluding|excl\.|ignor\w+) attention(?= flop| term| part|\s*[;,.)]|\s*$)"
-    r"|attention (?:flops )?(?:is |are )?(?:not counted|ignored|excluded)|6nd"
+    r"|attention (?:flops )?(?:is |are )?(?:not counted|ignored|excluded)"
+    r"|\b[68] ?[*x\u00b7]? ?[np] ?[*x\u00b7]? ?d\b"
 )
 """Notes of sources that count parameters alone."""
 
@@ -146,7 +147,7 @@ def _counts_recompute(cells: Mapping[str, str], words: str) -> bool:
 
 HARDWARE = (
     r"(?:hardware|\bhw)[- ]t?flop|flop\S*,? (?:are |is |= ?)?(?:of )?(?:the )?(?:hardware|hw)\b"
-    r"|\b8 ?nd\b|\b96 ?b ?s ?l ?h"
+    r"|\b8 ?[*x\u00b7]? ?[np] ?[*x\u00b7]? ?d\b|\b96 ?b ?s ?l ?h"
 )
 """Words for FLOPs that a device does, the recomputed forward among them; 96 B s l h^2 is SC21's
 third equation, 8 N D the same without attention."""

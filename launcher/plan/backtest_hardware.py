@@ -97,7 +97,7 @@ def stated_memory(cell: str, gpu: Gpu) -> int | None:
     if usual is None or found is None:
         return None
     share = int(found[1]) / int(usual[1])
-    is_variant = 0.5 < share < 1.9 and abs(share - 1) > SAME_MEMORY
+    is_variant = 0.45 < share < 1.9 and abs(share - 1) > SAME_MEMORY
     return round(share * gpu.memory_bytes) if is_variant else None
 
 
@@ -181,8 +181,13 @@ def stated_taper(row: Mapping[str, str]) -> float | None:
 def _stated(notes: str) -> str | None:
     for pattern, _ in STATED:
         if found := pattern.search(notes):
-            return found[0].strip() + notes[found.end() :].split(";")[0].split(",")[0][:24]
+            behind = notes[found.end() :].split(";")[0].split(",")[0][:24]
+            return found[0].strip() + re.split(OTHER_WORDS, behind)[0]
     return None
+
+
+OTHER_WORDS = r"(?i)\b(?:no|not|w/o|without|eager|compil|overlap|flash|fp\d|bf|zero|re-?comp)"
+"""Behind a fabric: of the row itself, not of its network."""
 
 
 def share_fabrics(rows: Iterable[Mapping[str, str | None]]) -> list[dict[str, str | None]]:

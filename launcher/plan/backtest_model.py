@@ -12,6 +12,7 @@ from typing import Any
 
 from launcher.config.schema import Experts, Model
 from launcher.plan.backtest_cells import BadRow, Unsupported, read_integer, read_number
+from launcher.plan.backtest_programs import own_words
 from launcher.plan.costs import count_parameters
 
 HEAD_DIM, VOCABULARY = 128, 50304
@@ -25,6 +26,8 @@ def read_model(cells: Mapping[str, str], models: Mapping[str, Model], assumed: l
     known = known_model(cells["model"], models)
     if known and (known.experts or known.latent) and _differs(cells, known):
         known = None  # a smaller one of the family, whose experts are others
+    if known and _is_of_another_size(cells["model"], known):
+        known = None
     cells = _completed(cells, known, assumed)
     if missing := [column for column in ("layers", "hidden", "seq") if not cells[column]]:
         raise Unsupported(f"not published: {', '.join(missing)}")
@@ -39,9 +42,13 @@ def read_model(cells: Mapping[str, str], models: Mapping[str, Model], assumed: l
         "vocab_size": read_integer(cells, "vocab", 1),
         "max_sequence_length": read_integer(cells, "seq", 1),
     }
+    if not cells["kv_heads"] and known is None:
+        assumed.append(f"kv_heads={common['num_kv_heads']}, as many as heads")
+    if not cells["ffn"]:
+        assumed.append(f"ffn={common['ffn_hidden_size']}, four times hidden")
     if heads % common["num_kv_heads"]:
         raise BadRow(f"kv_heads={cells['kv_heads']}: does not divide heads={heads}")
-    if re.search(ENCODER_DECODER, f"{cells['model']} {cells['notes']}".lower()):
+    if re.search(ENCODER_DECODER, f"{cells['model']} {own_words(cells['notes'])}".lower()):
         return _encoder_decoder(common, known, cells, assumed)
     if hidden % heads and not (known and (known.head_dim or known.latent)):
         raise BadRow(f"hidden={hidden}: not a multiple of heads={heads}")
@@ -63,6 +70,16 @@ NO_TRANSFORMERS = (
     r"|diffusion|flux|dlrm|whisper|llava)(?![a-z])"
 )
 """Models whose blocks are others, or that read something other than tokens."""
+
+
+def _is_of_another_size(name: str, known: Model) -> bool:
+    """`DeepSeek-V3-16B`; what each expert or token has, as in `8x7B` and `17B-16E`, is not all."""
+    words = name.lower()
+    if known.experts is None or re.search(r"-\d+e(?![a-z])", words):
+        return False
+    found = re.search(r"(?<![a-z0-9.])(\d+(?:\.\d+)?)b(?![a-z0-9])", words)
+    size_b = count_parameters(known) / 1e9
+    return found is not None and abs(math.log(float(found[1]) / size_b)) > math.log(MIXTURE)
 
 
 def _differs(cells: Mapping[str, str], known: Model) -> bool:

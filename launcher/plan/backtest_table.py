@@ -178,7 +178,7 @@ def _cells(
     line = record.cells
     cells: dict[str, str | None] = {}
     for column, unit, cell in zip(header, units, line, strict=False):
-        has_unit = not unit or not cell or cell[-1].isalpha()
+        has_unit = not unit or cell[-1:].isalpha() or re.search(r"\d", cell) is None
         cells.setdefault(column, cell if has_unit else f"{cell} {unit}")
     missing = [name for name in REQUIRED if header.index(name) >= len(line)]
     if record.broken:

@@ -36,6 +36,8 @@ def zero_stage(text: str, pp: int) -> int:
         return int(found[1])
     if found := re.search(r"(?<![a-z])p?_?os(?![a-z])( ?\+ ?g)?( ?\+ ?p)?", text):
         return 1 + sum(part is not None for part in found.groups())  # ZeRO's own P_os+g+p
+    if found := re.search(r"optim\w*[-_+ ]+grad\w*?s?([-_+ ]+param\w*)?(?![a-z])", text):
+        return 3 if found[1] else 2  # Megatron-FSDP's
     if re.search(r"shard_grad_op|grad_op|zero[- ]?offload", text):
         return 2
     if re.search(r"no_shard|\bddp\b|dp[-_ ]?shard[ =:]*1(?!\d)", text):
@@ -70,7 +72,7 @@ def read_recompute(
     """
     text = text.lower().strip()
     words = re.findall(r"[a-z]+", text)
-    is_off = words[:1] in ([word] for word in NO) or text in NO
+    is_off = words[:1] in ([word] for word in NO) or re.fullmatch(SAID_OFF, text) is not None
     if not text or is_off or re.search(r"(?:no|without) (?:activation )?(?:re-?comp|checkp)", text):
         return "none", 1.0
     if (share := _share(text, num_layers, pp, vpp)) is not None:
@@ -87,6 +89,9 @@ def read_recompute(
         return "selective", 1.0
     return "full", 1.0
 
+
+SAID_OFF = rf"(?:[a-z]+[- ]?){{0,3}}[ =:]*(?<![a-z])(?:{'|'.join(NO)})"
+"""`off`, `AC off`, `recompute: none`, `activation checkpointing = false`."""
 
 CHEAP = r"norm|_?act(?![a-z])|up_proj|swiglu|gelu|softmax|minimal|\bdots\b|save_dot"
 """Modules of Megatron-Core whose recomputation takes about what that of an attention core does;
@@ -167,4 +172,11 @@ def row_schedule(row: dict[str, str]) -> str | None:
     """The schedule named in the id, else the first one in the notes; a bare `zb` in the id (of a
     source's name, say) only where the notes name none.
     """
-    return named_schedule(f"{row['id']}; {row['notes']}")
+    notes = re.sub(NO_SCHEDULE, "", row["notes"].lower())
+    return named_schedule(f"{row['id']}; {notes}")
+
+
+NO_SCHEDULE = (
+    r"\b(?:no|not|without|w/o) (?:an? |the )?"
+    r"(?:zero[-_ ]?bubble|zb|interleav|dualpipe|gpipe|1f1b|virtual)[-\w]*"
+)
