@@ -5,13 +5,14 @@ from __future__ import annotations
 import json as json_module
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from launcher.commands import Request
-from launcher.config.load import load_run
+from launcher.config.load import Loaded, load_run
 from launcher.config.schema import Run
 from launcher.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, ConfigError, Finding
 from launcher.plan.schedule_choice import check_schedule_file
-from launcher.plan.search_auto import fixed_keys, suiting_words
+from launcher.plan.search_auto import fixed_keys, opening_words, suiting_words
 
 
 def search(request: Request) -> int:
@@ -20,7 +21,7 @@ def search(request: Request) -> int:
     from launcher.plan.search_report import found_json, render_found
 
     words = list(request.overrides)
-    loaded = load_run([*words, *suiting_words(words)], request.config_dirs)
+    loaded = _load([*words, *suiting_words(words)], request.config_dirs)
     run = loaded.run
     _require_equal_devices(run)
     if findings := check_schedule_file(run):  # as a plan: what the file decides is typed
@@ -38,6 +39,16 @@ def search(request: Request) -> int:
         return EXIT_DONE
     print(_too_large(found.nearest), file=sys.stderr)
     return EXIT_DOES_NOT_FIT
+
+
+def _load(words: Sequence[str], config_dirs: Sequence[Path]) -> Loaded:
+    """A recipe's layout is open, too: of its keys none stands against what is typed."""
+    try:
+        return load_run(words, config_dirs)
+    except ConfigError:
+        if opened := opening_words(words):
+            return load_run([*words, *opened], config_dirs)
+        raise
 
 
 def _require_equal_devices(run: Run) -> None:

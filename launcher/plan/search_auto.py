@@ -44,6 +44,16 @@ def suiting_words(words: Sequence[str]) -> list[str]:
     return []
 
 
+def opening_words(words: Sequence[str]) -> list[str]:
+    """Degrees and batch of a recipe, opened where nobody has typed them."""
+    given = dict(_split(word) for word in words)
+    if "recipe" not in given:
+        return []
+    keys = ("tp", "pp", "dp", *TRAIN_KEYS, "global_batch_size")
+    named = [dotted(key) if key != "global_batch_size" else f"train.{key}" for key in keys]
+    return [f"{key}=null" for key in dict.fromkeys(named) if key not in given]
+
+
 def _split(word: str) -> tuple[str, str]:
     key, _, value = word.lstrip("+").partition("=")
     return key, value

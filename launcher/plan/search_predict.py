@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from itertools import product
+
+from launcher.config.rule import divisors
 from launcher.config.rules import check_run
 from launcher.config.schema import Run
 from launcher.errors import ConfigError
@@ -68,7 +71,7 @@ def speed(predicted: Predicted) -> tuple[bool, float]:
 
 def rule_of_thumb(run: Run, fixed: frozenset[str]) -> Predicted:
     """TP up to the node, then stages or FSDP until it fits, dp from the rest."""
-    thumb = predict_filled(_plain(run, fixed))
+    thumb = predict_filled(_legal_plain(run, fixed))
     if run.train.global_batch_size is None:
         return thumb
     return fsdp_instead(run, fixed, thumb)
@@ -76,7 +79,7 @@ def rule_of_thumb(run: Run, fixed: frozenset[str]) -> Predicted:
 
 def weigh_thumb(run: Run, fixed: frozenset[str]) -> Weighed:
     """The same without FSDP instead, and without how long it takes."""
-    run, layout = _fill(_plain(run, fixed))
+    run, layout = _fill(_legal_plain(run, fixed))
     return Weighed(choice=choice_of(run), run=run, memory=estimate_layout_memory(run, layout))
 
 
@@ -124,6 +127,34 @@ def fsdp_instead(run: Run, fixed: frozenset[str], thumb: Predicted) -> Predicted
     except ConfigError:
         return thumb
     return max(thumb, sharded, key=speed)
+
+
+def _legal_plain(run: Run, fixed: frozenset[str]) -> Run:
+    """The plainest run or, where what is fixed leaves it no layout, the first with less tp, or with
+    some cp, that has one: ep=8 on eight devices wants eight replicas.
+    """
+    plain = _plain(run, fixed)
+    try:
+        fill_run(plain)
+    except ConfigError:
+        per_node = run.hardware.gpus_per_node or 1
+        tps = [None] if "tp" in fixed else divisors(per_node)[::-1]
+        cps = [None] if "cp" in fixed else divisors(per_node)
+        for cp, tp in product(cps, tps):
+            values = {"tp": tp, "cp": cp}
+            other = changed(plain, parallelism={k: v for k, v in values.items() if v})
+            if _has_layout(other):
+                return other
+        raise
+    return plain
+
+
+def _has_layout(run: Run) -> bool:
+    try:
+        fill_run(run)
+    except ConfigError:
+        return False
+    return True
 
 
 def _plain(run: Run, fixed: frozenset[str]) -> Run:

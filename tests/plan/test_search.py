@@ -528,3 +528,18 @@ def bounds_of(floors, stages, sharding, choice, order):
             times = floors.sharded_times(stages, sharding, late, over, p2p_s, pieces)
         found.append(floor.after_s(floors.pipeline_s(stages, choice.schedule, late, cut, times)))
     return found
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["model=gpt_oss_20b hardware=h100x8 parallelism.ep=8",
+     "model=llama3_8b hardware=h100x64 parallelism.pp=4 parallelism.dp=1",
+     "recipe=llama3_70b_h100x512 parallelism.tp=4"],
+)  # fmt: skip
+def test_what_is_fixed_is_searched_where_the_rule_of_thumb_has_no_room_for_it(capsys, words):
+    assert main(["search", *words.split(), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    for word in words.split():
+        key, _, value = word.partition("=")
+        if key.startswith("parallelism."):
+            assert {one["layout"][key.split(".")[1]] for one in found["candidates"]} == {int(value)}
