@@ -217,6 +217,10 @@ def _predict_job(overrides: Sequence[str], request: Request) -> Plan:
     from launcher.config.load import load_run
     from launcher.plan.build import build_plan
 
+    if "parallelism=auto" in overrides:
+        from launcher.plan.search_auto import suiting_words
+
+        overrides = [*overrides, *suiting_words(overrides)]
     loaded = load_run(overrides, request.config_dirs, also=_file_findings)
     run, chosen = loaded.run, loaded.decisions
     if run.parallelism.name == "auto":

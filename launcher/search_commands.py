@@ -5,7 +5,9 @@ from __future__ import annotations
 import json as json_module
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launcher.commands import Request
 from launcher.config.load import Loaded, load_run
@@ -13,6 +15,9 @@ from launcher.config.schema import Run
 from launcher.errors import EXIT_DOES_NOT_FIT, EXIT_DONE, ConfigError, Finding
 from launcher.plan.schedule_choice import check_schedule_file
 from launcher.plan.search_auto import fixed_keys, opening_words, suiting_words
+
+if TYPE_CHECKING:
+    from launcher.plan.search_advice import Found
 
 
 def search(request: Request) -> int:
@@ -28,6 +33,7 @@ def search(request: Request) -> int:
         raise ConfigError(findings)
     has_planned = bool(request.flags.get("include_planned"))
     found = search_layouts(run, fixed_keys(words, run), has_planned=has_planned)
+    found = _with_typed(found, suiting_words(words))
     folders = [str(folder) for folder in request.config_dirs]
     if request.json:
         print(json_module.dumps(found_json(found, run, words, folders), indent=1))
@@ -39,6 +45,17 @@ def search(request: Request) -> int:
         return EXIT_DONE
     print(_too_large(found.nearest), file=sys.stderr)
     return EXIT_DOES_NOT_FIT
+
+
+def _with_typed(found: Found, more: Sequence[str]) -> Found:
+    """The best change with words that its run needs besides, as a plan of it is typed."""
+    if found.best_change is None or not more:
+        return found
+    typed = dict(word.split("=", 1) for word in more)
+    return replace(
+        found,
+        best_change=replace(found.best_change, overrides=typed | found.best_change.overrides),
+    )
 
 
 def _load(words: Sequence[str], config_dirs: Sequence[Path]) -> Loaded:

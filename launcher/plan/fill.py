@@ -69,6 +69,9 @@ def fill_run(run: Run) -> Filled:
 def close_shared(run: Run) -> Run:
     """The run with what all of its layouts share closed: devices, overlap, sequence length."""
     run = _fill_devices(run)
+    by_hand, vpp = run.parallelism.layers_per_stage, run.parallelism.vpp
+    if by_hand is not None and run.parallelism.pp is None and len(by_hand) % vpp == 0:
+        run = _update(run, "parallelism", pp=len(by_hand) // vpp)
     if run.parallelism.overlap_tp is None:  # cores that compute have no time for a collective
         run = _update(run, "parallelism", overlap_tp=run.hardware.device != "cpu")
     if run.train.sequence_length is None:

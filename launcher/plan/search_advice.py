@@ -147,8 +147,9 @@ def _best_change(run: Run, own: Predicted, has_planned: bool) -> Change | None:
     best: Change | None = None
     hardware = own.run.hardware
     coster = Coster(own.run, hardware.num_nodes * (hardware.gpus_per_node or 1))
+    of_file = FILE_KEYS if own.run.parallelism.schedule_lines is not None else frozenset()
     for group in GROUPS:
-        kept = frozenset(CHOICE_KEYS) - {*group, "dp", "num_microbatches"}
+        kept = frozenset(CHOICE_KEYS) - ({*group, "dp", "num_microbatches"} - of_file)
         for ranked in rank_layouts(build_space(own.run, kept, has_planned), 1, coster).best:
             if ranked.choice == own.choice:
                 continue
@@ -156,6 +157,10 @@ def _best_change(run: Run, own: Predicted, has_planned: bool) -> Change | None:
             if _gains(own, after) and (best is None or speed(best.after) < speed(after)):
                 best = Change(overrides=_differences(own.choice, ranked, group), after=after)
     return best and Change(overrides=_as_typed(run, best), after=best.after)
+
+
+FILE_KEYS = frozenset({"schedule", "pp", "vpp", "num_microbatches"})
+"""What the file of a schedule decides."""
 
 
 def _as_typed(run: Run, change: Change) -> dict[str, object]:

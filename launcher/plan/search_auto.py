@@ -39,7 +39,8 @@ def suiting_words(words: Sequence[str]) -> list[str]:
     schedule, chunks = given.get("parallelism.schedule"), given.get("parallelism.vpp")
     if schedule in ("zb_v", "dualpipev") and chunks is None:
         return ["parallelism.vpp=2"]
-    if schedule is None and chunks not in (None, "1", "null") and "parallelism" not in given:
+    is_open = given.get("parallelism", "auto") == "auto"
+    if schedule is None and chunks not in (None, "1", "null") and is_open:
         return ["parallelism.schedule=interleaved_1f1b"]
     return []
 

@@ -88,6 +88,14 @@ PLAIN: dict[str, object] = {
 """`parallelism` with every axis open, or plain where it cannot be open."""
 
 
+def plain_of(run: Run) -> dict[str, object]:
+    """The same of this run: blocks that are dealt out by hand are so for its own parts alone."""
+    degrees = run.parallelism
+    if degrees.layers_per_stage is None:
+        return PLAIN
+    return PLAIN | {"pp": degrees.pp, "vpp": degrees.vpp, "schedule": degrees.schedule}
+
+
 def changed(run: Run, **sections: dict[str, Any]) -> Run:
     """A copy with some keys of some sections replaced, unvalidated."""
     return run.model_copy(

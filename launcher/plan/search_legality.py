@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from launcher.config.rules import obeys_rules
 from launcher.config.schema import Run, is_schedule_file
-from launcher.plan.search_choice import PLAIN, Choice, changed, run_of
+from launcher.plan.search_choice import Choice, changed, plain_of, run_of
 from launcher.plan.search_nodes import Counts
 
 
@@ -19,7 +19,7 @@ class Legality:
         """Whether no rule refuses these values with all others open."""
         key = tuple(values.items())
         if key not in self._allowed:
-            degrees = PLAIN | values
+            degrees = plain_of(self._run) | values
             if is_schedule_file(str(degrees["schedule"])):
                 degrees.pop("schedule_lines")
             count = degrees.pop("num_microbatches", None)

@@ -14,13 +14,13 @@ from launcher.frozen import frozen
 from launcher.plan.search_choice import (
     OFFLOAD,
     ORDER,
-    PLAIN,
     RECOMPUTE,
     SCHEDULES,
     SHARDING,
     TRAIN_KEYS,
     Choice,
     changed,
+    plain_of,
     run_of,
 )
 
@@ -117,7 +117,7 @@ def build_space(run: Run, fixed: frozenset[str], has_planned: bool = False) -> S
     if degrees.layers_per_stage is not None:
         fixed |= {"pp", "vpp"}
     devices = run.hardware.num_nodes * (run.hardware.gpus_per_node or 1)
-    bare = changed(run, parallelism=PLAIN, train=dict.fromkeys(TRAIN_KEYS))
+    bare = changed(run, parallelism=plain_of(run), train=dict.fromkeys(TRAIN_KEYS))
 
     model = run.model
     experts = model.experts.num_experts if model.experts else 1

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from launcher.cli import main
 from launcher.config.hardware_schema import MeasuredKernel
 from launcher.config.load import load_run
+from launcher.config.quoting import typed_value
 from launcher.plan.collectives import exposed_s
 from launcher.plan.estimate import estimate_layout, estimate_layout_memory
 from launcher.plan.fill import close_shared
@@ -543,3 +544,39 @@ def test_what_is_fixed_is_searched_where_the_rule_of_thumb_has_no_room_for_it(ca
         key, _, value = word.partition("=")
         if key.startswith("parallelism."):
             assert {one["layout"][key.split(".")[1]] for one in found["candidates"]} == {int(value)}
+
+
+BY_HAND = "parallelism.layers_per_stage=[4,4,4,4,4,4,4,4]"
+IN_FILE = "F0, F1, B0, F2, B1, F3, B2, B3\nF0, B0, F1, B1, F2, B2, F3, B3\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(BY_HAND,), (BY_HAND, "parallelism.vpp=2"),
+     (BY_HAND, "parallelism.vpp=2", "parallelism.pp=4", "parallelism.schedule=interleaved_1f1b"),
+     ("parallelism.layers_per_stage=[7,8,8,9]", "parallelism.vpp=2", "parallelism.pp=2",
+      "parallelism.schedule=zb_v"),
+     ("parallelism.schedule=zb_v",), ("parallelism.schedule=dualpipev", "parallelism.tp=2"),
+     ("parallelism.vpp=3",),
+     ("parallelism.schedule=FILE", "parallelism.pp=2", "train.num_microbatches=4"),
+     ("parallelism.schedule=FILE", "parallelism.pp=2", "train.num_microbatches=4",
+      "parallelism.tp=8")],
+)  # fmt: skip
+def test_parts_and_orders_by_hand_are_searched_and_the_change_is_a_plan(capsys, tmp_path, words):
+    file = tmp_path / "mine.csv"
+    file.write_text(IN_FILE)
+    asked = ["model=llama3_8b", "hardware=h100x64"]
+    asked += [word.replace("FILE", str(file)) for word in words]
+    assert main(["search", *asked, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    best, thumb = found["candidates"][0], found["rule_of_thumb"]
+    assert best["time"]["tokens_per_s"] >= thumb["time"]["tokens_per_s"]
+    if change := found["best_change"]:
+        typed = [f"{key}={typed_value(value)}" for key, value in change["change"].items()]
+        assert main(["plan", *asked, *typed, "--json"]) == 0
+        speed = json.loads(capsys.readouterr().out)["time"]["tokens_per_s"]
+        assert speed == pytest.approx(change["time"]["tokens_per_s"], rel=1e-9)
+    if "FILE" not in " ".join(words) and "layers_per_stage" not in " ".join(words):
+        assert main(["plan", *asked, "parallelism=auto", "--json"]) == 0
+        layout = json.loads(capsys.readouterr().out)["layout"]
+        assert layout["vpp"] == best["layout"]["vpp"]
