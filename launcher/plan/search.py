@@ -67,6 +67,7 @@ class Search:
         self._queue: list[tuple[float, bool, tuple[object, ...], int, Any]] = []
         self._num_pushed = 0
         self._places: dict[object, list[Place]] = {}
+        self._alike: dict[object, list[Links]] = {}
         self._orders: dict[tuple[bool, ...], list[tuple[str, ...]]] = {}
         self._kinds: set[object] = set()
         # Bounds are of busy cores; processes that take turns are at most that much quicker, so what
@@ -197,6 +198,10 @@ class Search:
                 waiting = self._with_waits(node.scheduled, node.sharding)
                 self._push_pipeline(node._replace(scheduled=waiting, rank=0), bound)
                 return
+            floors = self.floors.together_s(stages, node.sharding, self._together(stages))
+            self._push_pipeline(node._replace(floors=floors, places=[]), bound)
+            return
+        if not node.places:
             places = self._places_of(stages)
             floors = [self.floors.placed_s(stages, node.sharding, one.links) for one in places]
             self._push_pipeline(node._replace(floors=floors, places=places), bound)
@@ -254,6 +259,18 @@ class Search:
                 for links, order in found.items()
             ]
         return self._places[degrees]
+
+    def _together(self, stages: Stages) -> list[Links]:
+        """One order of ranks of those that give tp, ep and the replicas the same links."""
+        mesh, pp, dp, _, _ = stages
+        key = (mesh.tp, mesh.cp, mesh.ep, dp, pp)
+        found = self._alike.get(key)
+        if found is None:
+            first = 3 if self.space.run.model.tie_embeddings else 4  # a tied table goes over pp
+            places = [one.links for one in self._places_of(stages)]
+            alike = {(links.tp, links.ep, links[first:]): links for links in places}
+            found = self._alike[key] = list(alike.values())
+        return found
 
     def _orders_of(self, *is_long: bool) -> list[tuple[str, ...]]:
         """All that differ, where these axes have more than one rank."""

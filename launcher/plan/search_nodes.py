@@ -146,9 +146,11 @@ class Pipeline(NamedTuple):
     scheduled: Scheduled
     sharding: Sharding
     floors: list[Floor]
-    """Of every order of ranks; one for all while these are not looked at."""
+    """Of every order of ranks; one for all while these are not looked at, then one for each place
+    that some axes have together.
+    """
     places: list[Place] | None
-    """Orders of ranks."""
+    """Orders of ranks; None, then empty before they are looked at."""
     rank: int
     """Of the schedule, among those of these stages."""
 

@@ -79,6 +79,7 @@ class StateFloors(MeshFloors):
         self._orders: dict[object, list[tuple[str, ...]]] = {}
         self._windows: dict[object, _Window] = {}
         self._averages: dict[int, Stage] = {}
+        self._work: dict[object, float] = {}
 
     def least_s(self, stages: Stages, shardings: Sequence[Sharding], pipeline_s: float) -> float:
         """With the sharding that costs least, behind and in a pipeline that takes so long."""
@@ -93,6 +94,30 @@ class StateFloors(MeshFloors):
         """The average stage with its traffic of weights and gradients, and the end of the step."""
         window = self._window(stages.mesh, stages.pp, None)
         return Floor(*self._floor(stages, self._lightest_of(stages, [sharding])[0], window))
+
+    def together_s(self, stages: Stages, sharding: Sharding, over: Sequence[Links]) -> list[Floor]:
+        """The same for each place that tp, ep and the replicas have together, cp on the nearest
+        links.
+        """
+        window, found = self._window(stages.mesh, stages.pp, None), []
+        for links in over:
+            busy_s, end_s = self._floor(stages, self._held(stages, sharding, links), window)
+            found.append(Floor(max(busy_s, self._work_s(stages, links)), end_s))
+        return found
+
+    def _work_s(self, stages: Stages, links: Links) -> float:
+        """All work of a sample with tp and ep on these links."""
+        mesh = stages.mesh
+        if mesh.tp == mesh.ep == 1:
+            return 0.0
+        key = (mesh, links.tp, links.ep)
+        found = self._work.get(key)
+        if found is None:
+            nearest = self.coster.nearest(mesh)._replace(tp=links.tp, ep=links.ep)
+            whole_s = self._sum_s(self.coster.parts(mesh, False, nearest))
+            found = whole_s * mesh.tp * mesh.cp / (mesh.micro * self.coster.devices)
+            self._work[key] = found
+        return found
 
     def placed_s(self, stages: Stages, sharding: Sharding, links: Links) -> Floor:
         """As `sharding_s`, on the links of one order of ranks."""

@@ -504,10 +504,14 @@ def test_no_layout_is_quicker_than_the_bounds_of_its_sharding_say(name):
         stages = Stages(Mesh(tp, cp, 1, split, 1, "selective"), pp, dp, 64 // dp, ())
         for schedule, vpp in space.pipelines(pp, 64 // dp):
             choice = choice_in(stages, sharding, schedule, vpp)
-            for order in space.orders(tp, cp, dp, pp):
+            orders = list(space.orders(tp, cp, dp, pp))
+            over = [coster.place((tp, cp, 1, dp, pp), order) for order in orders]
+            together = floors.together_s(stages, sharding, over)
+            for order in orders:
                 seconds = coster.exact_s(replace(choice, order=order)) / 64
                 nearest, placed = bounds_of(floors, stages, sharding, choice, order)
                 assert nearest <= seconds * (1 + 1e-9)
+                assert min(one.after_s(0.0) for one in together) <= seconds * (1 + 1e-9)
                 assert placed <= seconds * (1 + 1e-9)
                 assert placed > 0.3 * seconds
 
