@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -33,6 +34,20 @@ def measured_step_s(cells: Mapping[str, str], job: Job) -> float | None:
         return found
     return None
 
+
+def contradictions(cells: Mapping[str, str], job: Job) -> list[str]:
+    """A step time and a rate in tokens of one row that do not agree."""
+    given, rate = read_number(cells, "step_time_s"), read_number(cells, "tokens_per_s_per_gpu")
+    if given is None or rate is None or re.search(OF_ALL, cells["tokens_per_s_per_gpu"].lower()):
+        return []
+    by_rate = _by_tokens(cells, job, rate)
+    if abs(math.log(given / by_rate)) < math.log(AGREE):
+        return []
+    return [f"step_time_s={given:g}, though its tokens per second make {by_rate:.3g} s"]
+
+
+AGREE = 1.1
+"""Within which two figures of one row are the same."""
 
 RATES = ("tokens_per_s_per_gpu", "tflops_per_gpu")
 

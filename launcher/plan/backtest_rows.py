@@ -22,7 +22,7 @@ from launcher.plan.backtest_facts import (
     gather_ahead,
     keep_gathered,
 )
-from launcher.plan.backtest_flops import measured_step_s
+from launcher.plan.backtest_flops import contradictions, measured_step_s
 from launcher.plan.backtest_hardware import (
     Devices,
     find_devices,
@@ -101,6 +101,7 @@ def read_row(row: Mapping[str, str | None], facts: Facts) -> Measured:
     if layout.zero_stage == 3:
         execution = gather_ahead(execution, cells)
     job = Job(model=model, hardware=hardware, layout=layout, execution=execution)
+    assumed += contradictions(cells, job)
     memory = read_number(cells, "mem_gib")
     numbers = {"gpus": str(layout.world_size), "seq": str(layout.sequence_length)}
     names = ("source", "model", "gpu", "gpus", "seq", "precision")

@@ -84,3 +84,11 @@ def test_words_of_one_row_are_not_those_of_its_neighbours():
     shared = share_fabrics(rows)
     assert "overlap" not in shared[1]["notes"]
     assert "8x400Gb IB" in shared[1]["notes"]
+
+
+@pytest.mark.parametrize(("seconds", "is_named"), [(1.8, False), (1800, True), (1.9, False)])
+def test_a_step_time_that_its_tokens_deny_is_named(seconds, is_named):
+    row = llama(gpus=8, dp=8, tp=1, pp=1, micro_batch=1, global_batch=8, seq=8192,
+                step_time_s=seconds, tokens_per_s_per_gpu=4551)  # fmt: skip
+    assert any("tokens per second make 1.8 s" in one
+               for one in predict_row(row, FACTS).assumed) is is_named  # fmt: skip
