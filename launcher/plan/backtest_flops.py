@@ -94,7 +94,8 @@ def _by_share(cells: Mapping[str, str], job: Job, share: float) -> float:
     assert job.hardware.gpu is not None
     kind = "bf16" if find_program(dict(cells)).mfu_of_bf16 else job.execution.matmul
     peak = _stated_peak(cells) or peak_flops(job.hardware.gpu, kind)
-    return _tokens(job) * published_flops_per_token(cells, job) / (share * peak)
+    flops = published_flops_per_token(cells, job, is_share=True)
+    return _tokens(job) * flops / (share * peak)
 
 
 def _stated_peak(cells: Mapping[str, str]) -> float | None:
@@ -127,8 +128,10 @@ RECOMPUTE_COUNTED = (
 Megatron-DeepSpeed prints does (four passes instead of three in its `throughput_calculator`)."""
 
 
-def published_flops_per_token(cells: Mapping[str, str], job: Job) -> float:
-    """As the source counts them: attention whole, and recomputation where it says so."""
+def published_flops_per_token(cells: Mapping[str, str], job: Job, is_share: bool = False) -> float:
+    """As the source counts them: attention whole, and recomputation where it says so; a share of
+    the peak is of model FLOPs whatever its source's TFLOP/s are, unless the row says otherwise.
+    """
     words = f"{cells['source']} {cells['source_url_or_repo_path']} {cells['notes']}".lower()
     model, length = job.model, job.layout.sequence_length
     is_causal = CAUSAL.search(words) is not None
@@ -136,7 +139,8 @@ def published_flops_per_token(cells: Mapping[str, str], job: Job) -> float:
         is_causal, length = False, 1
     total = model_flops_per_token(model, length, causal=is_causal)
     execution = job.execution
-    if execution.recompute in ("full", "selective") and _counts_recompute(cells, words):
+    source = "" if is_share else f"{cells['source']} {cells['source_url_or_repo_path']}".lower()
+    if execution.recompute in ("full", "selective") and _counts_recompute(source, words):
         again = forward_flops_per_token(model, length, causal=is_causal, with_head=False)
         if execution.recompute == "selective":  # attention's core alone
             again -= forward_flops_per_token(model, 0, causal=False, with_head=False)
@@ -144,7 +148,7 @@ def published_flops_per_token(cells: Mapping[str, str], job: Job) -> float:
     return total
 
 
-def _counts_recompute(cells: Mapping[str, str], words: str) -> bool:
+def _counts_recompute(source: str, words: str) -> bool:
     """Where its words say so, or the source does and they do not say that it does not."""
     again = r"(?:(?:the|all|full|activation|recomputed|forward)[- ])*(?:re-?comput|checkpointing)"
     counted = rf"(?:incl(?:\.|ud(?:e|es|ed|ing))|count(?:s|ed|ing)?) {again}"
@@ -156,7 +160,6 @@ def _counts_recompute(cells: Mapping[str, str], words: str) -> bool:
         return True
     if re.search(r"model[- ](?:t?flop|compute)", words):
         return False
-    source = f"{cells['source']} {cells['source_url_or_repo_path']}".lower()
     return re.search(RECOMPUTE_COUNTED, source) is not None
 
 

@@ -92,3 +92,12 @@ def test_a_step_time_that_its_tokens_deny_is_named(seconds, is_named):
                 step_time_s=seconds, tokens_per_s_per_gpu=4551)  # fmt: skip
     assert any("tokens per second make 1.8 s" in one
                for one in predict_row(row, FACTS).assumed) is is_named  # fmt: skip
+
+
+@pytest.mark.parametrize("source", ["Megatron-LM", "Megatron-DeepSpeed", "BLOOM"])
+def test_a_share_of_the_peak_is_of_model_flops_whatever_tflops_are(source):
+    base = {"source": source, "step_time_s": "", "recompute": "full"}
+    plain = predict_row(llama(**base | {"source": "x"}, mfu=0.4), FACTS).measured_step_s
+    assert predict_row(llama(**base, mfu=0.4), FACTS).measured_step_s == plain
+    said = predict_row(llama(**base, mfu=0.4, notes="HFU"), FACTS).measured_step_s
+    assert said > 1.2 * plain
