@@ -12,6 +12,7 @@ from launcher.config.data_files import check_data_files, with_absolute_paths
 from launcher.config.kernel_table import with_kernels
 from launcher.config.local_hardware import LocalMachine, cpu_facts, detect_machine, gpu_options
 from launcher.config.quick_compose import compose_values
+from launcher.config.record import MOST_PER_NODE
 from launcher.config.rules import check_run
 from launcher.config.schedule_lines import with_schedule_lines
 from launcher.config.schema import Run
@@ -186,7 +187,8 @@ def _local_facts(
         return None
     here = machine()
     wanted = hardware.get("gpus_per_node")
-    pinned = math.prod(degree for degree in degrees if degree)
+    # Of more than a node can have, the degrees are at fault: a rule names them.
+    pinned = min(MOST_PER_NODE, math.prod(degree for degree in degrees if degree))
     asked = wanted if isinstance(wanted, int) and wanted > 0 else pinned
     given = hardware.get("device")
     device = "cpu" if given == "cpu" or (len(here.gpus) < asked and given != "cuda") else "cuda"

@@ -20,7 +20,8 @@ Positive = Annotated[int, Range(ge=1, le=2**62)]
 # Beyond any machine, and small enough that a mistyped number is answered at once.
 Layers = Annotated[int, Range(ge=1, le=1_000)]
 Nodes = Annotated[int, Range(ge=1, le=20_000)]
-PerNode = Annotated[int, Range(ge=1, le=256)]
+MOST_PER_NODE = 256
+PerNode = Annotated[int, Range(ge=1, le=MOST_PER_NODE)]
 Degree = Annotated[int, Range(ge=1, le=2**23)]
 NumExperts = Annotated[int, Range(ge=1, le=2**12)]
 Batch = Annotated[int, Range(ge=1, le=2**20)]

@@ -264,7 +264,7 @@ class Memory:
             return self._rank_bytes(mesh, like, job, all_of_it, whole, peaks[0])
         cut = coster.cut(mesh, coster.chain_of(choice))
         # Of the stages of each kind, the one that keeps most.
-        fullest: dict[tuple[int, int, bool, bool], tuple[int, int]] = {}
+        fullest: dict[Size, tuple[int, int]] = {}
         for stage, (size, peak) in enumerate(zip(cut.sizes, peaks, strict=True)):
             if size not in fullest or fullest[size][0] < peak:
                 fullest[size] = peak, stage
@@ -317,7 +317,7 @@ class Memory:
         return peaks_of(choice.schedule, choice.pp, choice.num_microbatches, choice.vpp)
 
 
-def _is_end(kind: tuple[int, int, bool, bool]) -> bool:
+def _is_end(kind: Size) -> bool:
     return kind[2] or kind[3]
 
 

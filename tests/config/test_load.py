@@ -78,6 +78,18 @@ def test_cpu_can_be_asked_for_where_there_are_gpus():
     assert "hardware=local: 4 cpu processes (8 GPUs, 2 cores)" in loaded.decisions
 
 
+def test_too_many_processes_are_the_fault_of_the_degrees_that_ask_for_them():
+    assert [
+        (f.field, f.value, f.rule) for f in refused("parallelism=ddp", "parallelism.dp=512")
+    ] == [("parallelism.dp", 512, "mesh-fills-devices")]
+    assert [(f.field, f.rule) for f in refused("parallelism.dp=2147483648")] == [
+        ("parallelism.dp", "out-of-range")
+    ]
+    assert [(f.field, f.rule) for f in refused("hardware.gpus_per_node=257")] == [
+        ("hardware.gpus_per_node", "out-of-range")
+    ]
+
+
 def test_cuda_without_a_gpu_is_one_finding_among_all_others():
     findings = refused("hardware.device=cuda", "train.steps=x", "parallelism.tpp=1")
     assert [(f.field, f.rule) for f in findings] == [
